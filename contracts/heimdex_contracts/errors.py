@@ -1,0 +1,28 @@
+"""The errors that rooms tell each other about, by what the catcher must do.
+
+HeimdexError
+├── SettingsError      the process cannot start: one line on stderr, exit code 2
+├── UnusableMessage    a message that no retry can mend: set it aside, go on with the next
+├── Superseded         the job has moved on without us: drop what we hold, it is somebody else's now
+└── BrokerUnavailable  NATS did not answer in time: nothing is known about the outcome, ask again later
+"""
+
+
+class HeimdexError(Exception):
+    """The root of this project's errors; its text is one sentence for the person who reads it."""
+
+
+class SettingsError(HeimdexError):
+    """A setting that cannot be used; the text names the environment variable."""
+
+
+class UnusableMessage(HeimdexError):
+    """A payload that is not what its subject promises; the text says why."""
+
+
+class Superseded(HeimdexError):
+    """The broker refused a message because the job already has another successor."""
+
+
+class BrokerUnavailable(HeimdexError):
+    """NATS or its JetStream did not answer before the deadline."""

@@ -1,0 +1,223 @@
+"""The payloads on our subjects: one tagged union for HEIMDEX_JOBS, one struct for each of the side streams.
+
+Evolution: a new field needs a default, a field is never retyped, unknown fields are skipped, so that two versions
+of the services can run side by side. Times are UTC; `at` is when a message was written, and never lies before
+the message that it follows, whatever the clocks of the machines say.
+"""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from heimdex_contracts.errors import UnusableMessage
+from heimdex_contracts.subjects import CANCELED, COMPLETED, FAILED
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+# A NUL cannot be stored in Postgres' text, so a string that holds one is no name and no error of ours.
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
+Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+#: Why a job is due at a stage.
+Reason = Literal["submitted", "handed_over", "handed_back", "retried", "restored"]
+
+
+class StageRun(msgspec.Struct, frozen=True):
+    """A stage that succeeded: on which attempt, from when to when, and the seconds by a monotonic clock."""
+
+    stage: Name
+    attempt: Count
+    started_at: Moment
+    ended_at: Moment
+    seconds: Seconds
+
+
+class Follows(msgspec.Struct, frozen=True):
+    """The message that this one follows: its stream sequence and the subject on which its delivery is acknowledged.
+
+    Whoever records a message acknowledges its predecessor too: a worker killed between publish and ack leaves a
+    predecessor which would otherwise outlive its successors, come back, and be taken for its job's last message.
+    """
+
+    sequence: Sequence
+    ack: str = ""
+
+
+class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
+    """What every message on `heimdex.jobs.*.<job_id>` carries.
+
+    step: how many messages of this job came before this one; run: 1, and one more for each retry of an ended job.
+    progress: percent of the whole job. finished: the stages that succeeded in this run, in order.
+    trace: the W3C traceparent of this message, for those that are fired by the server, which sends no headers.
+    """
+
+    job_id: JobId
+    type: Name
+    step: Count
+    run: Count = 1
+    created_at: Moment
+    at: Moment
+    progress: Percent = 0
+    fail_at_stage: Name | None = None
+    finished: tuple[StageRun, ...] = ()
+    follows: Follows | None = None
+    trace: str | None = None
+
+
+class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
+    """The job is due at a stage: the worker's work, and for the status store the fact that the job got there.
+
+    attempts: how many attempts of this stage were used up before this message, in this run.
+    started: whether any worker has begun on this run of the job; until then it is pending.
+    """
+
+    stage: Name
+    reason: Reason
+    attempts: Count = 0
+    started: bool = False
+
+
+class Completed(JobMessage, frozen=True, kw_only=True, tag="completed", omit_defaults=True):
+    """All stages succeeded. `result` has at least `stages_completed` and `total_duration_seconds`."""
+
+    stage: Name
+    result: dict[str, Any]
+
+
+class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=True):
+    """The worker gave up. `error` names the stage and the cause; `attempt` is the last one's number."""
+
+    stage: Name
+    attempt: Count
+    error: Text
+
+
+class Canceled(JobMessage, frozen=True, kw_only=True, tag="canceled", omit_defaults=True):
+    """A caller canceled the job while it was at `stage` (None: it had not started)."""
+
+    stage: Name | None = None
+
+
+AnyJobMessage = Due | Completed | Failed | Canceled
+
+
+class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An attempt that ended in an error and will be retried after `delay_seconds`."""
+
+    job_id: JobId
+    type: Name
+    step: Count
+    run: Count = 1
+    stage: Name
+    attempt: Count
+    error: Text
+    delay_seconds: Seconds
+    started_at: Moment
+    at: Moment
+    created_at: Moment
+    progress: Percent = 0
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a running stage is. `ended`: this attempt is over and told its error (so nobody was lost)."""
+
+    job_id: JobId
+    type: Name
+    step: Count
+    run: Count = 1
+    stage: Name
+    attempt: Count
+    progress: Percent
+    at: Moment
+    created_at: Moment
+    ended: bool = False
+
+
+AnyMessage = Due | Completed | Failed | Canceled | AttemptFailed | Progress
+
+_T = TypeVar("_T")
+
+_encoder: Final = msgspec.json.Encoder()
+_jobs: Final = msgspec.json.Decoder(AnyJobMessage)
+_attempts: Final = msgspec.json.Decoder(AttemptFailed)
+_progress: Final = msgspec.json.Decoder(Progress)
+
+_ENDINGS: Final = {Completed: COMPLETED, Failed: FAILED, Canceled: CANCELED}
+
+
+def encode(message: AnyMessage) -> bytes:
+    """As compact JSON."""
+    return _encoder.encode(message)
+
+
+def token(message: AnyJobMessage) -> str:
+    """The third token of the subject that this message belongs on."""
+    return message.stage if isinstance(message, Due) else _ENDINGS[type(message)]
+
+
+def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
+    """The message on `heimdex.jobs.<token>.<job_id>`. Raises UnusableMessage when it is not what its subject says."""
+    message: AnyJobMessage = _decode(_jobs, payload)
+    if subject != f"heimdex.jobs.{token(message)}.{message.job_id}":
+        raise UnusableMessage(
+            f"the payload is that of heimdex.jobs.{token(message)}.{message.job_id}, not of {subject[:200]}"
+        )
+    return message
+
+
+def decode_attempt(subject: str, payload: bytes) -> AttemptFailed:
+    """The message on `heimdex.attempts.<stage>.<job_id>`. Raises UnusableMessage, as above."""
+    message = _decode(_attempts, payload)
+    _check(subject, "attempts", message.stage, message.job_id)
+    return message
+
+
+def decode_progress(subject: str, payload: bytes) -> Progress:
+    """The message on `heimdex.progress.<stage>.<job_id>`. Raises UnusableMessage, as above."""
+    message = _decode(_progress, payload)
+    _check(subject, "progress", message.stage, message.job_id)
+    return message
+
+
+def _check(subject: str, channel: str, stage: str, job_id: str) -> None:
+    if subject != f"heimdex.{channel}.{stage}.{job_id}":
+        raise UnusableMessage(f"the payload is that of heimdex.{channel}.{stage}.{job_id}, not of {subject[:200]}")
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
+    if not payload:
+        raise UnusableMessage("the payload is empty")
+    try:
+        return decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise UnusableMessage(f"the payload cannot be read: {error}") from error
+    except RecursionError as error:
+        raise UnusableMessage("the payload is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise UnusableMessage("the payload is not UTF-8") from error
+
+
+def later_of(moment: datetime, other: datetime) -> datetime:
+    """The later of two moments: how a chain of messages keeps its times from running backwards."""
+    return moment if moment >= other else other
+
+
+def now() -> datetime:
+    """UTC."""
+    return datetime.now(UTC)
+
+
+def is_job_id(text: str) -> bool:
+    """Whether this is a UUID as we write them (hyphens, any case of letters)."""
+    if len(text) != 36:
+        return False
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False

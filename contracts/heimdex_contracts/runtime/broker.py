@@ -1,0 +1,222 @@
+"""The NATS connection of a process: connected for ever, or the process ends. Requests whose outcome is known.
+
+Of nats-py only the core client is used. JetStream's API is requests and replies on `$JS.API.>`, and asking it
+directly leaves each time-out, error code and header in our hands.
+"""
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.logs import Logger
+from heimdex_contracts.runtime.settings import Settings
+
+#: JetStream's error codes that we act on (nats-server, server/errors.json).
+WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+NO_MESSAGE: Final = 10037
+STREAM_NOT_FOUND: Final = 10059
+CONSUMER_NOT_FOUND: Final = 10014
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """The `error` of a JetStream answer."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """JetStream's answer to a publish: stored at `seq`, or `error`. `duplicate`: its message id was stored before."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: ApiError | None = None
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A message as it lies in a stream."""
+
+    subject: str
+    sequence: int
+    data: bytes
+    headers: dict[str, str]
+
+
+class JetStreamError(Exception):
+    """JetStream answered with an error. `err_code` tells which."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(f"{error.description} ({error.err_code})")
+        self.err_code = error.err_code
+
+
+_ack_decoder: Final = msgspec.json.Decoder(PubAck)
+
+
+class Broker:
+    """One connection. Reconnects for ever; `closed` is set when nats-py gave up all the same: the process then ends."""
+
+    def __init__(self, settings: Settings, name: str, log: Logger) -> None:
+        self.nc = Client()
+        self.closed = asyncio.Event()
+        #: Run after every reconnection, before anything else is told of it.
+        self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._settings = settings
+        self._name = name
+        self._log = log
+        self._said_waiting = False
+        self._closing = False
+        # A follower of a replicated stream may answer a direct get and lag behind; its leader does not.
+        self._direct = settings.stream_replicas == 1
+
+    @property
+    def connected(self) -> bool:
+        """Whether a request sent now would go out now."""
+        return bool(self.nc.is_connected)
+
+    async def connect(self) -> None:
+        """Wait for NATS, however long it takes, and connect."""
+        await self.nc.connect(
+            servers=self._settings.nats_servers,
+            name=self._name,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; only asyncio.sleep sees it
+            connect_timeout=3,
+            # Notices a link that swallows everything within 3 x 3 s instead of nats-py's minutes.
+            ping_interval=3,
+            max_outstanding_pings=2,
+            pending_size=16 * 1024 * 1024,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnect,
+            reconnected_cb=self._on_reconnected,
+            closed_cb=self._on_closed,
+        )
+        self._said_waiting = False
+        self._log.info("nats_connected", message="connected to NATS", server=self._server())
+
+    async def close(self) -> None:
+        """Send what is buffered, then close. Never takes longer than 2 s."""
+        self._closing = True
+        if self.nc.is_closed:
+            return
+        try:
+            async with asyncio.timeout(2):
+                if self.connected:
+                    await self.nc.flush(1)
+                await self.nc.close()
+        except (TimeoutError, nats.errors.Error):
+            self._log.debug("nats_close_slow", message="NATS did not close in time")
+
+    async def request(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None) -> Msg:
+        """One request, one reply. Raises BrokerUnavailable when none came within `timeout` seconds."""
+        if not self.connected:
+            raise BrokerUnavailable("not connected to NATS")
+        try:
+            return await self.nc.request(subject, payload, timeout=timeout, headers=headers)
+        except (nats.errors.Error, TimeoutError, ConnectionError) as error:
+            raise BrokerUnavailable(f"NATS did not answer on {subject}: {error or type(error).__name__}") from error
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str], timeout: float = 2.0) -> PubAck:
+        """Publish to a stream; its answer may be an error. Raises BrokerUnavailable: the outcome is not known."""
+        reply = await self.request(subject, payload, timeout, headers)
+        return _ack_decoder.decode(reply.data)
+
+    async def api(self, call: str, body: dict[str, Any] | None = None, timeout: float = 3.0) -> dict[str, Any]:
+        """Ask `$JS.API.<call>`. Raises JetStreamError for an error it answers, BrokerUnavailable for none."""
+        reply = await self.request(f"$JS.API.{call}", msgspec.json.encode(body) if body else b"", timeout)
+        answer: dict[str, Any] = msgspec.json.decode(reply.data)
+        if "error" in answer:
+            raise JetStreamError(msgspec.convert(answer["error"], ApiError))
+        return answer
+
+    async def last_message(self, stream: str, subject_filter: str, timeout: float = 2.0) -> Stored | None:
+        """The newest message that matches, wildcards allowed; None where there is none.
+
+        Raises BrokerUnavailable, or JetStreamError (say, while the stream is being made).
+        """
+        if self._direct:
+            body = msgspec.json.encode({"last_by_subj": subject_filter})
+            reply = await self.request(f"$JS.API.DIRECT.GET.{stream}", body, timeout)
+            headers = dict(reply.headers or {})
+            if "Nats-Sequence" in headers:
+                return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), reply.data, headers)
+            if headers.get("Status") == "404":
+                return None
+            raise BrokerUnavailable(f"{stream} answered a direct get with {headers.get('Status', 'nothing')}")
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject_filter}, timeout)
+        except JetStreamError as error:
+            if error.err_code == NO_MESSAGE:
+                return None
+            raise
+        message = answer["message"]
+        return Stored(
+            message["subject"],
+            message["seq"],
+            base64.b64decode(message.get("data", "")),
+            _headers(base64.b64decode(message.get("hdrs", ""))),
+        )
+
+    async def delete(self, stream: str, sequence: int) -> bool:
+        """Remove one message. False where it was gone already. Raises BrokerUnavailable or JetStreamError."""
+        try:
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        except JetStreamError as error:
+            if error.err_code in {NO_MESSAGE, 10057, 10043}:
+                return False
+            raise
+        return True
+
+    def _server(self) -> str:
+        url = self.nc.connected_url
+        return f"{url.hostname}:{url.port}" if url else ""
+
+    async def _on_error(self, error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            self._log.error(
+                "nats_slow_consumer",
+                message="a NATS subscription overflowed: its messages come back after their ack wait",
+                error=str(error),
+            )
+        elif not self.connected:
+            if not self._said_waiting:
+                self._said_waiting = True
+                self._log.warning(
+                    "nats_waiting",
+                    message="NATS is not there: waiting for it",
+                    error=str(error) or type(error).__name__,
+                )
+        else:
+            self._log.warning("nats_error", message="NATS reported an error", error=str(error) or type(error).__name__)
+
+    async def _on_disconnect(self) -> None:
+        if not self._closing:
+            self._said_waiting = True
+            self._log.warning("nats_disconnected", message="lost the connection to NATS: reconnecting")
+
+    async def _on_reconnected(self) -> None:
+        self._said_waiting = False
+        self._log.info("nats_reconnected", message="connected to NATS again", server=self._server())
+        for call in self.on_reconnect:
+            await call()
+
+    async def _on_closed(self) -> None:
+        self.closed.set()
+
+
+def _headers(block: bytes) -> dict[str, str]:
+    """A stored header block, `NATS/1.0\\r\\nName: value\\r\\n...`, as a dictionary."""
+    found: dict[str, str] = {}
+    for line in block.decode(errors="replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name.strip()] = value.strip()
+    return found

@@ -1,0 +1,57 @@
+"""Keeps deliveries alive while they are held, however long: says in-progress several times per ack wait."""
+
+import asyncio
+from typing import Final
+
+import nats.errors
+
+from heimdex_contracts.runtime.broker import Broker
+
+TIMES_PER_ACK_WAIT: Final = 4
+
+
+class Leases:
+    """The reply subjects of the deliveries that this process holds."""
+
+    def __init__(self, broker: Broker, ack_wait_seconds: float) -> None:
+        self._broker = broker
+        self._pause = ack_wait_seconds / TIMES_PER_ACK_WAIT
+        self._held: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, reply: str) -> None:
+        """Renew this delivery from now on."""
+        self._held.add(reply)
+
+    def remove(self, reply: str) -> None:
+        """It is settled, or about to be: a renewal after a nak would undo its delay."""
+        self._held.discard(reply)
+
+    def start(self) -> None:
+        """Renew in the background."""
+        self._task = asyncio.create_task(self._run())
+
+    def renew_all(self) -> None:
+        """At once: after a reconnection, before the broker's timers take stock."""
+        self._renewing = asyncio.ensure_future(self._renew())
+
+    async def stop(self) -> None:
+        """Renew nothing more."""
+        if self._task:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._pause)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        if not self._broker.connected:
+            return
+        for reply in list(self._held):
+            if reply not in self._held:
+                continue  # settled while we were writing
+            try:
+                await self._broker.nc.publish(reply, b"+WPI")
+            except nats.errors.Error:
+                return  # the reconnection renews them

@@ -1,0 +1,48 @@
+"""Logs: one JSON object a line on stderr, ours and those of the libraries alike."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any, cast
+
+import msgspec
+import structlog
+
+Logger = structlog.typing.FilteringBoundLogger
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def _to_json(value: Mapping[str, Any], **_: Any) -> str:
+    return msgspec.json.encode(value, enc_hook=repr).decode()
+
+
+def configure(level: str, service: str) -> Logger:
+    """Set up structlog, and the standard library's logging through the same renderer. `level`: as in Settings."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(serializer=_to_json),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(max(_LEVELS[level], logging.WARNING))
+    logging.captureWarnings(True)
+    return cast("Logger", structlog.get_logger().bind(service=service))

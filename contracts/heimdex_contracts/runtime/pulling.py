@@ -1,0 +1,174 @@
+"""A standing pull request on a durable consumer: prompt when idle, in batches when busy, never more than asked for.
+
+A loop of `fetch(batch, timeout)` stalls after idleness in nats-py 2.16; so one subscription stays open and the
+server is asked, without waiting for an answer, for as many messages as the owner has room for. It is asked for all
+free room when nothing is asked for, and otherwise only when half of the room has come free, so that a busy owner
+does not pay a request a message.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.logs import Logger
+from heimdex_contracts.subjects import NANOSECOND
+
+#: How long the server keeps a pull request, and how often it says on an idle one that it still has it.
+EXPIRES_SECONDS: Final = 60
+HEARTBEAT_SECONDS: Final = 10
+
+
+class Puller:
+    """Pulls from one durable. `deliver` is called with each message on the event loop and must not block.
+
+    The owner calls `release` once for every message that it has done with.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        stream: str,
+        durable: str,
+        capacity: int,
+        deliver: Callable[[Msg], None],
+        log: Logger,
+    ) -> None:
+        self._broker = broker
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._capacity = capacity
+        self._chunk = max(1, capacity // 2)
+        self._deliver = deliver
+        self._log = log.bind(stream=stream, consumer=durable)
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._held = 0
+        self._asked = 0
+        self._heard_at = 0.0
+        self._stopping = False
+        self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def held(self) -> int:
+        """How many messages the owner has not released yet."""
+        return self._held
+
+    async def start(self) -> None:
+        """Subscribe and ask for the first messages."""
+        self._inbox = self._broker.nc.new_inbox()
+        # Our own capacity bounds what can be waiting here: the client's limits must never drop a message.
+        self._subscription = await self._broker.nc.subscribe(
+            self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        self._watch = asyncio.create_task(self._watch_requests())
+        self.reset()
+
+    async def stop(self) -> None:
+        """Ask for nothing more, and return when every message that the server had sent by now is delivered."""
+        self._stopping = True
+        if self._watch:
+            self._watch.cancel()
+        if self._retry:
+            self._retry.cancel()
+        if self._subscription and self._broker.connected:
+            try:
+                async with asyncio.timeout(1):
+                    await self._subscription.drain()  # type: ignore[no-untyped-call]
+            except (TimeoutError, nats.errors.Error):
+                self._log.debug(
+                    "pull_not_drained",
+                    message="the pull subscription did not drain: its messages come back after their ack wait",
+                )
+
+    def release(self, count: int = 1) -> None:
+        """The owner has room for this many more."""
+        self._held -= count
+        self._ask()
+
+    def reset(self) -> None:
+        """Forget what was asked for and ask anew: after a reconnection, or when the request is known to be gone."""
+        self._asked = 0
+        self._heard_at = time.monotonic()
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._stopping or not self._broker.connected or self._retry:
+            return
+        room = self._capacity - self._held - self._asked
+        if room <= 0 or (self._asked > 0 and room < self._chunk):
+            return
+        self._asked += room
+        body = msgspec.json.encode(
+            {
+                "batch": room,
+                "expires": EXPIRES_SECONDS * NANOSECOND,
+                "idle_heartbeat": HEARTBEAT_SECONDS * NANOSECOND,
+            }
+        )
+        asyncio.ensure_future(self._send(body))  # noqa: RUF006  # a buffered write
+
+    async def _send(self, body: bytes) -> None:
+        try:
+            await self._broker.nc.publish(self._subject, body, reply=self._inbox)
+        except nats.errors.Error as error:
+            self._log.debug(
+                "pull_not_sent",
+                message="a pull request could not be sent; the next one follows the reconnection",
+                error=str(error),
+            )
+
+    async def _on_message(self, msg: Msg) -> None:
+        self._heard_at = time.monotonic()
+        status = msg.headers.get("Status") if msg.headers else None
+        if status is not None and not msg.reply.startswith("$JS.ACK."):
+            self._on_status(msg, status)
+            return
+        self._held += 1
+        self._asked = max(0, self._asked - 1)
+        self._deliver(msg)
+        if self._asked == 0:
+            self._ask()
+
+    def _on_status(self, msg: Msg, status: str) -> None:
+        headers = msg.headers or {}
+        description = headers.get("Description", "")
+        if status == "100":  # idle heartbeat
+            return
+        pending = headers.get("Nats-Pending-Messages")
+        if pending is not None:
+            # The end of one request: what it still had to deliver is no longer asked for.
+            self._asked = max(0, self._asked - int(pending))
+        if status == "408" and pending is not None:
+            self._ask()
+            return
+        # The consumer is gone, its leader moved, or nobody listens: asking at once would only spin.
+        self._log.info("pull_ended", message="the server ended a pull request", status=status, reason=description)
+        self._ask_later()
+
+    def _ask_later(self) -> None:
+        def again() -> None:
+            self._retry = None
+            self.reset()
+
+        if self._retry is None and not self._stopping:
+            self._retry = asyncio.get_running_loop().call_later(0.5, again)
+
+    async def _watch_requests(self) -> None:
+        """Ask anew when the server has been silent for longer than its heartbeats allow."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS / 2)
+            silent = time.monotonic() - self._heard_at
+            if self._asked > 0 and silent > 2.5 * HEARTBEAT_SECONDS and self._broker.connected:
+                self._log.info(
+                    "pull_forgotten",
+                    message="the server forgot a pull request: asking again",
+                    silent_seconds=round(silent, 1),
+                )
+                self.reset()

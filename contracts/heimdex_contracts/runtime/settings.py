@@ -1,0 +1,107 @@
+"""Settings from environment variables, for every process. An empty variable counts as unset."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from heimdex_contracts.errors import SettingsError
+
+PREFIX: Final = "HEIMDEX_"
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 24 * 3600)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """One field a variable: `nats_url` is HEIMDEX_NATS_URL. Seconds unless a name says otherwise."""
+
+    env: str = "local"
+    nats_url: str = "nats://localhost:4222"
+    database_url: str = "postgresql://heimdex:heimdex@localhost:5432/heimdex"
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8000
+    mock_time_scale: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 1.0
+    #: Overrides every pipeline's own policy where it is not None.
+    retry_backoff_seconds: tuple[Seconds, ...] | None = None
+    ack_wait_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 3600)] = 10.0
+    stage_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600)] = 10.0
+    log_level: str = "info"
+    #: Modules that declare job types, each with `PIPELINES`.
+    pipelines: tuple[str, ...] = ("heimdex_contracts.mock_process",)
+    #: A file touched every few seconds while the process is connected to what it needs; for container health checks.
+    health_file: str | None = None
+
+    @property
+    def nats_servers(self) -> list[str]:
+        """The URLs of NATS, one a server."""
+        return [url.strip() for url in self.nats_url.split(",") if url.strip()]
+
+
+_LISTS: Final = {"retry_backoff_seconds", "pipelines"}
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+_WHAT: Final[dict[str, str]] = {
+    "port": "a port number from 1 to 65535",
+    "mock_time_scale": "a number from 0 to 10000",
+    "retry_backoff_seconds": "seconds separated by commas, such as 1,2,4",
+    "ack_wait_seconds": "seconds from 0.5 to 86400",
+    "stage_concurrency": "a whole number from 1 to 10000",
+    "stream_replicas": "1, or 3 or 5 on a NATS cluster",
+    "shutdown_grace_seconds": "seconds from 0 to 86400",
+    "log_level": f"one of {', '.join(_LOG_LEVELS)}",
+    "nats_url": "nats://[user:password@]host[:port], several separated by commas",
+    "database_url": "a libpq URI such as postgresql://user:password@host:5432/database",
+    "pipelines": "the names of Python modules, separated by commas",
+}
+
+
+def read(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this environment. Raises SettingsError that names the first variable that cannot be used."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Settings):
+        text = environ.get(PREFIX + field.name.upper(), "").strip()
+        if not text:
+            continue
+        value: Any = [part.strip() for part in text.split(",") if part.strip()] if field.name in _LISTS else text
+        try:
+            values[field.name] = msgspec.convert(value, field.type, strict=False)
+        except msgspec.ValidationError:
+            raise _unusable(field.name, text) from None
+    settings = Settings(**values)
+    if settings.log_level not in _LOG_LEVELS:
+        raise _unusable("log_level", settings.log_level)
+    if settings.stream_replicas not in (1, 3, 5):
+        raise _unusable("stream_replicas", str(settings.stream_replicas))
+    if not settings.nats_servers or not all(map(_is_nats_url, settings.nats_servers)):
+        raise _unusable("nats_url", settings.nats_url)
+    if not _is_database_url(settings.database_url):
+        raise _unusable("database_url", settings.database_url)
+    return settings
+
+
+def _unusable(field: str, text: str) -> SettingsError:
+    shown = re.sub(r"//[^@/]*@", "//***@", text)  # a password does not belong in a log
+    return SettingsError(f"{PREFIX}{field.upper()} is {shown!r}, but must be {_WHAT.get(field, 'text')}.")
+
+
+def _is_nats_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        return parts.scheme in {"nats", "tls", "ws", "wss"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_database_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in {"postgresql", "postgres"}

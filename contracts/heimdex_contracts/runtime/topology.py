@@ -1,0 +1,91 @@
+"""Makes sure that the streams and their consumers exist: at start, and again after every reconnection.
+
+Topology before traffic: a message that no consumer was there for is acknowledged to its publisher and dropped. So
+an interest stream is created on a subject that nobody uses, its consumers are added, and only then it gets its own.
+"""
+
+import asyncio
+from typing import Any
+
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.broker import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, Broker, JetStreamError
+from heimdex_contracts.runtime.logs import Logger
+from heimdex_contracts.subjects import Consumer, Stream
+
+
+class Topology:
+    """Ensures these streams on one connection; `ready` is set while they are known to exist."""
+
+    def __init__(self, broker: Broker, streams: tuple[Stream, ...], replicas: int, log: Logger) -> None:
+        self.ready = asyncio.Event()
+        self._broker = broker
+        self._streams = streams
+        self._replicas = replicas
+        self._log = log
+        self._lock = asyncio.Lock()
+        self._said = ""
+
+    async def ensure(self) -> None:
+        """Return when every stream and consumer exists. Waits and tries again while JetStream is not there yet."""
+        async with self._lock:
+            self.ready.clear()
+            pause = 0.1
+            while True:
+                try:
+                    for stream in self._streams:
+                        await self._ensure_stream(stream)
+                except (BrokerUnavailable, JetStreamError) as error:
+                    # The same reason is said once, not at every try.
+                    if self._said != str(error):
+                        self._said = str(error)
+                        self._log.warning(
+                            "jetstream_waiting",
+                            message="JetStream is not ready: waiting for it",
+                            error=str(error),
+                        )
+                    await asyncio.sleep(pause)
+                    pause = min(1.0, pause * 2)
+                else:
+                    self._said = ""
+                    self.ready.set()
+                    return
+
+    async def _ensure_stream(self, stream: Stream) -> None:
+        try:
+            found = (await self._broker.api(f"STREAM.INFO.{stream.name}"))["config"]
+        except JetStreamError as error:
+            if error.err_code != STREAM_NOT_FOUND:
+                raise
+            waiting = stream.config(self._replicas, (stream.waiting_subject(),))
+            created = await self._broker.api(f"STREAM.CREATE.{stream.name}", waiting, timeout=10)
+            found = created["config"]
+            self._log.info("stream_created", message="created a stream", stream=stream.name)
+        for consumer in stream.consumers:
+            await self._ensure_consumer(stream, consumer)
+        wanted = stream.config(self._replicas)
+        if not _covers(found, wanted):
+            await self._broker.api(f"STREAM.UPDATE.{stream.name}", {**found, **wanted}, timeout=10)
+            self._log.info("stream_configured", message="configured a stream", stream=stream.name)
+
+    async def _ensure_consumer(self, stream: Stream, consumer: Consumer) -> None:
+        wanted = consumer.config()
+        try:
+            found = (await self._broker.api(f"CONSUMER.INFO.{stream.name}.{consumer.name}"))["config"]
+        except JetStreamError as error:
+            if error.err_code != CONSUMER_NOT_FOUND:
+                raise
+            found = {}
+        if not _covers(found, wanted):
+            body = {"stream_name": stream.name, "config": {**found, **wanted}}
+            await self._broker.api(f"CONSUMER.DURABLE.CREATE.{stream.name}.{consumer.name}", body, timeout=10)
+            self._log.info(
+                "consumer_configured",
+                message="configured a consumer",
+                stream=stream.name,
+                consumer=consumer.name,
+            )
+
+
+def _covers(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether the server's configuration already says all that we want of it."""
+    return all(found.get(name) == value for name, value in wanted.items())

@@ -1,0 +1,77 @@
+"""Sets aside messages that nothing can be done with, where an operator can list, look at, replay or delete them.
+
+They go to the stream HEIMDEX_UNUSABLE on `heimdex.unusable.<rest of the subject>`, with the reason in a header:
+`nats stream view HEIMDEX_UNUSABLE` shows them, `nats pub <Heimdex-Subject> ...` replays one.
+"""
+
+from typing import Final
+
+from nats.aio.msg import Msg
+
+from heimdex_contracts import subjects, tracing
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.logs import Logger
+
+#: Room for our headers under the server's limit of 1 MiB a message.
+LARGEST_PAYLOAD_BYTES: Final = 1024 * 1024 - 16 * 1024
+
+
+class SettingAside:
+    """Sets messages aside for one process, and counts them."""
+
+    def __init__(self, broker: Broker, log: Logger) -> None:
+        self.count = 0
+        self._broker = broker
+        self._log = log
+
+    async def set_aside(self, msg: Msg, reason: str) -> None:
+        """Store a copy, log it once, acknowledge the original; leave it for a redelivery if NATS is away.
+
+        Two consumers may find the same message unusable: its id makes the copy one, and only the first one logs it.
+        """
+        place = msg.metadata
+        sequence = place.sequence.stream
+        payload = msg.data[:LARGEST_PAYLOAD_BYTES]
+        # A header is one line.
+        headers = {
+            "Nats-Msg-Id": f"{place.stream}.{sequence}",
+            "Heimdex-Reason": " ".join(reason.split())[:1000],
+            "Heimdex-Subject": msg.subject,
+            "Heimdex-Stream-Sequence": str(sequence),
+            "traceparent": tracing.start((msg.headers or {}).get("traceparent")),
+        }
+        if len(payload) < len(msg.data):
+            headers["Heimdex-Truncated"] = f"{len(payload)} of {len(msg.data)} bytes"
+        try:
+            ack = await self._broker.publish(subjects.unusable_subject(msg.subject), payload, headers)
+        except BrokerUnavailable as error:
+            self._log.warning(
+                "unusable_waiting",
+                message="an unusable message could not be set aside yet",
+                subject=msg.subject,
+                error=str(error),
+            )
+            return
+        if ack.error is not None:
+            self._log.error(
+                "unusable_refused",
+                message="an unusable message could not be set aside",
+                subject=msg.subject,
+                error=ack.error.description,
+            )
+            await msg.nak(delay=30)
+            return
+        if not ack.duplicate:
+            self.count += 1
+            self._log.error(
+                "message_unusable",
+                message="set aside an unusable message",
+                subject=msg.subject,
+                stream=place.stream,
+                sequence=sequence,
+                bytes=len(msg.data),
+                reason=reason[:1000],
+                count=self.count,
+            )
+        await msg.term()

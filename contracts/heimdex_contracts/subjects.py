@@ -1,0 +1,168 @@
+"""Every subject, stream and durable consumer, with its settings, as data. Nobody else spells one.
+
+Subjects are fixed: operators' scripts listen to them. `runtime.topology` makes the streams from the data here.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+JOBS: Final = "HEIMDEX_JOBS"
+ATTEMPTS: Final = "HEIMDEX_ATTEMPTS"
+PROGRESS: Final = "HEIMDEX_PROGRESS"
+UNUSABLE: Final = "HEIMDEX_UNUSABLE"
+
+STATUS_STORE: Final = "status-store"
+
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+CANCELED: Final = "canceled"
+LATER: Final = "later"
+#: Third tokens of `heimdex.jobs.<token>.<job_id>` that are no stage; a stage may not be called so.
+RESERVED_TOKENS: Final = frozenset({COMPLETED, FAILED, CANCELED, LATER})
+
+NANOSECOND: Final = 1_000_000_000
+
+
+def job_subject(token: str, job_id: str) -> str:
+    """`heimdex.jobs.<token>.<job_id>`; the token is a stage, or how the job ended."""
+    return f"heimdex.jobs.{token}.{job_id}"
+
+
+def job_filter(job_id: str) -> str:
+    """All messages of one job on HEIMDEX_JOBS: the filter of the successor fence."""
+    return f"heimdex.jobs.*.{job_id}"
+
+
+def attempt_subject(stage: str, job_id: str) -> str:
+    """`heimdex.attempts.<stage>.<job_id>`."""
+    return f"heimdex.attempts.{stage}.{job_id}"
+
+
+def progress_subject(stage: str, job_id: str) -> str:
+    """`heimdex.progress.<stage>.<job_id>`."""
+    return f"heimdex.progress.{stage}.{job_id}"
+
+
+def unusable_subject(subject: str) -> str:
+    """Where a message of `heimdex.<rest>` is set aside: `heimdex.unusable.<rest>`."""
+    return "heimdex.unusable." + subject.removeprefix("heimdex.")
+
+
+def stage_filter(stage: str) -> str:
+    """What the durable consumer of one stage takes from HEIMDEX_JOBS."""
+    return f"heimdex.jobs.{stage}.*"
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A durable pull consumer. `ack_wait_seconds`: how long a silent holder keeps a message."""
+
+    name: str
+    filter_subject: str
+    ack_wait_seconds: float
+
+    def config(self) -> dict[str, Any]:
+        """The consumer as JetStream's API takes it (durations in nanoseconds).
+
+        `max_deliver` is unlimited because JetStream falls silent at its limit and keeps the message: the worker
+        counts. `max_ack_pending` is unlimited because each job in back-off occupies a slot of it.
+        """
+        return {
+            "durable_name": self.name,
+            "name": self.name,
+            "filter_subject": self.filter_subject,
+            "ack_policy": "explicit",
+            "deliver_policy": "all",
+            "replay_policy": "instant",
+            "ack_wait": int(self.ack_wait_seconds * NANOSECOND),
+            "max_deliver": -1,
+            "max_ack_pending": -1,
+            "max_waiting": 4096,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream with its consumers; `options` are JetStream's own names, durations in nanoseconds."""
+
+    name: str
+    subjects: tuple[str, ...]
+    options: dict[str, Any]
+    consumers: tuple[Consumer, ...]
+
+    def config(self, replicas: int, subjects: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """The stream as JetStream's API takes it; `subjects` stands in for its own while it is being made."""
+        return {
+            "name": self.name,
+            "subjects": list(self.subjects if subjects is None else subjects),
+            "num_replicas": replicas,
+            "discard": "new",
+            "allow_direct": True,
+            "duplicate_window": 120 * NANOSECOND,
+            **self.options,
+        }
+
+    def waiting_subject(self) -> str:
+        """A subject that nobody uses: the stream waits on it until its consumers exist.
+
+        A message published to an interest stream before its consumer exists is acknowledged and dropped.
+        """
+        return f"heimdex-not-ready.{self.name}"
+
+
+def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, ...]:
+    """The whole topology for these stages."""
+    # A store that waits for Postgres keeps its messages alive itself, so its lease need not follow the stages'.
+    store_wait = max(30.0, ack_wait_seconds)
+    return (
+        Stream(
+            JOBS,
+            ("heimdex.jobs.*.*",),
+            # "old", since schedules forbid "new"; the stream has no limits of its own, so nothing is ever discarded.
+            {
+                "retention": "interest",
+                "storage": "file",
+                "discard": "old",
+                "allow_msg_schedules": True,
+                "allow_atomic": True,
+            },
+            (
+                Consumer(STATUS_STORE, "heimdex.jobs.*.*", store_wait),
+                *(Consumer(stage, stage_filter(stage), ack_wait_seconds) for stage in stages),
+            ),
+        ),
+        Stream(
+            ATTEMPTS,
+            ("heimdex.attempts.*.*",),
+            {"retention": "interest", "storage": "file"},
+            (Consumer(STATUS_STORE, "heimdex.attempts.*.*", store_wait),),
+        ),
+        Stream(
+            # The newest tick of each running stage, in memory: losing it costs nothing but a moment's precision.
+            PROGRESS,
+            ("heimdex.progress.*.*",),
+            {
+                "retention": "limits",
+                "storage": "memory",
+                "discard": "old",
+                "max_msgs_per_subject": 1,
+                "max_age": 300 * NANOSECOND,
+                "max_bytes": 128 * 1024 * 1024,
+                "duplicate_window": 2 * NANOSECOND,
+            },
+            (Consumer(STATUS_STORE, "heimdex.progress.*.*", store_wait),),
+        ),
+        Stream(
+            # Messages that nothing can be done with, kept for a person to look at, replay or delete.
+            UNUSABLE,
+            ("heimdex.unusable.>",),
+            {
+                "retention": "limits",
+                "storage": "file",
+                "discard": "old",
+                "max_age": 30 * 24 * 3600 * NANOSECOND,
+                "max_bytes": 1024 * 1024 * 1024,
+            },
+            (),
+        ),
+    )
