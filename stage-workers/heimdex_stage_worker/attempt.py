@@ -1,0 +1,111 @@
+"""Runs a stage's function once, and turns every way in which it can end into one outcome."""
+
+import asyncio
+import importlib
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.errors import SettingsError
+from heimdex_stage_worker.context import PermanentError, StageContext, StageFunction, StageInterrupted
+
+#: An error's text is for people: a page of it is enough.
+LONGEST_ERROR = 2000
+
+
+def load_stage(code: str) -> StageFunction:
+    """The function that `package.module:function` names. Raises SettingsError when there is none."""
+    module, _, name = code.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise SettingsError(f"The stage's code {code!r} cannot be imported: {error}.") from error
+    if not callable(function):
+        raise SettingsError(f"The stage's code {code!r} is not a function.")
+    return cast("StageFunction", function)
+
+
+class Attempt:
+    """One run of a stage's function, which can be told to stop."""
+
+    def __init__(
+        self,
+        function: StageFunction,
+        ctx: StageContext,
+        timeout_seconds: float | None,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self._function = function
+        self._ctx = ctx
+        self._timeout = timeout_seconds
+        self._threads = threads
+        self._ended_by: Outcome | None = None
+        self._task: asyncio.Future[Any] | None = None
+
+    def interrupt(self) -> None:
+        """The worker is stopping: the outcome is Interrupted unless the function has ended already."""
+        self._end(Interrupted())
+
+    def overtake(self) -> None:
+        """The job goes on without this attempt (it was canceled): the outcome is Overtaken."""
+        self._end(Overtaken())
+
+    async def run(self) -> Outcome:
+        """Run to the end. Never raises what the stage raised."""
+        if self._ctx.fail_at_stage == self._ctx.stage:
+            return Errored(f"fail_at_stage asked this job to fail at {self._ctx.stage}")
+        if self._ended_by is not None:
+            return self._ended_by
+        self._task = asyncio.ensure_future(self._call())
+        done, _ = await asyncio.wait({self._task}, timeout=self._timeout)
+        if not done:
+            self._end(Errored(f"the stage took longer than its time-out of {self._timeout:g} s"))
+            # A function that swallows its cancellation must not hold the slot for ever.
+            await asyncio.wait({self._task}, timeout=1)
+        if self._ended_by is not None:
+            return self._ended_by
+        return _outcome(self._task)
+
+    async def _call(self) -> None:
+        if inspect.iscoroutinefunction(self._function):
+            await self._function(self._ctx)
+            return
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._threads, _call_blocking, self._function, self._ctx)
+        if inspect.isawaitable(result):
+            await result
+
+    def _end(self, outcome: Outcome) -> None:
+        if self._ended_by is None and not (self._task and self._task.done()):
+            self._ended_by = outcome
+            self._ctx.interrupt()
+            if self._task:
+                self._task.cancel()
+
+
+def _call_blocking(function: StageFunction, ctx: StageContext) -> Any:
+    try:
+        return function(ctx)
+    except StageInterrupted:
+        return None  # whoever interrupted it knows why
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
+
+
+def _outcome(task: asyncio.Future[Any]) -> Outcome:
+    if task.cancelled():
+        return Errored("the stage cancelled itself")
+    error = task.exception()
+    match error:
+        case None:
+            return Finished()
+        case PermanentError():
+            return Errored(_text(error), permanent=True)
+        case _:
+            return Errored(_text(error))
+
+
+def _text(error: BaseException) -> str:
+    text = str(error).replace("\x00", "�")[:LONGEST_ERROR]
+    return text if isinstance(error, PermanentError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

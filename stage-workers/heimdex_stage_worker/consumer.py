@@ -1,0 +1,311 @@
+"""The worker's loop: take a delivery, decide whether to run it, run it, publish what follows, settle the delivery.
+
+The only caller of ack, nak and in-progress for a stage's deliveries. Publish first, settle last: a worker killed in
+between leaves a delivery that comes back, finds that its job has a successor, and is dropped.
+"""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+from nats.aio.msg import Msg
+
+from heimdex_contracts import delivery, messages, subjects, tracing
+from heimdex_contracts.delivery import Errored, Interrupted, Lost, Outcome, Overtaken
+from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
+from heimdex_contracts.messages import Due
+from heimdex_contracts.pipelines import Pipeline, Pipelines
+from heimdex_contracts.runtime import micro
+from heimdex_contracts.runtime.broker import JetStreamError
+from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime.process import Process
+from heimdex_contracts.runtime.publishing import Publisher, Refused
+from heimdex_contracts.runtime.pulling import Puller
+from heimdex_contracts.runtime.topology import Topology
+from heimdex_contracts.runtime.unusable import SettingAside
+from heimdex_stage_worker.attempt import Attempt
+from heimdex_stage_worker.context import StageContext, StageFunction
+from heimdex_stage_worker.reporting import Reporter
+from heimdex_stage_worker.successors import Ended, completed_or_next, failed, handed_back
+
+#: Blocking stages share one interpreter lock with the heartbeats: more threads than this would starve them.
+MOST_THREADS: Final = 32
+#: Kept of the grace period for handing back what did not finish.
+HAND_BACK_SECONDS: Final = 2.0
+
+
+class Delivery:
+    """One message held by this worker, from its arrival to its settling."""
+
+    def __init__(self, msg: Msg, due: Due, pipeline: Pipeline) -> None:
+        place = msg.metadata
+        self.msg = msg
+        self.due = due
+        self.pipeline = pipeline
+        self.sequence = place.sequence.stream
+        self.redelivered = place.num_delivered > 1
+        #: 1-based; counts those before a hand-back too.
+        self.attempt = due.attempts + place.num_delivered
+        self.started_at = messages.later_of(messages.now(), due.at)
+        self.began = time.monotonic()
+        self.running: Attempt | None = None
+        self.reporter: Reporter | None = None
+
+    def ended(self) -> Ended:
+        """What the message that follows says of this delivery."""
+        percent = self.reporter.percent() if self.reporter else None
+        return Ended(self.attempt, self.sequence, self.msg.reply, self.started_at, self.began, percent)
+
+
+class StageWorker:
+    """One replica of one stage."""
+
+    def __init__(self, process: Process, pipelines: Pipelines, stage: str, function: StageFunction) -> None:
+        settings = process.settings
+        self._process = process
+        self._pipelines = pipelines
+        self._stage = stage
+        self._function = function
+        self._broker = process.broker
+        self._log = process.log.bind(stage=stage)
+        self._topology = Topology(
+            self._broker,
+            subjects.streams(pipelines.stage_names, settings.ack_wait_seconds),
+            settings.stream_replicas,
+            self._log,
+        )
+        self._publisher = Publisher(self._broker, self._log)
+        self._unusable = SettingAside(self._broker, self._log)
+        self._leases = Leases(self._broker, settings.ack_wait_seconds)
+        self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
+        self._threads = ThreadPoolExecutor(min(settings.stage_concurrency, MOST_THREADS), thread_name_prefix=stage)
+        self._held: dict[int, Delivery] = {}
+        self._by_job: dict[str, Delivery] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Event-loop time after which nothing more is tried; set when the process is told to stop.
+        self._deadline: float | None = None
+        self._puller = Puller(
+            self._broker, subjects.JOBS, stage, settings.stage_concurrency, self._on_delivery, self._log
+        )
+
+    async def serve(self) -> None:
+        """Work until the process is told to stop; then finish or hand back what is held."""
+        process = self._process
+        if not await process.connect() or not await process.unless_stopped(self._topology.ensure()):
+            return
+        process.health.append(self._topology.ready.is_set)
+        self._broker.on_reconnect.append(self._on_reconnect)
+        await micro.register(self._broker.nc, f"heimdex-{self._stage}", f"runs the stage {self._stage}", self._counters)
+        await self._broker.nc.subscribe(subjects.job_subject(subjects.CANCELED, "*"), cb=self._on_canceled)
+        self._leases.start()
+        await self._puller.start()
+        self._log.info("ready", concurrency=process.settings.stage_concurrency)
+        await process.stopping.wait()
+        await self._stop(process.stop_by())
+
+    async def _on_reconnect(self) -> None:
+        self._leases.renew_all()
+        await self._topology.ensure()
+        self._puller.reset()
+
+    async def _on_canceled(self, msg: Msg) -> None:
+        held = self._by_job.get(msg.subject.rpartition(".")[2])
+        if held and held.running:
+            held.running.overtake()
+
+    def _on_delivery(self, msg: Msg) -> None:
+        task = asyncio.create_task(self._handle(msg))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, msg: Msg) -> None:
+        began = time.monotonic_ns()
+        error: str | None = None
+        try:
+            try:
+                due = messages.decode_job(msg.subject, msg.data)
+                held = Delivery(msg, self._check(due), self._pipelines.by_type[due.type])
+            except UnusableMessage as unusable:
+                error = str(unusable)
+                await self._unusable.set_aside(msg, error)
+                return
+            if held.sequence in self._held:
+                return  # delivered again while it runs here: the broker was away for longer than the ack wait
+            self._hold(held)
+            try:
+                outcome = await self._outcome_of(held)
+                error = outcome.error if isinstance(outcome, Errored) else None
+                await self._settle(held, outcome)
+            finally:
+                self._let_go(held)
+        except Exception as defect:
+            # The delivery comes back after its ack wait; the worker goes on with the others.
+            error = repr(defect)
+            self._log.exception("delivery_broken", message="a delivery ended in a defect", subject=msg.subject)
+        finally:
+            self._counters.count(time.monotonic_ns() - began, error)
+            self._puller.release()
+
+    def _check(self, due: messages.AnyJobMessage) -> Due:
+        pipeline = self._pipelines.by_type.get(due.type)
+        if not isinstance(due, Due) or pipeline is None or due.stage not in pipeline.stage_names:
+            raise UnusableMessage(f"this worker knows no job type {due.type!r} with the stage {due.stage!r}")
+        return due
+
+    def _hold(self, held: Delivery) -> None:
+        self._held[held.sequence] = held
+        self._by_job[held.due.job_id] = held
+        self._leases.add(held.msg.reply)
+
+    def _let_go(self, held: Delivery) -> None:
+        self._leases.remove(held.msg.reply)
+        self._held.pop(held.sequence, None)
+        if self._by_job.get(held.due.job_id) is held:
+            del self._by_job[held.due.job_id]
+
+    async def _outcome_of(self, held: Delivery) -> Outcome:
+        due, pipeline = held.due, held.pipeline
+        if held.redelivered and await self._is_overtaken(held):
+            return Overtaken()
+        if held.attempt > delivery.tries(self._backoff(pipeline)):
+            return Lost()
+        if self._process.stopping.is_set():
+            return Interrupted()
+        declared = pipeline.stage(self._stage)
+        ctx = StageContext(
+            job_id=due.job_id,
+            job_type=due.type,
+            stage=self._stage,
+            attempt=held.attempt,
+            expected_seconds=declared.expected_seconds,
+            mock_time_scale=self._process.settings.mock_time_scale,
+            fail_at_stage=due.fail_at_stage,
+        )
+        held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
+        held.reporter = Reporter(self._broker, due, pipeline, ctx)
+        held.reporter.start()
+        try:
+            return await held.running.run()
+        finally:
+            held.reporter.stop()
+
+    def _backoff(self, pipeline: Pipeline) -> tuple[float, ...]:
+        override = self._process.settings.retry_backoff_seconds
+        return pipeline.retry_backoff_seconds if override is None else override
+
+    async def _is_overtaken(self, held: Delivery) -> bool:
+        """Whether the job has gone on since this message. Asks until it is answered: the lease is kept meanwhile."""
+        while True:
+            try:
+                last = await self._publisher.last(held.due.job_id)
+                break
+            except (BrokerUnavailable, JetStreamError):
+                if self._process.stopping.is_set():
+                    raise
+                await asyncio.sleep(0.5)
+        if last is None:
+            return True
+        if last.sequence == held.sequence:
+            return False
+        try:
+            return messages.decode_job(last.subject, last.data).step > held.due.step
+        except UnusableMessage:
+            return False
+
+    async def _settle(self, held: Delivery, outcome: Outcome) -> None:
+        backoff = self._backoff(held.pipeline)
+        settlement = delivery.settle(outcome, self._stage, held.attempt, backoff)
+        log = self._log.bind(job_id=held.due.job_id, attempt=held.attempt)
+        try:
+            match settlement:
+                case delivery.Advance():
+                    await self._publish(held, completed_or_next(held.due, held.pipeline, held.ended()))
+                    log.debug("stage_finished", seconds=round(time.monotonic() - held.began, 3))
+                case delivery.GiveUp(error=error):
+                    await self._publish(held, failed(held.due, held.ended(), error))
+                    log.warning("job_failed", error=error)
+                case delivery.HandBack():
+                    await self._publish(held, handed_back(held.due, held.ended()))
+                    log.info("job_handed_back")
+                case delivery.Drop():
+                    log.info("delivery_dropped", message="the job goes on without this delivery")
+                case delivery.Retry(error=error, delay_seconds=delay):
+                    await self._publish_attempt(held, error, delay)
+                    log.warning("attempt_failed", error=error, delay_seconds=delay)
+                    await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))
+                    return
+        except Superseded as reason:
+            log.info("delivery_superseded", message="the broker refused a late message", reason=str(reason))
+        await self._answer(held, b"+ACK")
+
+    async def _publish(self, held: Delivery, message: messages.AnyJobMessage) -> None:
+        while True:
+            try:
+                await self._publisher.publish(message, held.sequence, self._deadline)
+                return
+            except Refused as error:
+                # Only the gateway refuses work: what was accepted waits here, its lease kept, until there is room.
+                self._log.error("publish_refused", job_id=message.job_id, message=str(error))
+                if self._process.stopping.is_set():
+                    raise
+                await asyncio.sleep(1)
+
+    async def _publish_attempt(self, held: Delivery, error: str, delay: float) -> None:
+        """Store the failed attempt: the history must be whole, so the nak waits for it."""
+        due = held.due
+        payload = messages.encode(
+            messages.AttemptFailed(
+                job_id=due.job_id,
+                type=due.type,
+                step=due.step,
+                run=due.run,
+                stage=self._stage,
+                attempt=held.attempt,
+                error=error,
+                delay_seconds=delay,
+                started_at=held.started_at,
+                at=messages.later_of(messages.now(), held.started_at),
+                created_at=due.created_at,
+                progress=held.reporter.percent() if held.reporter else due.progress,
+            )
+        )
+        headers = {
+            "Nats-Msg-Id": f"{due.job_id}.{due.step}.{held.attempt}",
+            "traceparent": tracing.child(due.trace),
+        }
+        while True:
+            try:
+                ack = await self._broker.publish(subjects.attempt_subject(self._stage, due.job_id), payload, headers)
+                if ack.error is None:
+                    return
+                self._log.error("publish_refused", job_id=due.job_id, message=ack.error.description)
+            except (BrokerUnavailable, msgspec.DecodeError) as reason:
+                self._log.debug("attempt_not_stored_yet", job_id=due.job_id, message=str(reason))
+            if self._process.stopping.is_set():
+                raise BrokerUnavailable("the attempt could not be recorded before the worker stopped")
+            await asyncio.sleep(0.5)
+
+    async def _answer(self, held: Delivery, answer: bytes) -> None:
+        self._leases.remove(held.msg.reply)
+        await self._broker.nc.publish(held.msg.reply, answer)
+
+    async def _stop(self, stop_by: float) -> None:
+        loop = asyncio.get_running_loop()
+        reserve = min(HAND_BACK_SECONDS, self._process.settings.shutdown_grace_seconds / 2)
+        self._log.info("stopping", held=len(self._held))
+        self._deadline = stop_by
+        await self._puller.stop()
+        await self._wait_for_tasks(stop_by - reserve - loop.time())
+        for held in list(self._held.values()):
+            if held.running:
+                held.running.interrupt()
+        await self._wait_for_tasks(stop_by - loop.time())
+        if self._held:
+            self._log.warning("left_to_redelivery", held=len(self._held), message="could not hand these back in time")
+        await self._leases.stop()
+
+    async def _wait_for_tasks(self, seconds: float) -> None:
+        if self._tasks and seconds > 0:
+            await asyncio.wait(self._tasks, timeout=seconds)

@@ -1,0 +1,80 @@
+"""Tells how far a running stage is, on `heimdex.progress.<stage>.<job_id>`, while it runs."""
+
+import asyncio
+import time
+from typing import Final
+
+import nats.errors
+
+from heimdex_contracts import messages, subjects, tracing
+from heimdex_contracts.messages import Due
+from heimdex_contracts.pipelines import Pipeline
+from heimdex_contracts.runtime.broker import Broker
+from heimdex_stage_worker.context import StageContext
+
+#: A stage that ends sooner says nothing but its hand-over, which tells when it began and ended.
+FIRST_AFTER_SECONDS: Final = 0.05
+#: The contract is at least every 0.5 s; a busy event loop may be late by some.
+EVERY_SECONDS: Final = 0.4
+#: How far a stage that reports nothing itself is taken to be, at most.
+MOST_ESTIMATED: Final = 0.95
+
+
+class Reporter:
+    """One attempt's progress. A tick waits for no answer: the next one makes up for a lost one."""
+
+    def __init__(self, broker: Broker, due: Due, pipeline: Pipeline, ctx: StageContext) -> None:
+        self._broker = broker
+        self._due = due
+        self._pipeline = pipeline
+        self._ctx = ctx
+        self._began = time.monotonic()
+        self._number = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Report from now on."""
+        self._timer = asyncio.get_running_loop().call_later(FIRST_AFTER_SECONDS, self._tick)
+
+    def stop(self) -> None:
+        """The attempt is over."""
+        if self._timer:
+            self._timer.cancel()
+
+    def percent(self) -> int:
+        """Of the whole job, as far as this attempt has come; never less than when it was handed over."""
+        fraction = self._ctx.fraction
+        if not self._ctx.reported and self._ctx.expected_seconds > 0:
+            fraction = min(MOST_ESTIMATED, (time.monotonic() - self._began) / self._ctx.expected_seconds)
+        return max(self._due.progress, self._pipeline.progress(self._ctx.stage, fraction))
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._tick)
+        if self._broker.connected:  # a tick that waited for the reconnection would be old news
+            self._sending = asyncio.ensure_future(self._send())
+
+    async def _send(self) -> None:
+        due, ctx = self._due, self._ctx
+        self._number += 1
+        tick = messages.Progress(
+            job_id=due.job_id,
+            type=due.type,
+            step=due.step,
+            run=due.run,
+            stage=ctx.stage,
+            attempt=ctx.attempt,
+            progress=self.percent(),
+            at=messages.later_of(messages.now(), due.at),
+            created_at=due.created_at,
+        )
+        headers = {
+            "Nats-Msg-Id": f"{due.job_id}.{due.step}.{ctx.attempt}.{self._number}",
+            "traceparent": tracing.child(due.trace),
+        }
+        try:
+            await self._broker.nc.publish(
+                subjects.progress_subject(ctx.stage, due.job_id), messages.encode(tick), headers=headers
+            )
+        except nats.errors.Error:
+            return

@@ -1,0 +1,9 @@
+"""Indexes vectors (a mock: it takes the time and does nothing)."""
+
+from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.stages.pretending import pretend
+
+
+async def run(ctx: StageContext) -> None:
+    """Pretend."""
+    await pretend(ctx)

@@ -1,0 +1,74 @@
+"""Builds the message that follows a delivery: the next stage's, how the job ended, or the same work anew. Pure."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from heimdex_contracts import messages, tracing
+from heimdex_contracts.messages import Completed, Due, Failed, Follows, StageRun
+from heimdex_contracts.pipelines import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The delivery that is followed. `began`: by the monotonic clock; percent: None where nothing was run."""
+
+    attempt: int
+    sequence: int
+    ack: str
+    started_at: datetime
+    began: float
+    percent: int | None
+
+
+def _common(due: Due, held: Ended) -> dict[str, Any]:
+    return {
+        "job_id": due.job_id,
+        "type": due.type,
+        "step": due.step + 1,
+        "run": due.run,
+        "created_at": due.created_at,
+        "at": messages.later_of(messages.now(), held.started_at),
+        "progress": max(due.progress, held.percent or 0),
+        "fail_at_stage": due.fail_at_stage,
+        "finished": due.finished,
+        "follows": Follows(held.sequence, held.ack),
+        "trace": tracing.child(due.trace),
+    }
+
+
+def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Completed:
+    """After a stage that succeeded."""
+    common = _common(due, held)
+    run = StageRun(due.stage, held.attempt, held.started_at, common["at"], round(time.monotonic() - held.began, 6))
+    common["finished"] = (*due.finished, run)
+    following = pipeline.stage_after(due.stage)
+    if following is not None:
+        common["progress"] = max(due.progress, pipeline.progress(following))
+        return Due(**common, stage=following, reason="handed_over", started=True)
+    worked = sum(entry.seconds for entry in common["finished"])
+    elapsed = (common["at"] - due.created_at).total_seconds()
+    result = {
+        "stages_completed": [entry.stage for entry in common["finished"]],
+        # By the wall clocks of two machines; where these disagree, no less than the work itself took.
+        "total_duration_seconds": round(max(elapsed, worked), 6),
+    }
+    common["progress"] = 100
+    return Completed(**common, stage=due.stage, result=result)
+
+
+def failed(due: Due, held: Ended, error: str) -> Failed:
+    """After the worker gave up."""
+    return Failed(**_common(due, held), stage=due.stage, attempt=held.attempt, error=error)
+
+
+def handed_back(due: Due, held: Ended) -> Due:
+    """The same work anew: the interrupted attempt is not counted."""
+    return Due(
+        **_common(due, held),
+        stage=due.stage,
+        reason="handed_back",
+        attempts=held.attempt - 1,
+        started=due.started or held.percent is not None,
+    )
