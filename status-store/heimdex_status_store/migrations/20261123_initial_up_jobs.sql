@@ -1,0 +1,50 @@
+-- One row a job: the highest-ranked of its events (heimdex_contracts.lifecycle.rank).
+CREATE TABLE IF NOT EXISTS jobs (
+    id uuid PRIMARY KEY,
+    type text NOT NULL,
+    run integer NOT NULL,
+    step integer NOT NULL,
+    attempt integer NOT NULL,
+    progress smallint NOT NULL CHECK (progress BETWEEN 0 AND 100),
+    status text NOT NULL CHECK (status IN ('pending', 'processing', 'completed', 'failed', 'canceled')),
+    stage text,
+    result json,
+    error text,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    -- The newest message of the job, to publish it again should the stream lose it, or to run it again after a
+    -- failure. A completed job needs none.
+    message json,
+    CHECK ((progress = 100) = (status = 'completed')),
+    CHECK ((result IS NOT NULL) = (status = 'completed')),
+    CHECK ((error IS NOT NULL) = (status = 'failed')),
+    CHECK (updated_at >= created_at)
+-- Room in each page for the next versions of its rows: a status that moves touches no index.
+) WITH (fillfactor = 80);
+
+CREATE INDEX IF NOT EXISTS jobs_newest ON jobs (created_at DESC, id DESC);
+-- The unfinished ones are few: what the sweep compares with the stream.
+CREATE INDEX IF NOT EXISTS jobs_unfinished ON jobs (id) WHERE status IN ('pending', 'processing');
+
+-- Every hand-over (attempt 0) and every attempt that ended in an error. Written once, never changed.
+CREATE TABLE IF NOT EXISTS job_events (
+    job_id uuid NOT NULL,
+    step integer NOT NULL,
+    attempt integer NOT NULL,
+    run integer NOT NULL,
+    kind text NOT NULL,
+    stage text,
+    at timestamptz NOT NULL,
+    -- The attempt that this event ended, where it ended one.
+    ended_stage text,
+    ended_attempt integer,
+    started_at timestamptz,
+    seconds double precision,
+    error text,
+    delay_seconds double precision,
+    PRIMARY KEY (job_id, step, attempt)
+);
+
+-- What the gateway reads; nothing else of these tables is anybody else's.
+CREATE OR REPLACE VIEW job_status AS
+    SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at FROM jobs;

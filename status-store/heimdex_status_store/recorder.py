@@ -1,0 +1,175 @@
+"""Records events: a batch of messages, the highest rank of each job, one statement, acknowledgements after its commit.
+
+Each message is acknowledged by itself: with two stores on one durable, an ack-all would acknowledge the other's.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+import asyncpg
+from nats.aio.msg import Msg
+
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.errors import UnusableMessage
+from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
+from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime.logs import Logger
+from heimdex_contracts.runtime.micro import Counters
+from heimdex_contracts.runtime.pulling import Puller
+from heimdex_contracts.runtime.unusable import SettingAside
+from heimdex_status_store import queries
+from heimdex_status_store.database import OUTAGE, Database
+from heimdex_status_store.rows import event_rows, job_rows
+
+#: One statement's worth. Larger batches gain little and make one bad message cost more.
+LARGEST_BATCH: Final = 500
+#: Messages held from each stream, waiting or being written.
+CAPACITY: Final = 2000
+#: What an acknowledgement's subject looks like (with and without a domain and account): we publish to no other.
+_ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\s*>]+")
+
+Decode = Callable[[str, bytes], AnyMessage]
+
+
+class _Held:
+    __slots__ = ("event", "msg", "puller")
+
+    def __init__(self, event: AnyMessage, msg: Msg, puller: Puller) -> None:
+        self.event = event
+        self.msg = msg
+        self.puller = puller
+
+
+class Recorder:
+    """Takes from the three streams, writes to one database."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        database: Database,
+        leases: Leases,
+        unusable: SettingAside,
+        counters: Counters,
+        log: Logger,
+    ) -> None:
+        self._broker = broker
+        self._database = database
+        self._leases = leases
+        self._unusable = unusable
+        self._counters = counters
+        self._log = log
+        self._waiting: list[_Held] = []
+        self._arrived = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._asides: set[asyncio.Task[None]] = set()
+        self._pullers: list[Puller] = [
+            self._puller(subjects.JOBS, messages.decode_job),
+            self._puller(subjects.ATTEMPTS, messages.decode_attempt),
+            self._puller(subjects.PROGRESS, messages.decode_progress),
+        ]
+
+    async def start(self) -> None:
+        """Begin to pull."""
+        for puller in self._pullers:
+            await puller.start()
+
+    def reset(self) -> None:
+        """After a reconnection: ask anew."""
+        for puller in self._pullers:
+            puller.reset()
+
+    async def run(self) -> None:
+        """Record what arrives, until stopped."""
+        while not self._stopping.is_set():
+            await self._arrived.wait()
+            batch = self._waiting[:LARGEST_BATCH]
+            del self._waiting[:LARGEST_BATCH]
+            if not self._waiting:
+                self._arrived.clear()
+            if batch:
+                await self._record(batch)
+
+    async def stop(self, deadline: float) -> None:
+        """Pull no more, then write what has arrived, for as long as Postgres is there and the deadline allows."""
+        await asyncio.gather(*(puller.stop() for puller in self._pullers))
+        loop = asyncio.get_running_loop()
+        while any(puller.held for puller in self._pullers) and self._database.connected and loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        self._stopping.set()
+        self._arrived.set()
+
+    def _puller(self, stream: str, decode: Decode) -> Puller:
+        def deliver(msg: Msg) -> None:
+            try:
+                event = decode(msg.subject, msg.data)
+            except UnusableMessage as error:
+                self._set_aside(msg, puller, str(error))
+                return
+            self._leases.add(msg.reply)
+            self._waiting.append(_Held(event, msg, puller))
+            self._arrived.set()
+
+        puller = Puller(self._broker, stream, subjects.STATUS_STORE, CAPACITY, deliver, self._log)
+        return puller
+
+    def _set_aside(self, msg: Msg, puller: Puller, reason: str) -> None:
+        async def aside() -> None:
+            try:
+                await self._unusable.set_aside(msg, reason)
+            finally:
+                puller.release()
+
+        task = asyncio.create_task(aside())
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+
+    async def _record(self, batch: list[_Held]) -> None:
+        """Write and acknowledge one batch, however long Postgres is away; its leases are kept meanwhile."""
+        pause = 0.1
+        while not self._stopping.is_set():
+            began = time.monotonic_ns()
+            events = [held.event for held in batch]
+            try:
+                await self._database.run(
+                    lambda connection: queries.record(connection, job_rows(events), event_rows(events))  # noqa: B023
+                )
+            except OUTAGE:
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 2)
+                continue
+            except (asyncpg.PostgresError, ValueError, TypeError, OverflowError) as error:
+                await self._narrow(batch, error)
+                return
+            spent = (time.monotonic_ns() - began) // len(batch)
+            for _ in batch:
+                self._counters.count(spent)
+            await self._acknowledge(batch)
+            return
+
+    async def _narrow(self, batch: list[_Held], error: Exception) -> None:
+        """One unusable message must not block the others: halve the batch until it stands alone."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._record(batch[:middle])
+            await self._record(batch[middle:])
+            return
+        held = batch[0]
+        self._leases.remove(held.msg.reply)
+        self._counters.count(0, str(error))
+        self._set_aside(held.msg, held.puller, f"Postgres refused it: {type(error).__name__}: {error}")
+
+    async def _acknowledge(self, batch: list[_Held]) -> None:
+        publish = self._broker.nc.publish
+        for held in batch:
+            event, reply = held.event, held.msg.reply
+            self._leases.remove(reply)
+            predecessor = None if isinstance(event, (Progress, AttemptFailed)) else event.follows
+            if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack):
+                # First the predecessor, for a worker killed between its publish and its ack (messages.Follows).
+                await publish(predecessor.ack, b"+ACK")
+            await publish(reply, b"+ACK")
+            held.puller.release()
