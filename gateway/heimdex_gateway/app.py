@@ -1,0 +1,83 @@
+"""`create_app`: the one place where the HTTP application is put together."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from litestar import Litestar
+from litestar.config.app import AppConfig
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.spec import Tag
+from litestar.static_files import create_static_files_router
+
+from heimdex_contracts.runtime.logs import Logger
+from heimdex_gateway import documentation, problems, routes
+from heimdex_gateway.micro_counts import counting
+from heimdex_gateway.service import Gateway
+
+ASSETS: Final = "/schema/assets"
+
+DESCRIPTION: Final = """\
+Submit a media job, follow it to its end.
+
+A job that was accepted (202) is never lost, never stuck, and can always be found. A stage runs at least once, its
+effect on the job's status exactly once, and the status never runs backwards. Every error is JSON with a `detail`.
+"""
+
+
+def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
+    """The application around this gateway; it opens and closes nothing."""
+    documentation.describe(gateway.pipelines.types, gateway.pipelines.stage_names)
+    return Litestar.from_config(
+        AppConfig(
+            route_handlers=[
+                routes.healthz,
+                routes.readyz,
+                routes.submit_job,
+                routes.get_job,
+                create_static_files_router(
+                    path=ASSETS, directories=[swagger_ui()], include_in_schema=False, send_as_attachment=False
+                ),
+            ],
+            state=State({"gateway": gateway}),
+            middleware=[counting(counters)],
+            exception_handlers={
+                problems.Problem: problems.on_problem,
+                HTTPException: problems.on_http_exception,
+                Exception: problems.on_defect(log),
+            },
+            openapi_config=OpenAPIConfig(
+                title="Heimdex jobs",
+                version=gateway.health.version,
+                description=DESCRIPTION,
+                path="/schema",
+                tags=[
+                    Tag("jobs", "Submit and follow jobs."),
+                    Tag("operations", "For load balancers and operators."),
+                ],
+                render_plugins=[
+                    # Served from here, so that the page works without the internet.
+                    SwaggerRenderPlugin(
+                        js_url=f"{ASSETS}/swagger-ui-bundle.js",
+                        css_url=f"{ASSETS}/swagger-ui.css",
+                        standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
+                        favicon=f'<link rel="icon" href="{ASSETS}/favicon-32x32.png">',
+                        path="/swagger",
+                    )
+                ],
+            ),
+            logging_config=None,
+            debug=False,
+        )
+    )
+
+
+def swagger_ui() -> Path:
+    """Where the package swagger-ui-py keeps the files of Swagger UI; nothing of its code is imported."""
+    spec = find_spec("swagger_ui")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the package swagger-ui-py is not installed: install heimdex-jobs[gateway]")
+    return Path(spec.origin).parent / "static"

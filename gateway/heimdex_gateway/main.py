@@ -1,0 +1,96 @@
+"""The console script `heimdex-gateway`: serves HTTP at once, and connects to NATS and Postgres when they are there."""
+
+import asyncio
+import contextlib
+import socket
+
+import uvicorn
+
+from heimdex_contracts import messages, pipelines, subjects
+from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.runtime import micro, process, settings
+from heimdex_contracts.runtime.process import Process
+from heimdex_contracts.runtime.publishing import Publisher
+from heimdex_contracts.runtime.settings import Settings
+from heimdex_contracts.runtime.topology import Topology
+from heimdex_gateway.app import create_app
+from heimdex_gateway.database import Database
+from heimdex_gateway.schemas import Health, moment
+from heimdex_gateway.service import Gateway
+
+NAME = "heimdex-gateway"
+
+
+def main() -> None:
+    """Never returns: exits with 0 when told to stop, with 2 for an unusable setting or a port that is taken."""
+    listener: list[socket.socket] = []
+
+    def read_settings() -> Settings:
+        found = settings.read()
+        pipelines.load(found.pipelines)
+        listener.append(_listen(found.host, found.port))
+        return found
+
+    async def serve_here(running: Process) -> None:
+        await serve(running, listener[0])
+
+    process.run(NAME, read_settings, serve_here)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SettingsError(
+            f"HEIMDEX_PORT {port} on HEIMDEX_HOST {host} cannot be listened on ({reason}): choose another, or free it."
+        ) from None
+
+
+async def serve(running: Process, listener: socket.socket) -> None:
+    """Answer HTTP on this socket until told to stop, then finish the requests under way."""
+    found, broker, log = running.settings, running.broker, running.log
+    known = pipelines.load(found.pipelines)
+    topology = Topology(broker, subjects.streams(known.stage_names, found.ack_wait_seconds), found.stream_replicas, log)
+    gateway = Gateway(
+        broker=broker,
+        topology=topology,
+        publisher=Publisher(broker, log),
+        database=Database(found.database_url),
+        pipelines=known,
+        health=Health(True, NAME, micro.package_version(), found.env, moment(messages.now())),
+    )
+    counters = micro.Counters("http", "heimdex.http", "gateway")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(gateway, log, counters),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(found.shutdown_grace_seconds) - 1),
+        )
+    )
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # signals are the process's
+
+    async def connect() -> None:
+        await broker.connect()
+        broker.on_reconnect.append(topology.ensure)
+        await topology.ensure()
+        await micro.register(broker.nc, NAME, "the HTTP API", counters)
+        log.info("ready")
+
+    running.health.append(topology.ready.is_set)
+    connecting = asyncio.create_task(connect())
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    log.info("listening", host=found.host, port=found.port)
+    stop = asyncio.ensure_future(running.stopping.wait())
+    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopping")
+    server.should_exit = True
+    await serving
+    connecting.cancel()
+    await gateway.database.close()

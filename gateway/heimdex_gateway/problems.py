@@ -1,0 +1,72 @@
+"""Errors as answers: every one is JSON with a `detail`, a sentence that says what is wrong and what to do."""
+
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+
+from heimdex_contracts.runtime.logs import Logger
+
+
+class Problem(Exception):
+    """An answer other than the one that was asked for; further keys stand beside `detail`."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or {}
+        self.extra = extra
+
+
+class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What every error answers. `field` names the part of the request that is wrong, where one is."""
+
+    detail: str
+    field: str | None = None
+
+
+INTERNAL: Final = "Something went wrong here; it is in the gateway's log. Try again, and tell the operator if it stays."
+
+
+def answer(status: int, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> Response[bytes]:
+    """The error as a response."""
+    return Response(
+        content=msgspec.json.encode({"detail": detail, **extra}),
+        status_code=status,
+        media_type="application/json",
+        headers=headers,
+    )
+
+
+def on_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
+    """Ours."""
+    return answer(problem.status, problem.detail, problem.headers, **problem.extra)
+
+
+def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """The framework's."""
+    path = request.scope["path"][:200]
+    match error:
+        case RequestEntityTooLarge():
+            # What is left of the body is not read: the connection ends with this answer.
+            return answer(413, "The body is over 1 MiB; a job is far smaller.", {"Connection": "close"})
+        case NotFoundException():
+            return answer(404, f"There is nothing at {path}; /schema shows what there is.")
+        case MethodNotAllowedException():
+            allowed = (error.headers or {}).get("Allow", "")
+            hint = f"; {allowed} is" if allowed and ", " not in allowed else f"; {allowed} are" if allowed else ""
+            return answer(405, f"{request.method} is not allowed on {path}{hint}.", error.headers)
+    return answer(error.status_code, error.detail or "The request cannot be answered.", error.headers)
+
+
+def on_defect(log: Logger) -> Any:
+    """A handler for everything else: 500, and the trace in the log."""
+
+    def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        log.error("request_broken", method=request.method, path=request.scope["path"], exc_info=error)
+        return answer(500, INTERNAL)
+
+    return handle

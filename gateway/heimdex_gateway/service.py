@@ -1,0 +1,27 @@
+"""What the routes work with: one gateway's connections and what it knows."""
+
+from dataclasses import dataclass, field
+
+from heimdex_contracts.pipelines import Pipelines
+from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.publishing import Publisher
+from heimdex_contracts.runtime.topology import Topology
+from heimdex_gateway.database import Database
+from heimdex_gateway.reads import Reads
+from heimdex_gateway.schemas import Health
+
+
+@dataclass
+class Gateway:
+    """Made once a process, kept in the application's state."""
+
+    broker: Broker
+    topology: Topology
+    publisher: Publisher
+    database: Database
+    pipelines: Pipelines
+    health: Health
+    reads: Reads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reads = Reads(self.broker, self.database)
