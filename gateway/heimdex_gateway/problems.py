@@ -56,8 +56,8 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
         case NotFoundException():
             return answer(404, f"There is nothing at {path}; /schema shows what there is.")
         case MethodNotAllowedException():
-            allowed = (error.headers or {}).get("Allow", "")
-            hint = f"; {allowed} is" if allowed and ", " not in allowed else f"; {allowed} are" if allowed else ""
+            allowed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")
+            hint = f"; allowed: {allowed}" if allowed else ""
             return answer(405, f"{request.method} is not allowed on {path}{hint}.", error.headers)
     return answer(error.status_code, error.detail or "The request cannot be answered.", error.headers)
 
