@@ -77,7 +77,8 @@ SUBMIT_ERRORS: Final = {
     ),
     500: UNAVAILABLE,
     503: problem(
-        "The queue is full; `Retry-After` says when to try again.", "JetStream refused the message: no space."
+        "The queue is full; `Retry-After` says when to try again.",
+        "1000000 jobs are waiting or running, and 1000000 are allowed: try again when some have ended.",
     ),
 }
 READ_ERRORS: Final = {404: problem("There is no such job.", "Job not found"), 500: UNAVAILABLE}

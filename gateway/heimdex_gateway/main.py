@@ -15,6 +15,7 @@ from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_gateway.app import create_app
 from heimdex_gateway.database import Database
+from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health, moment
 from heimdex_gateway.service import Gateway
 
@@ -59,6 +60,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         publisher=Publisher(broker, log),
         database=Database(found.database_url),
         pipelines=known,
+        room=Room(broker, known.stage_names, found.max_pending_jobs),
         health=Health(True, NAME, micro.package_version(), found.env, moment(messages.now())),
     )
     counters = micro.Counters("http", "heimdex.http", "gateway")

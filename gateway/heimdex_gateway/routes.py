@@ -16,6 +16,7 @@ from heimdex_gateway import documentation
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.reads import Unanswerable
+from heimdex_gateway.room import RETRY_AFTER_SECONDS, NoRoom
 from heimdex_gateway.schemas import (
     LARGEST_BODY_BYTES,
     DependencyState,
@@ -109,13 +110,14 @@ async def submit_job(
     body = await _json_body(request)
     wanted = job_request(body, gateway.pipelines)
     try:
+        await gateway.room.take()
         job_id = await submit(gateway.publisher, gateway.pipelines, wanted, traceparent)
     except BrokerUnavailable:
         raise Problem(
             500, "NATS did not store the job in time, so it may or may not run. Try again in a few seconds."
         ) from None
-    except Refused as error:
-        raise Problem(503, str(error), {"Retry-After": "5"}) from None
+    except (NoRoom, Refused) as error:
+        raise Problem(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)}) from None
     return _answer(JobAccepted(job_id), 202, {"Location": f"/jobs/{job_id}"})
 
 

@@ -8,6 +8,7 @@ from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_gateway.database import Database
 from heimdex_gateway.reads import Reads
+from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health
 
 
@@ -21,6 +22,7 @@ class Gateway:
     database: Database
     pipelines: Pipelines
     health: Health
+    room: Room
     reads: Reads = field(init=False)
 
     def __post_init__(self) -> None:

@@ -27,8 +27,10 @@ from heimdex_contracts.runtime.topology import Topology
 from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_stage_worker.attempt import Attempt
 from heimdex_stage_worker.context import StageContext, StageFunction
+from heimdex_stage_worker.isolation import MOST_AT_ONCE, IsolatedAttempt
 from heimdex_stage_worker.reporting import Reporter
 from heimdex_stage_worker.successors import Ended, completed_or_next, failed, handed_back
+from heimdex_stage_worker.suspicion import is_suspect
 
 #: Blocking stages share one interpreter lock with the heartbeats: more threads than this would starve them.
 MOST_THREADS: Final = 32
@@ -50,7 +52,7 @@ class Delivery:
         self.attempt = due.attempts + place.num_delivered
         self.started_at = messages.later_of(messages.now(), due.at)
         self.began = time.monotonic()
-        self.running: Attempt | None = None
+        self.running: Attempt | IsolatedAttempt | None = None
         self.reporter: Reporter | None = None
 
     def ended(self) -> Ended:
@@ -81,6 +83,7 @@ class StageWorker:
         self._leases = Leases(self._broker, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
         self._threads = ThreadPoolExecutor(min(settings.stage_concurrency, MOST_THREADS), thread_name_prefix=stage)
+        self._isolated = asyncio.Semaphore(MOST_AT_ONCE)
         self._held: dict[int, Delivery] = {}
         self._by_job: dict[str, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -174,6 +177,9 @@ class StageWorker:
         if self._process.stopping.is_set():
             return Interrupted()
         declared = pipeline.stage(self._stage)
+        suspect = held.redelivered and await is_suspect(
+            self._broker, due, held.attempt, delivery.tries(self._backoff(pipeline))
+        )
         ctx = StageContext(
             job_id=due.job_id,
             job_type=due.type,
@@ -183,8 +189,14 @@ class StageWorker:
             mock_time_scale=self._process.settings.mock_time_scale,
             fail_at_stage=due.fail_at_stage,
         )
-        held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
+        if suspect and due.fail_at_stage != self._stage:
+            self._log.warning("attempt_isolated", job_id=due.job_id, attempt=held.attempt)
+            held.running = IsolatedAttempt(declared.code, ctx, declared.timeout_seconds, self._isolated)
+        else:
+            held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
         held.reporter = Reporter(self._broker, due, pipeline, ctx)
+        if held.redelivered:
+            await held.reporter.mark(ended=False)
         held.reporter.start()
         try:
             return await held.running.run()
@@ -233,6 +245,8 @@ class StageWorker:
                     log.info("delivery_dropped", message="the job goes on without this delivery")
                 case delivery.Retry(error=error, delay_seconds=delay):
                     await self._publish_attempt(held, error, delay)
+                    if held.reporter:
+                        await held.reporter.mark(ended=True)
                     log.warning("attempt_failed", error=error, delay_seconds=delay)
                     await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))
                     return

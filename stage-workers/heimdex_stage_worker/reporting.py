@@ -37,6 +37,11 @@ class Reporter:
         """Report from now on."""
         self._timer = asyncio.get_running_loop().call_later(FIRST_AFTER_SECONDS, self._tick)
 
+    async def mark(self, *, ended: bool) -> None:
+        """Leave word, before a repeated attempt starts, or after one ended in an error: see `suspicion`."""
+        if self._broker.connected:
+            await self._send(ended=ended)
+
     def stop(self) -> None:
         """The attempt is over."""
         if self._timer:
@@ -54,7 +59,7 @@ class Reporter:
         if self._broker.connected:  # a tick that waited for the reconnection would be old news
             self._sending = asyncio.ensure_future(self._send())
 
-    async def _send(self) -> None:
+    async def _send(self, *, ended: bool = False) -> None:
         due, ctx = self._due, self._ctx
         self._number += 1
         tick = messages.Progress(
@@ -67,6 +72,7 @@ class Reporter:
             progress=self.percent(),
             at=messages.later_of(messages.now(), due.at),
             created_at=due.created_at,
+            ended=ended,
         )
         headers = {
             "Nats-Msg-Id": f"{due.job_id}.{due.step}.{ctx.attempt}.{self._number}",

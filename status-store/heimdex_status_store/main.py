@@ -6,11 +6,14 @@ from heimdex_contracts import pipelines, subjects
 from heimdex_contracts.runtime import micro, process, settings
 from heimdex_contracts.runtime.leases import Leases
 from heimdex_contracts.runtime.process import Process
+from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_status_store.database import OUTAGE, Database
+from heimdex_status_store.prune import prune
 from heimdex_status_store.recorder import Recorder
+from heimdex_status_store.sweep import Sweep
 
 NAME = "heimdex-status-store"
 
@@ -50,6 +53,12 @@ async def serve(running: Process) -> None:
     await micro.register(broker.nc, NAME, "records every event of every job in Postgres", counters)
     leases.start()
     work = asyncio.create_task(recorder.run())
+    # A connection of its own: a sweep must not stand in the recorder's way.
+    upkeep_database = Database(found.database_url, log)
+    upkeep = [
+        asyncio.create_task(Sweep(broker, upkeep_database, Publisher(broker, log), log).run()),
+        asyncio.create_task(prune(upkeep_database, found.retention_days, log)),
+    ]
     await recorder.start()
     log.info("ready")
     stop = asyncio.ensure_future(running.stopping.wait())
@@ -57,6 +66,9 @@ async def serve(running: Process) -> None:
     if work.done():
         work.result()  # a defect: let the process end, to be started anew
     log.info("stopping")
+    for task in upkeep:
+        task.cancel()
+    await upkeep_database.close()
     deadline = running.stop_by() - 1
     await recorder.stop(deadline)
     await asyncio.wait({work}, timeout=max(0.1, deadline - asyncio.get_running_loop().time()))

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
+import msgspec
 
+from heimdex_contracts import subjects
 from heimdex_status_store.rows import EventRow, JobRow
 
 #: Raise each job's row to the highest rank seen, and add to the history, in one statement: one round trip, one commit.
@@ -79,3 +82,91 @@ def _kept(row: JobRow) -> str | None:
 
 def _event_columns(rows: Sequence[EventRow]) -> list[list[Any]]:
     return [[getattr(row, name) for row in rows] for name in EventRow.__struct_fields__]
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """A job that has not ended, as its row says. `message`: its newest, as JSON; `subject`: where that belongs."""
+
+    job_id: str
+    step: int
+    progress: int
+    stage: str
+    started: bool
+    updated_at: datetime
+    message: str
+    failed_attempts: int
+
+    @property
+    def subject(self) -> str:
+        """`heimdex.jobs.<stage>.<job_id>`."""
+        return subjects.job_subject(self.stage, self.job_id)
+
+
+_UNFINISHED: Final = """
+SELECT id::text, step, progress, message->>'stage', status = 'processing', updated_at, message::text,
+       COALESCE((SELECT max(attempt) FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step), 0)
+FROM jobs
+WHERE status IN ('pending', 'processing') AND message IS NOT NULL
+"""
+
+#: The unfinished jobs in the order of their ids, a page at a time.
+UNFINISHED: Final = (
+    _UNFINISHED
+    + """
+AND ($1::uuid IS NULL OR id > $1) AND updated_at <= now() - $2::interval
+ORDER BY id LIMIT $3
+"""
+)
+
+
+async def unfinished(
+    connection: asyncpg.Connection, after: str | None, rest: timedelta, limit: int
+) -> list[Unfinished]:
+    """The next page after this job id (None: the first) of the rows untouched for at least `rest`."""
+    return [Unfinished(*row) for row in await connection.fetch(UNFINISHED, after, rest, limit)]
+
+
+async def unfinished_row(connection: asyncpg.Connection, job_id: str) -> Unfinished | None:
+    """One job's row, or None where it has ended."""
+    row = await connection.fetchrow(_UNFINISHED + "AND id = $1", job_id)
+    return None if row is None else Unfinished(*row)
+
+
+async def stream_seen(connection: asyncpg.Connection) -> str | None:
+    """When the stream that these rows were recorded from was created; None: this database has seen none."""
+    found: str | None = await connection.fetchval("SELECT created FROM stream_seen")
+    return found
+
+
+async def has_no_jobs(connection: asyncpg.Connection) -> bool:
+    """Whether there is no job at all."""
+    return not await connection.fetchval("SELECT EXISTS (SELECT FROM jobs)")
+
+
+async def mark_stream_seen(connection: asyncpg.Connection, created: str) -> None:
+    """The rows and this stream agree."""
+    await connection.execute(
+        "INSERT INTO stream_seen (created) VALUES ($1) ON CONFLICT (one) DO UPDATE SET created = EXCLUDED.created",
+        created,
+    )
+
+
+#: Ended jobs past their retention, oldest first; another store's batch is stepped over.
+PRUNE: Final = """
+WITH old AS (
+    SELECT id FROM jobs
+    WHERE created_at < now() - $1::interval AND updated_at < now() - $1::interval
+      AND status IN ('completed', 'failed', 'canceled')
+    ORDER BY created_at LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), events AS (
+    DELETE FROM job_events USING old WHERE job_id = old.id
+)
+DELETE FROM jobs USING old WHERE jobs.id = old.id
+"""
+
+
+async def prune(connection: asyncpg.Connection, retention: timedelta, limit: int) -> int:
+    """Delete at most `limit` jobs with their history. Returns how many."""
+    status = await connection.execute(PRUNE, retention, limit)
+    return int(status.rpartition(" ")[2])

@@ -157,13 +157,17 @@ class Broker:
             if error.err_code == NO_MESSAGE:
                 return None
             raise
-        message = answer["message"]
-        return Stored(
-            message["subject"],
-            message["seq"],
-            base64.b64decode(message.get("data", "")),
-            _headers(base64.b64decode(message.get("hdrs", ""))),
-        )
+        return _stored(answer["message"])
+
+    async def next_message(self, stream: str, subject_filter: str, sequence: int) -> Stored | None:
+        """The first message that matches at or after this sequence; None where there is none. Raises as above."""
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{stream}", {"seq": sequence, "next_by_subj": subject_filter})
+        except JetStreamError as error:
+            if error.err_code == NO_MESSAGE:
+                return None
+            raise
+        return _stored(answer["message"])
 
     async def delete(self, stream: str, sequence: int) -> bool:
         """Remove one message. False where it was gone already. Raises BrokerUnavailable or JetStreamError."""
@@ -210,6 +214,15 @@ class Broker:
 
     async def _on_closed(self) -> None:
         self.closed.set()
+
+
+def _stored(message: dict[str, Any]) -> Stored:
+    return Stored(
+        message["subject"],
+        message["seq"],
+        base64.b64decode(message.get("data", "")),
+        _headers(base64.b64decode(message.get("hdrs", ""))),
+    )
 
 
 def _headers(block: bytes) -> dict[str, str]:

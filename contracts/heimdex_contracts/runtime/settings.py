@@ -31,6 +31,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600)] = 10.0
     log_level: str = "info"
+    #: Unfinished jobs at which the gateway refuses more.
+    max_pending_jobs: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 1_000_000
+    #: Days after which an ended job is forgotten; 0: never.
+    retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 30.0
     #: Modules that declare job types, each with `PIPELINES`.
     pipelines: tuple[str, ...] = ("heimdex_contracts.mock_process",)
     #: A file touched every few seconds while the process is connected to what it needs; for container health checks.
@@ -53,6 +57,8 @@ _WHAT: Final[dict[str, str]] = {
     "stage_concurrency": "a whole number from 1 to 10000",
     "stream_replicas": "1, or 3 or 5 on a NATS cluster",
     "shutdown_grace_seconds": "seconds from 0 to 86400",
+    "max_pending_jobs": "a whole number from 1 to 100000000",
+    "retention_days": "days from 0 (keep for ever) to 36500",
     "log_level": f"one of {', '.join(_LOG_LEVELS)}",
     "nats_url": "nats://[user:password@]host[:port], several separated by commas",
     "database_url": "a libpq URI such as postgresql://user:password@host:5432/database",

@@ -45,6 +45,12 @@ CREATE TABLE IF NOT EXISTS job_events (
     PRIMARY KEY (job_id, step, attempt)
 );
 
+-- When the stream that these rows were recorded from was created: how the sweep notices that either was replaced.
+CREATE TABLE IF NOT EXISTS stream_seen (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    created text NOT NULL
+);
+
 -- What the gateway reads; nothing else of these tables is anybody else's.
 CREATE OR REPLACE VIEW job_status AS
     SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at FROM jobs;

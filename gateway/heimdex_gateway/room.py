@@ -1,0 +1,64 @@
+"""Whether there is room for more jobs: counts the unfinished ones, and refuses before the broker would."""
+
+import asyncio
+from typing import Final
+
+from heimdex_contracts import subjects
+from heimdex_contracts.errors import BrokerUnavailable, HeimdexError
+from heimdex_contracts.runtime.broker import Broker, JetStreamError
+
+#: How old a count may be; what this gateway accepted since is added to it.
+RENEW_AFTER_SECONDS: Final = 1.0
+#: Before it refuses, a gateway counts again, unless it did so just now.
+RECOUNT_AFTER_SECONDS: Final = 0.1
+RETRY_AFTER_SECONDS: Final = 5
+
+
+class NoRoom(HeimdexError):
+    """As many jobs are unfinished as are allowed."""
+
+
+class Room:
+    """Of one gateway. Several may together accept a second's worth too many: the limit is a safeguard, no quota."""
+
+    def __init__(self, broker: Broker, stages: tuple[str, ...], most: int) -> None:
+        self._broker = broker
+        self._stages = stages
+        self._most = most
+        self._counted = 0
+        self._accepted = 0
+        self._counted_at = float("-inf")
+        self._counting: asyncio.Task[None] | None = None
+
+    async def take(self) -> None:
+        """Count one more job in. Raises NoRoom."""
+        age = asyncio.get_running_loop().time() - self._counted_at
+        if age > RENEW_AFTER_SECONDS:
+            self._count()
+        if self._counted + self._accepted >= self._most:
+            if age > RECOUNT_AFTER_SECONDS:
+                await asyncio.wait({self._count()})
+            if self._counted + self._accepted >= self._most:
+                raise NoRoom(
+                    f"{self._counted + self._accepted} jobs are waiting or running, and {self._most} are allowed: "
+                    "try again when some have ended."
+                )
+        self._accepted += 1
+
+    def _count(self) -> asyncio.Task[None]:
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.create_task(self._ask())
+        return self._counting
+
+    async def _ask(self) -> None:
+        before = self._accepted
+        try:
+            infos = await asyncio.gather(
+                *(self._broker.api(f"CONSUMER.INFO.{subjects.JOBS}.{stage}", timeout=1.0) for stage in self._stages)
+            )
+        except (BrokerUnavailable, JetStreamError):
+            return  # the publish will say what is the matter
+        # An unfinished job waits at one stage, or is held by one of its workers.
+        self._counted = sum(info["num_pending"] + info["num_ack_pending"] for info in infos)
+        self._accepted -= before
+        self._counted_at = asyncio.get_running_loop().time()

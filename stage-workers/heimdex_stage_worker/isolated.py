@@ -1,0 +1,56 @@
+"""The process in which `isolation` runs one attempt: `python -m heimdex_stage_worker.isolated FD`.
+
+Reads the work from its standard input, writes reports to the file descriptor FD, and ends with its parent.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from heimdex_contracts.delivery import Errored
+from heimdex_stage_worker.attempt import Attempt, load_stage
+from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.isolation import Report, Work, decode_work, encode_report
+
+REPORT_SECONDS: Final = 0.2
+_PR_SET_PDEATHSIG: Final = 1
+
+
+async def run(work: Work, reports: int) -> None:
+    """Run the attempt; the last report says how it ended."""
+    ctx = StageContext(
+        job_id=work.job_id,
+        job_type=work.job_type,
+        stage=work.stage,
+        attempt=work.attempt,
+        expected_seconds=work.expected_seconds,
+        mock_time_scale=work.mock_time_scale,
+    )
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            if ctx.reported:
+                os.write(reports, encode_report(Report(fraction=ctx.fraction)))
+
+    telling = asyncio.create_task(tell())
+    outcome = await Attempt(load_stage(work.code), ctx, None, ThreadPoolExecutor(1)).run()
+    telling.cancel()
+    error, permanent = (outcome.error, outcome.permanent) if isinstance(outcome, Errored) else (None, False)
+    os.write(reports, encode_report(Report(ended=True, error=error, permanent=permanent)))
+
+
+def main() -> None:
+    """Never returns."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    asyncio.run(run(decode_work(sys.stdin.buffer.readline()), int(sys.argv[1])))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

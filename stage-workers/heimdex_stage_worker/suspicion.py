@@ -1,0 +1,28 @@
+"""Tells a job whose last attempt vanished without a word from one whose last attempt ended in an error.
+
+Both come back as a redelivery. The newest tick on `heimdex.progress.<stage>.<job_id>` knows: every attempt but the
+first leaves one before it starts, and one marked `ended` follows each error. Without one (its stream is in memory and
+forgets after minutes) nobody is suspected: that costs a lost neighbour at worst, never a job.
+"""
+
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
+from heimdex_contracts.messages import Due
+from heimdex_contracts.runtime.broker import Broker, JetStreamError
+
+#: One lost worker is an accident that may happen to any job; two in a row need a closer look.
+ISOLATED_FROM_ATTEMPT = 3
+
+
+async def is_suspect(broker: Broker, due: Due, attempt: int, allowed: int) -> bool:
+    """Whether this attempt should run in a process of its own; `allowed`: how often the stage may be tried."""
+    if attempt < min(ISOLATED_FROM_ATTEMPT, allowed):
+        return False
+    try:
+        last = await broker.last_message(subjects.PROGRESS, subjects.progress_subject(due.stage, due.job_id))
+        if last is None:
+            return False
+        tick = messages.decode_progress(last.subject, last.data)
+    except (BrokerUnavailable, JetStreamError, UnusableMessage):
+        return False
+    return tick.step == due.step and tick.attempt == attempt - 1 and not tick.ended
