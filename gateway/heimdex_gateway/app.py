@@ -9,7 +9,6 @@ from litestar.config.app import AppConfig
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import Tag
 from litestar.static_files import create_static_files_router
 
@@ -60,13 +59,14 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                 ],
                 render_plugins=[
                     # Served from here, so that the page works without the internet.
-                    SwaggerRenderPlugin(
+                    documentation.FinishedPage(
                         js_url=f"{ASSETS}/swagger-ui-bundle.js",
                         css_url=f"{ASSETS}/swagger-ui.css",
                         standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
                         favicon=f'<link rel="icon" href="{ASSETS}/favicon-32x32.png">',
                         path="/swagger",
-                    )
+                    ),
+                    documentation.FinishedJson(path="/openapi.json"),
                 ],
             ),
             logging_config=None,

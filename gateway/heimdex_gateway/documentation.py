@@ -1,22 +1,22 @@
 """What the OpenAPI document says of each route beyond its types: bodies, examples, every error answer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from litestar.datastructures import ResponseHeader
+import msgspec
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
 from heimdex_gateway.problems import ErrorBody
+from heimdex_gateway.schemas import Health, JobAccepted, JobObject, Readiness
 
 EXAMPLE_ID: Final = "0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"
 _CREATED: Final = "2025-10-28T12:00:00.000000Z"
 
 TRACEPARENT_HEADER: Final = "W3C trace context; the job's messages carry its trace id on"
-LOCATION: Final = ResponseHeader(
-    name="Location", description="where the job is found: /jobs/{job_id}", documentation_only=True
-)
 
 PROCESSING: Final[dict[str, Any]] = {
     "id": EXAMPLE_ID,
@@ -120,6 +120,53 @@ class SubmitOperation(Operation):
                 )
             },
         )
+
+
+def finish(document: dict[str, Any]) -> dict[str, Any]:
+    """Put right, in place, what the framework leaves out: nulls in examples, formats and enums of our structs, headers.
+
+    Safe to repeat. Returns the document.
+    """
+    _, components = msgspec.json.schema_components(
+        [JobAccepted, JobObject, ErrorBody, Health, Readiness], ref_template="#/components/schemas/{name}"
+    )
+    document["components"]["schemas"] = components
+    for example in (example for examples in _examples(document["paths"]) for example in examples.values()):
+        example.pop("id", None)
+        for whole in (PROCESSING, COMPLETED, FAILED):
+            if all(whole.get(key) == value for key, value in example["value"].items()) and "id" in example["value"]:
+                example["value"] = whole
+    document["paths"]["/jobs"]["post"]["responses"]["202"]["headers"] = {
+        "Location": {"description": "where the job is found", "schema": {"type": "string"}}
+    }
+    # The framework thinks that the id is validated; a malformed one is a job that never was: 404.
+    document["paths"]["/jobs/{job_id}"]["get"]["responses"].pop("400", None)
+    return document
+
+
+def _examples(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "examples" and isinstance(value, dict):
+                yield value
+            else:
+                yield from _examples(value)
+
+
+class FinishedJson(JsonRenderPlugin):
+    """/schema/openapi.json."""
+
+    def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
+        """The finished document."""
+        return super().render(request, finish(openapi_schema))
+
+
+class FinishedPage(SwaggerRenderPlugin):
+    """/schema: the page where a person can try it."""
+
+    def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
+        """The page around the finished document."""
+        return super().render(request, finish(openapi_schema))
 
 
 _TYPES: list[str] = []

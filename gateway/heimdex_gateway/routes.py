@@ -87,7 +87,6 @@ async def readyz(request: AnyRequest) -> Response[Readiness]:
     tags=["jobs"],
     operation_class=documentation.SubmitOperation,
     request_max_body_size=LARGEST_BODY_BYTES,
-    response_headers=[documentation.LOCATION],
     responses={
         202: ResponseSpec(
             JobAccepted,
