@@ -143,6 +143,10 @@ class StageWorker:
                 await self._settle(held, outcome)
             finally:
                 self._let_go(held)
+        except (BrokerUnavailable, Refused) as reason:
+            # Told to stop while the broker was away: nobody else has been told, so it comes back after its ack wait.
+            error = str(reason)
+            self._log.info("left_to_redelivery", subject=msg.subject, message=error)
         except Exception as defect:
             # The delivery comes back after its ack wait; the worker goes on with the others.
             error = repr(defect)

@@ -21,12 +21,11 @@ from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.queries import Unfinished
 from heimdex_status_store.rows import event_rows, job_rows
 
-#: How often it looks whether either store was replaced, and how often it compares all that is unfinished.
+#: How often it looks whether either store was replaced.
 LOOK_SECONDS: Final = 5.0
-COMPARE_SECONDS: Final = 300.0
-#: Rows compared at a time, and the pause between: a backlog of a million must not cost a core.
+#: Rows compared at a time. Where neither store was replaced, one page a look: a backlog of a million rows must not
+#: cost a core.
 PAGE: Final = 500
-PAGE_PAUSE_SECONDS: Final = 0.5
 #: A row that was just written is on its way; only one that has rested this long can be stuck.
 REST: Final = timedelta(seconds=60)
 
@@ -39,7 +38,7 @@ class Sweep:
         self._database = database
         self._publisher = publisher
         self._log = log
-        self._compared_at = float("-inf")
+        self._after: str | None = None
 
     async def run(self) -> None:
         """Sweep until cancelled; an outage of either store only delays it."""
@@ -53,7 +52,6 @@ class Sweep:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
         stream = await self._broker.api(f"STREAM.INFO.{subjects.JOBS}")
         created = str(stream["created"])
         seen = await self._database.run(queries.stream_seen)
@@ -62,13 +60,17 @@ class Sweep:
             await self._refill(stream["state"])
         if seen != created:
             # This stream is not the one that the rows were recorded from.
-            if await self._compare(rest=timedelta(0), pause=0.0):
-                return  # some could not be published yet: look again, the mark stays away
-            await self._database.run(lambda connection: queries.mark_stream_seen(connection, created))
-            self._compared_at = loop.time()
-        elif loop.time() - self._compared_at > COMPARE_SECONDS:
-            await self._compare(rest=REST, pause=PAGE_PAUSE_SECONDS)
-            self._compared_at = loop.time()
+            after: str | None = None
+            left = 0
+            while True:
+                after, missed = await self._compare_page(after, timedelta(0))
+                left += missed
+                if after is None:
+                    break
+            if not left:  # otherwise look again: the mark stays away
+                await self._database.run(lambda connection: queries.mark_stream_seen(connection, created))
+        else:
+            self._after, _ = await self._compare_page(self._after, REST)
 
     async def _refill(self, state: dict[str, Any]) -> None:
         """Record every message that the stream still holds; what is recorded already changes nothing."""
@@ -98,26 +100,16 @@ class Sweep:
             lambda connection: queries.record(connection, job_rows(batch), event_rows(batch))
         )
 
-    async def _compare(self, rest: timedelta, pause: float) -> int:
-        """Publish again every unfinished job that the stream does not hold. Returns how many could not be, yet."""
-        after: str | None = None
-        restored, left = 0, 0
-        while True:
-            position = after
-            page = await self._database.run(
-                lambda connection: queries.unfinished(connection, position, rest, PAGE)  # noqa: B023
-            )
-            for row in page:
-                outcome = await self._restore_if_gone(row)
-                restored += outcome is True
-                left += outcome is None
-            if len(page) < PAGE:
-                break
-            after = page[-1].job_id
-            await asyncio.sleep(pause)
-        if restored:
+    async def _compare_page(self, after: str | None, rest: timedelta) -> tuple[str | None, int]:
+        """Publish again the unfinished jobs of one page that the stream does not hold.
+
+        Returns where the next page starts (None: this was the last), and how many could not be published yet.
+        """
+        page = await self._database.run(lambda connection: queries.unfinished(connection, after, rest, PAGE))
+        outcomes = [await self._restore_if_gone(row) for row in page]
+        if restored := outcomes.count(True):
             self._log.warning("jobs_restored", message="published jobs again whose messages were gone", count=restored)
-        return left
+        return (page[-1].job_id if len(page) == PAGE else None), outcomes.count(None)
 
     async def _restore_if_gone(self, row: Unfinished) -> bool | None:
         """True: published again. False: nothing to do. None: it could not be published now."""

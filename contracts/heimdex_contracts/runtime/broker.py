@@ -74,6 +74,7 @@ class Broker:
         self._log = log
         self._said_waiting = False
         self._closing = False
+        self._reviving: asyncio.Task[None] | None = None
         # A follower of a replicated stream may answer a direct get and lag behind; its leader does not.
         self._direct = settings.stream_replicas == 1
 
@@ -209,6 +210,12 @@ class Broker:
     async def _on_reconnected(self) -> None:
         self._said_waiting = False
         self._log.info("nats_reconnected", message="connected to NATS again", server=self._server())
+        # In a task of its own: nats-py is still inside its reconnection while this callback runs.
+        if self._reviving:
+            self._reviving.cancel()
+        self._reviving = asyncio.create_task(self._revive())
+
+    async def _revive(self) -> None:
         for call in self.on_reconnect:
             await call()
 
