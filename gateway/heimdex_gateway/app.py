@@ -33,10 +33,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     return Litestar.from_config(
         AppConfig(
             route_handlers=[
-                routes.healthz,
-                routes.readyz,
-                routes.submit_job,
-                routes.get_job,
+                *routes.HANDLERS,
                 create_static_files_router(
                     path=ASSETS, directories=[swagger_ui()], include_in_schema=False, send_as_attachment=False
                 ),

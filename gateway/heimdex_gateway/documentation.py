@@ -69,7 +69,7 @@ UNAVAILABLE: Final = problem(
 SUBMIT_ERRORS: Final = {
     400: problem("The body is not JSON.", "The body is not valid JSON: Input data was truncated."),
     413: problem("The body is over 1 MiB.", "The body is over 1 MiB; a job is far smaller."),
-    415: problem("The content type is not JSON.", "Send the job as application/json, not as text/plain."),
+    415: problem("The content type is not JSON.", "Send the body as application/json, not as text/plain."),
     422: problem(
         "JSON, but not a job; `field` names what is wrong.",
         "The field 'fail_at_stage' must be null or one of 'extracting', 'analyzing', 'indexing', not 'cooking'.",

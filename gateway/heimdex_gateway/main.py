@@ -20,6 +20,8 @@ from heimdex_gateway.schemas import Health, moment
 from heimdex_gateway.service import Gateway
 
 NAME = "heimdex-gateway"
+#: What /healthz calls the service.
+SHOWN_NAME = "heimdex-api"
 
 
 def main() -> None:
@@ -61,7 +63,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         database=Database(found.database_url),
         pipelines=known,
         room=Room(broker, known.stage_names, found.max_pending_jobs),
-        health=Health(True, NAME, micro.package_version(), found.env, moment(messages.now())),
+        health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
     )
     counters = micro.Counters("http", "heimdex.http", "gateway")
     server = uvicorn.Server(

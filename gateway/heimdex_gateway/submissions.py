@@ -7,20 +7,20 @@ import uuid_utils
 
 from heimdex_contracts import messages, tracing
 from heimdex_contracts.messages import Due
-from heimdex_contracts.pipelines import Pipelines
-from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_gateway.schemas import JobRequest
+from heimdex_gateway.service import Gateway
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 4.0
 
 
-async def submit(publisher: Publisher, pipelines: Pipelines, request: JobRequest, traceparent: str | None) -> str:
+async def submit(gateway: Gateway, request: JobRequest, traceparent: str | None) -> str:
     """Publish the job to its first stage; returns its id, a UUID of version 7 (ordered by time).
 
-    Raises BrokerUnavailable when NATS did not store it in time (whether it did later is then not known), Refused when
-    JetStream has no room for it.
+    Raises BrokerUnavailable when NATS did not store it in time (whether it did later is then not known), NoRoom or
+    Refused when there is no room for it.
     """
+    await gateway.room.take()
     at = messages.now()
     job = Due(
         job_id=str(uuid_utils.uuid7()),
@@ -29,9 +29,9 @@ async def submit(publisher: Publisher, pipelines: Pipelines, request: JobRequest
         created_at=at,
         at=at,
         fail_at_stage=request.fail_at_stage,
-        stage=pipelines.by_type[request.type].first_stage,
+        stage=gateway.pipelines.by_type[request.type].first_stage,
         reason="submitted",
         trace=tracing.start(traceparent),
     )
-    await publisher.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
+    await gateway.publisher.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
     return job.job_id

@@ -1,0 +1,5 @@
+"""The routes, thin: decode, one call, encode. `HANDLERS` is all of them."""
+
+from heimdex_gateway.routes import jobs, operations
+
+HANDLERS = (operations.healthz, operations.readyz, jobs.submit_job, jobs.get_job)

@@ -1,0 +1,73 @@
+"""What the routes share: encoding an answer, reading a JSON body, turning our errors into answers."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from litestar import Request, Response
+
+from heimdex_contracts import messages
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.publishing import Refused
+from heimdex_gateway.problems import Problem
+from heimdex_gateway.reads import Unanswerable
+from heimdex_gateway.room import RETRY_AFTER_SECONDS, NoRoom
+from heimdex_gateway.service import Gateway
+
+_json: Final = msgspec.json.Encoder()
+JSON: Final = "application/json"
+NOT_FOUND: Final = "Job not found"
+#: The contract is an answer within 5 s.
+LONGEST_SECONDS: Final = 4.5
+
+AnyRequest = Request[Any, Any, Any]
+_T = TypeVar("_T")
+
+
+def gateway_of(request: AnyRequest) -> Gateway:
+    """What the routes work with."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def encoded(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """As JSON."""
+    return Response(_json.encode(body), status_code=status, media_type=JSON, headers=headers)
+
+
+def job_id_of(text: str) -> str:
+    """In lower case. Raises Problem 404 for what is no job id: such a job never was."""
+    if not messages.is_job_id(text):
+        raise Problem(404, NOT_FOUND)
+    return text.lower()
+
+
+async def in_time(work: Awaitable[_T]) -> _T:
+    """Await an answer for as long as a caller may wait. Raises Problem where it cannot be had."""
+    try:
+        async with asyncio.timeout(LONGEST_SECONDS):
+            return await work
+    except Unanswerable as error:
+        raise Problem(500, str(error)) from None
+    except BrokerUnavailable:
+        raise Problem(
+            500, "NATS did not store it in time, so it may or may not happen. Try again in a few seconds."
+        ) from None
+    except (NoRoom, Refused) as error:
+        raise Problem(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)}) from None
+    except TimeoutError:
+        raise Problem(500, "The answer could not be had in time. Try again in a few seconds.") from None
+
+
+async def json_body(request: AnyRequest) -> bytes:
+    """The body of a request that says it is JSON. Raises Problem 415 for another; a large one is the framework's 413."""
+    header = request.headers.get("content-type", "")
+    content_type = header.partition(";")[0].strip().lower()
+    if content_type != JSON:
+        length = request.headers.get("content-length")
+        if not header and length in {None, "0"} and "transfer-encoding" not in request.headers:
+            return b""
+        given = f"not as {content_type[:100]}" if header else "which the Content-Type header must say"
+        raise Problem(415, f"Send the body as application/json, {given}.")
+    return await request.body()
