@@ -1,0 +1,75 @@
+"""The data folder of an embedded system (`.heimdex/`): one owner at a time, and a record of the owner's
+processes.
+
+system.py locks it before anything else, and ends what an earlier owner left running.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from io import TextIOWrapper
+from pathlib import Path
+
+from heimdex_cli.embedded.guardian import Ward, end
+from heimdex_cli.errors import Unusable
+
+
+class DataFolder:
+    """A folder that is ours from `lock` to `unlock`; the kernel unlocks it when we die."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.logs = self.path / "logs"
+        self._record_path = self.path / "processes.json"
+        self._lock: TextIOWrapper | None = None
+
+    def lock(self) -> None:
+        """Raises Unusable when another process has it, or when the folder cannot be made."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise Unusable(f"The data folder {self.path} cannot be used: {error.strerror}.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise Unusable(
+                f"The system is running already on the data in {self.path} (process {owner or 'unknown'}): "
+                "end that one first, or start this one in another folder."
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Let the next one have it. Nothing happens when it is not locked."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def record(self, processes: Iterable[tuple[str, Ward]]) -> None:
+        """Remember which processes run now, by name, for `end_leftovers` of a later owner."""
+        text = json.dumps([{"name": name, **asdict(ward)} for name, ward in processes], indent=1)
+        unfinished = self._record_path.with_suffix(".unfinished")
+        unfinished.write_text(text)
+        unfinished.replace(self._record_path)
+
+    def end_leftovers(self) -> list[str]:
+        """End the recorded processes that still run: their owner was killed, and its guardian with it.
+
+        Returns their names. To be called by the owner, before it starts anything.
+        """
+        try:
+            record = json.loads(self._record_path.read_text())
+            names = {
+                Ward(**{key: value for key, value in each.items() if key != "name"}): each["name"] for each in record
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return []  # no record, or one that was never finished
+        return [names[ward] for ward in end(list(names))]

@@ -1,0 +1,250 @@
+# ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
+"""The whole system as child processes: NATS, Postgres, the gateway, a worker for each stage, the status
+store.
+
+`heimdex run`, `heimdex demo` and the end-to-end tests start it. It learns the stages from the command
+`heimdex-stage-worker --list`, and speaks to the rest through the environment and HTTP only.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from heimdex_cli.embedded.folder import DataFolder
+from heimdex_cli.embedded.nats_server import EmbeddedNats
+from heimdex_cli.embedded.ports import free_port, is_taken
+from heimdex_cli.embedded.postgres import EmbeddedPostgres
+from heimdex_cli.embedded.services import Service, Supervised, Supervisor
+from heimdex_cli.errors import HeimdexError, NotReady, Unusable, tail
+from heimdex_cli.settings import API_PORT, MONITOR_PORT, NATS_PORT, Addresses, shutdown_grace_seconds
+
+# A service gets its own grace period to hand back its work, and this to end.
+_GRACE_MARGIN_SECONDS = 2.0
+_LIST_SECONDS = 60.0
+
+
+def _never() -> bool:
+    return False
+
+
+class EmbeddedSystem:
+    """One system, whose data and logs live in `directory` and survive `stop` and `start` again.
+
+    addresses: a port of 0 is chosen when it starts. environ: added to the services' environment.
+    announce: told one sentence about each thing that a person should know, also from other threads.
+    commands: the folder with the console scripts; by default the one this Python runs from.
+
+    `services` holds the services by name: `gateway`, one per stage, `status-store`; each restarts when it
+    dies, as `nats` and `postgres` do. A `kill` or `stop` through these objects is on purpose, and is not
+    undone.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        addresses: Addresses | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        announce: Callable[[str], None] = lambda sentence: None,
+        commands: Path | None = None,
+    ) -> None:
+        self._folder = DataFolder(Path(directory))
+        self.directory = self._folder.path
+        self.logs = self._folder.logs
+        self.addresses = addresses or Addresses()
+        self.stages: list[str] = []
+        self.services: dict[str, Service] = {}
+        self.nats = EmbeddedNats(self.directory / "nats", log_path=self.logs / "nats.log")
+        self.postgres = EmbeddedPostgres(self.directory / "postgres", log_path=self.logs / "postgres.log")
+        self._environ = dict(os.environ) | dict(environ or {})
+        self._grace_seconds = shutdown_grace_seconds(self._environ)
+        self._announce = announce
+        self._commands = commands or Path(sys.executable).parent
+        self._supervisor: Supervisor | None = None
+
+    @property
+    def url(self) -> str:
+        """The API's address; known once it has been started."""
+        return self.addresses.url
+
+    def start(self, cancelled: Callable[[], bool] = _never) -> None:
+        """Start every process, without waiting for readiness; stops at the next step once `cancelled()`.
+
+        Raises Unusable when the folder is another's or a port is taken (nothing has been started then), and
+        ServerFailed when NATS or Postgres cannot start (everything has been stopped again then).
+        """
+        self._folder.lock()
+        try:
+            self._end_leftovers()
+            self._settle_addresses()
+            self._announce(f"Starting NATS, Postgres and the services on the data in {self.directory} ...")
+            self.stages = self._list_stages()
+            for server in (self.nats, self.postgres):
+                if not cancelled():
+                    server.start()
+                    self._record()
+            self._tell_opened_folders()
+            self._make_services()
+            for service in self.services.values():
+                if not cancelled():
+                    service.start()
+                    self._record()
+            self._supervisor = Supervisor(self._everything(), self._announce, self._record)
+            self._supervisor.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_until_ready(self, seconds: float = 60.0, cancelled: Callable[[], bool] = _never) -> bool:
+        """Wait until GET /readyz answers 200. Returns False once `cancelled()` is true.
+
+        Raises NotReady with the tail of the log that probably says why; Unusable when a service refused its
+        settings.
+        """
+        deadline = time.monotonic() + seconds
+        answer = "nothing answers"
+        with httpx.Client(base_url=self.addresses.local_url, timeout=5, trust_env=False) as client:
+            while not cancelled():
+                try:
+                    response = client.get("/readyz")
+                    if response.status_code == 200:
+                        return True
+                    answer = f"the answer is {response.status_code} {response.text.strip()}"
+                except httpx.HTTPError as error:
+                    answer = f"nothing answers ({error})"
+                self._give_up_if_hopeless(time.monotonic() > deadline, seconds, answer)
+                time.sleep(0.1)
+        return False
+
+    def stop(self, hurry: Callable[[], bool] = _never) -> None:
+        """End everything: the gateway, the workers, the status store, NATS, Postgres; each kind waits for
+        the one before.
+
+        Everything left is killed at once as soon as `hurry()` is true. Nothing happens when nothing runs.
+        """
+        if self._supervisor is not None:
+            self._supervisor.stop(hurry)
+            self._supervisor = None
+        gateway, store = self.services.get("gateway"), self.services.get("status-store")
+        workers = [service for service in self.services.values() if service not in (gateway, store)]
+        for group in ([gateway], workers, [store]):
+            members = [member for member in group if member is not None]
+            for member in members:
+                member.child.ask_to_stop()
+            for member in members:
+                if not member.child.wait(hurry=hurry):
+                    self._announce(f"{member.name} did not end in time and is killed.")
+                    member.kill()
+        self.nats.stop(hurry)
+        self.postgres.stop("fast", hurry)
+        self._record()
+        self._folder.unlock()
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _everything(self) -> list[Supervised]:
+        return [self.nats, self.postgres, *self.services.values()]
+
+    def _tell_opened_folders(self) -> None:
+        for folder in self.postgres.opened_folders:
+            if not folder.is_relative_to(self.directory):
+                self._announce(f"Postgres cannot run as root, so it runs as nobody, who may now pass through {folder}.")
+
+    def _end_leftovers(self) -> None:
+        names = self._folder.end_leftovers()
+        if names:
+            self._announce(f"Ended what an earlier run had left running: {', '.join(names)}.")
+
+    def _settle_addresses(self) -> None:
+        """Refuse taken ports, choose free ones for 0."""
+        wanted = self.addresses
+        for variable, host, port in (
+            (API_PORT, wanted.host, wanted.port),
+            (NATS_PORT, "127.0.0.1", wanted.nats_port),
+            (MONITOR_PORT, "127.0.0.1", wanted.monitor_port),
+        ):
+            if port and is_taken(host, port):
+                raise Unusable(f"Port {port} is taken: set {variable} to choose another one.")
+        self.addresses = replace(wanted, port=wanted.port or free_port(wanted.host))
+        self.nats.set_ports(wanted.nats_port, wanted.monitor_port)
+
+    def _list_stages(self) -> list[str]:
+        command = self._commands / "heimdex-stage-worker"
+        try:
+            done = subprocess.run(
+                [str(command), "--list"],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_LIST_SECONDS,
+                start_new_session=True,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise HeimdexError(f"The stages are not known, because {command} could not be run: {error}") from error
+        stages = done.stdout.split()
+        if done.returncode != 0 or not stages:
+            raise HeimdexError(
+                f"The stages are not known: `{command.name} --list` ended with exit code {done.returncode}.",
+                done.stderr.strip(),
+            )
+        return stages
+
+    def _make_services(self) -> None:
+        env = self._environ | {
+            "HEIMDEX_NATS_URL": self.nats.url,
+            "HEIMDEX_DATABASE_URL": self.postgres.url,
+            "HEIMDEX_HOST": self.addresses.host,
+            "HEIMDEX_PORT": str(self.addresses.port),
+        }
+        commands = {"gateway": ["heimdex-gateway"]}
+        commands |= {stage: ["heimdex-stage-worker", stage] for stage in self.stages}
+        commands |= {"status-store": ["heimdex-status-store"]}
+        self.services = {
+            name: Service(
+                name,
+                [self._commands / command, *arguments],
+                env=env,
+                log_path=self.logs / f"{name}.log",
+                stop_seconds=self._grace_seconds + _GRACE_MARGIN_SECONDS,
+            )
+            for name, (command, *arguments) in commands.items()
+        }
+
+    def _record(self) -> None:
+        children = [("nats", self.nats.child), ("postgres", self.postgres.child)]
+        children += [(name, service.child) for name, service in self.services.items()]
+        self._folder.record((name, child.ward) for name, child in children if child is not None and child.ward)
+
+    def _give_up_if_hopeless(self, too_late: bool, seconds: float, answer: str) -> None:
+        if self._supervisor is None:
+            raise NotReady("The system is not running.")
+        refusing = self._supervisor.refused_settings()
+        if refusing is not None:
+            raise Unusable(f"{refusing.name} refuses its settings.", tail(refusing.log_path, lines=1))
+        if too_late:
+            failing = self._supervisor.most_failing() or self.services["gateway"]
+            raise NotReady(
+                f"The system was not ready within {seconds:g} s: {answer}. The end of {failing.log_path}:",
+                tail(failing.log_path),
+            )

@@ -1,0 +1,37 @@
+"""What is drawn on a terminal and written to a log."""
+
+import io
+from typing import cast
+
+from rich.console import Console
+
+from heimdex_cli.api import Job
+from heimdex_cli.board import LineBoard, LiveBoard
+
+
+def _job(progress: int, status: str = "processing", stage: str | None = "analyzing") -> Job:
+    return cast(Job, {"id": "j", "status": status, "stage": stage, "progress": progress})
+
+
+def test_lines_are_written_on_a_new_stage_and_not_for_the_same_again() -> None:
+    out = io.StringIO()
+    with LineBoard(Console(file=out)) as board:
+        board.show("j", _job(0, "pending", None))
+        for _ in range(3):
+            board.show("j", _job(33))
+        board.show("j", _job(100, "completed", "indexing"))
+    lines = [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines == ["j  pending    -            0%", "j  processing analyzing   33%", "j  completed  indexing   100%"]
+
+
+def test_the_live_board_draws_the_jobs_last_state_and_keeps_notes() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
+    with LiveBoard(console) as board:
+        board.show("j", _job(33))
+        board.note("an [error] in brackets")
+        board.show("j", _job(100, "completed", "indexing"))
+    text = cast(io.StringIO, console.file).getvalue()
+    assert "an [error] in brackets" in text
+    last = text.splitlines()[-2]  # after it, only the cursor is shown again
+    assert "completed" in last
+    assert "100%" in last

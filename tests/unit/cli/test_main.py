@@ -1,0 +1,114 @@
+"""The command line against a stand-in API: what it prints, and its exit codes."""
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from heimdex_cli.embedded.ports import free_port
+from heimdex_cli.main import call
+
+from .standin import Gateway, serve
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = serve(0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("HEIMDEX_URL", url)
+    monkeypatch.setenv("STANDIN_SPEED", "20")
+    yield url
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_submit_prints_the_id_and_get_the_job(api: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["submit"]) == 0
+    job_id = capsys.readouterr().out.strip()
+    assert job_id in Gateway.jobs
+    assert call(["get", job_id, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == job_id
+    assert call(["get", job_id]) == 0
+    assert job_id in capsys.readouterr().out
+
+
+def test_watch_shows_the_stages_and_exits_0_when_completed(api: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["submit", "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert "processing extracting" in out
+    assert "completed  indexing   100%" in out
+    assert out.endswith("The job completed in 6.0 s.\n")
+
+
+def test_watch_exits_1_when_failed(api: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call(["submit", "--fail-at", "analyzing", "--json"])
+    job_id = json.loads(capsys.readouterr().out)["job_id"]
+    assert call(["watch", job_id]) == 1
+    assert "The job failed: analyzing failed after 4 attempts" in capsys.readouterr().out
+
+
+def test_watch_exits_3_when_canceled(
+    api: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Gateway.job
+    monkeypatch.setattr(Gateway, "job", lambda self, job_id: whole(self, job_id) | {"status": "canceled"})
+    call(["submit"])
+    assert call(["watch", capsys.readouterr().out.strip()]) == 3
+    assert "The job was canceled." in capsys.readouterr().out
+
+
+def test_with_json_standard_output_is_the_answer_alone(api: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["submit", "--watch", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["status"] == "completed"
+    assert "extracting" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["get", "no-such-job"], "Job not found"),
+        (["watch", "../healthz?x"], "Job not found"),
+        (["submit", "--type", "x"], "type: must be mock_process"),
+        (["submit", "--nonsense"], "--nonsense"),
+        (["get"], "See `heimdex --help`"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_unusable_input_is_one_sentence_and_exit_code_2(
+    api: str, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert call(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("heimdex: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_an_api_that_does_not_answer_is_exit_code_4(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("HEIMDEX_URL", url)
+    assert call(["submit"]) == 4
+    assert f"Nothing answers at {url}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "x"])
+def test_an_unusable_url_is_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    monkeypatch.setenv("HEIMDEX_URL", url)
+    assert call(["submit"]) == 2
+    assert f"HEIMDEX_URL={url!r}" in capsys.readouterr().err
+
+
+def test_help_and_version_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["--help"]) == 0
+    assert "submit" in capsys.readouterr().out
+    assert call(["--version"]) == 0

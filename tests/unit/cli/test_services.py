@@ -1,0 +1,90 @@
+"""The supervisor's pauses and restarts."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from heimdex_cli.embedded.services import Service, Supervisor, describe_exit, pause_seconds
+
+FOR_EVER = "import signal; signal.pause()"
+
+
+def _service(folder: Path, code: str, name: str = "worker") -> Service:
+    return Service(name, [sys.executable, "-c", code], env=os.environ, log_path=folder / f"{name}.log", stop_seconds=5)
+
+
+def test_a_service_that_dies_is_started_again_and_said_to_be(folder: Path, eventually) -> None:
+    service, said = _service(folder, FOR_EVER), []
+    service.start()
+    supervisor = Supervisor([service], said.append, lambda: None)
+    supervisor.start()
+    first = service.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: service.pid not in (None, first))
+    supervisor.stop()
+    service.child.stop()
+    assert len(said) == 1
+    assert said[0].startswith("worker ended unexpectedly (killed by SIGKILL); starting it again in 0.5 s")
+    assert str(folder / "worker.log") in said[0]
+
+
+def test_a_service_that_was_ended_on_purpose_stays_down(folder: Path, eventually) -> None:
+    killed, other, said = _service(folder, FOR_EVER), _service(folder, FOR_EVER, "other"), []
+    killed.start()
+    other.start()
+    supervisor = Supervisor([killed, other], said.append, lambda: None)
+    supervisor.start()
+    killed.kill()
+    # The supervisor's attention to the other one shows that it has looked at both since.
+    assert other.pid is not None
+    first = other.pid
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: other.pid not in (None, first))
+    assert killed.pid is None
+    assert [sentence.split()[0] for sentence in said] == ["other"]
+    supervisor.stop()
+    other.child.stop()
+
+
+def test_the_pause_grows_while_a_service_keeps_dying(folder: Path, eventually) -> None:
+    service, said = _service(folder, "import sys; sys.exit(7)"), []
+    service.start()
+    supervisor = Supervisor([service], said.append, lambda: None)
+    supervisor.start()
+    eventually(lambda: len(said) >= 3)
+    supervisor.stop()
+    assert [sentence.partition("again in ")[2].split()[0] for sentence in said[:3]] == ["0.5", "1", "2"]
+    assert "exit code 7" in said[0]
+    assert supervisor.most_failing() is service
+
+
+def test_a_start_that_fails_is_tried_again(folder: Path, eventually) -> None:
+    service, said = _service(folder, FOR_EVER), []
+    service.start()
+    interpreter = service.child.argv[0]
+    service.child.argv[0] = str(folder / "missing")
+    supervisor = Supervisor([service], said.append, lambda: None)
+    supervisor.start()
+    assert service.pid is not None
+    os.kill(service.pid, signal.SIGKILL)
+    eventually(lambda: any("could not be started again" in sentence for sentence in said))
+    service.child.argv[0] = interpreter
+    eventually(lambda: service.pid is not None)
+    supervisor.stop()
+    service.child.stop()
+
+
+@pytest.mark.parametrize(("deaths", "seconds"), [(0, 0.5), (1, 1), (2, 2), (3, 4), (4, 5), (1000, 5)])
+def test_pause_seconds_doubles_up_to_five(deaths: int, seconds: float) -> None:
+    assert pause_seconds(deaths) == seconds
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(1, "exit code 1"), (-9, "killed by SIGKILL"), (-99, "killed by signal 99")]
+)
+def test_describe_exit_names_the_signal(code: int, words: str) -> None:
+    assert describe_exit(code) == words
