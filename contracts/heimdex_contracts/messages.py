@@ -171,6 +171,12 @@ def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
     return message
 
 
+def decode_stored(payload: bytes) -> AnyJobMessage:
+    """A job's message from where it was recorded, apart from its subject. Raises UnusableMessage."""
+    message: AnyJobMessage = _decode(_jobs, payload)
+    return message
+
+
 def decode_attempt(subject: str, payload: bytes) -> AttemptFailed:
     """The message on `heimdex.attempts.<stage>.<job_id>`. Raises UnusableMessage, as above."""
     message = _decode(_attempts, payload)

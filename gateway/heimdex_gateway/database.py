@@ -6,8 +6,10 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
-from heimdex_contracts.errors import HeimdexError
+from heimdex_contracts import messages
+from heimdex_contracts.errors import HeimdexError, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
+from heimdex_contracts.messages import AnyJobMessage
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 2.0
@@ -56,6 +58,16 @@ class Database:
             created_at=row[9],
             updated_at=row[10],
         )
+
+    async def last_message(self, job_id: str) -> AnyJobMessage | None:
+        """The message that ended a job, as its row keeps it; None where it keeps none. Raises as above."""
+        row = await self._ask("SELECT message FROM job_messages WHERE id = $1", job_id)
+        if row is None or row[0] is None:
+            return None
+        try:
+            return messages.decode_stored(row[0].encode())
+        except UnusableMessage:
+            return None
 
     async def check(self) -> None:
         """Raises DatabaseUnavailable unless the view can be read."""

@@ -81,6 +81,21 @@ SUBMIT_ERRORS: Final = {
         "1000000 jobs are waiting or running, and 1000000 are allowed: try again when some have ended.",
     ),
 }
+CHANGES: Final = {
+    200: ResponseSpec(JobObject, description="Done and recorded.", generate_examples=False),
+    202: ResponseSpec(
+        JobObject, description="Done; the status store has not recorded it yet.", generate_examples=False
+    ),
+    404: problem("There is no such job.", "Job not found"),
+    409: problem(
+        "The job's state does not allow it.", "The job has ended (completed): only one that has not can be canceled."
+    ),
+    500: UNAVAILABLE,
+    503: problem("There is no room for another run.", "1000 jobs are waiting or running, and 1000 are allowed."),
+}
+UNKNOWN_FROM: Final = problem(
+    "The parameter is unknown.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
+)
 READ_ERRORS: Final = {404: problem("There is no such job.", "Job not found"), 500: UNAVAILABLE}
 
 

@@ -34,6 +34,8 @@ from heimdex_stage_worker.suspicion import is_suspect
 
 #: Blocking stages share one interpreter lock with the heartbeats: more threads than this would starve them.
 MOST_THREADS: Final = 32
+#: How many canceled jobs are remembered.
+MOST_CANCELED: Final = 10_000
 #: Kept of the grace period for handing back what did not finish.
 HAND_BACK_SECONDS: Final = 2.0
 
@@ -83,6 +85,8 @@ class StageWorker:
         self._leases = Leases(self._broker, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
         self._threads = ThreadPoolExecutor(min(settings.stage_concurrency, MOST_THREADS), thread_name_prefix=stage)
+        #: The last jobs that were canceled, with the step of that message: one may be on its way to us.
+        self._canceled: dict[str, int] = {}
         self._isolated = asyncio.Semaphore(MOST_AT_ONCE)
         self._held: dict[int, Delivery] = {}
         self._by_job: dict[str, Delivery] = {}
@@ -114,8 +118,15 @@ class StageWorker:
         self._puller.reset()
 
     async def _on_canceled(self, msg: Msg) -> None:
-        held = self._by_job.get(msg.subject.rpartition(".")[2])
-        if held and held.running:
+        try:
+            canceled = messages.decode_job(msg.subject, msg.data)
+        except UnusableMessage:
+            return  # the status store sets it aside
+        self._canceled[canceled.job_id] = canceled.step
+        if len(self._canceled) > MOST_CANCELED:
+            del self._canceled[next(iter(self._canceled))]
+        held = self._by_job.get(canceled.job_id)
+        if held and held.running and held.due.step < canceled.step:
             held.running.overtake()
 
     def _on_delivery(self, msg: Msg) -> None:
@@ -174,7 +185,7 @@ class StageWorker:
 
     async def _outcome_of(self, held: Delivery) -> Outcome:
         due, pipeline = held.due, held.pipeline
-        if held.redelivered and await self._is_overtaken(held):
+        if (held.redelivered or due.step < self._canceled.get(due.job_id, 0)) and await self._is_overtaken(held):
             return Overtaken()
         if held.attempt > delivery.tries(self._backoff(pipeline)):
             return Lost()

@@ -1,5 +1,5 @@
 """The routes, thin: decode, one call, encode. `HANDLERS` is all of them."""
 
-from heimdex_gateway.routes import jobs, operations
+from heimdex_gateway.routes import changes, jobs, operations
 
-HANDLERS = (operations.healthz, operations.readyz, jobs.submit_job, jobs.get_job)
+HANDLERS = (operations.healthz, operations.readyz, jobs.submit_job, jobs.get_job, changes.cancel_job, changes.retry_job)

@@ -61,7 +61,7 @@ async def in_time(work: Awaitable[_T]) -> _T:
 
 
 async def json_body(request: AnyRequest) -> bytes:
-    """The body of a request that says it is JSON. Raises Problem 415 for another; a large one is the framework's 413."""
+    """The body of a request that says it is JSON. Raises Problem 415 for another; the framework's 413 for a large."""
     header = request.headers.get("content-type", "")
     content_type = header.partition(";")[0].strip().lower()
     if content_type != JSON:

@@ -51,6 +51,8 @@ CREATE TABLE IF NOT EXISTS stream_seen (
     created text NOT NULL
 );
 
--- What the gateway reads; nothing else of these tables is anybody else's.
+-- What the gateway reads: the status, the message that a retry starts from, the history. The tables are ours alone.
 CREATE OR REPLACE VIEW job_status AS
     SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at FROM jobs;
+CREATE OR REPLACE VIEW job_messages AS SELECT id, message FROM jobs;
+CREATE OR REPLACE VIEW job_history AS SELECT * FROM job_events;

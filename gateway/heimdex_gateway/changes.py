@@ -1,0 +1,160 @@
+"""Cancels a job, or runs an ended one again: one publish, as the successor of the job's newest message."""
+
+import asyncio
+import contextlib
+from typing import Any, Final, Literal
+
+import msgspec
+
+from heimdex_contracts import lifecycle, messages, subjects, tracing
+from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded, UnusableMessage
+from heimdex_contracts.lifecycle import Snapshot
+from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed, Follows
+from heimdex_contracts.runtime.broker import JetStreamError, Stored
+from heimdex_gateway.reads import NATS_DOWN, Unanswerable
+from heimdex_gateway.service import Gateway
+
+#: How long an answer waits for the status store to record the change.
+RECORDED_WITHIN_SECONDS: Final = 2.0
+TIMEOUT_SECONDS: Final = 2.0
+#: A job that moves on between our look and our publish is looked at again; it has few stages to move through.
+LOOKS: Final = 20
+ENDED: Final = "The job has ended ({}): only one that has not can be canceled."
+
+From = Literal["failed", "start"]
+
+
+class Conflict(HeimdexError):
+    """The job's state does not allow the change; the text says why."""
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """The job after the change, and whether Postgres has it already."""
+
+    job: Snapshot
+    recorded: bool
+
+
+async def cancel(gateway: Gateway, job_id: str, traceparent: str | None) -> Changed | None:
+    """End the job as canceled; None where there is no such job.
+
+    A queued job never starts, a running stage is interrupted. Raises Conflict when the job has ended, Unanswerable or
+    BrokerUnavailable when it cannot be known.
+    """
+    for _ in range(LOOKS):
+        job = await gateway.reads.job(job_id)
+        if job is None:
+            return None
+        found = await _newest(gateway, job_id)
+        if found is None:
+            if job.ended:
+                raise Conflict(ENDED.format(job.status))
+            again = await gateway.reads.job(job_id)
+            if again is not None and again.ended:
+                raise Conflict(ENDED.format(again.status))
+            raise Unanswerable("The job's messages are being restored. Try again in a few seconds.")
+        stored, due = found
+        if not isinstance(due, Due):
+            raise Conflict(ENDED.format(lifecycle.snapshot(due).status))
+        message = Canceled(
+            **_carried(due, stored, job),
+            progress=min(99, max(due.progress, job.progress)),
+            finished=due.finished,
+            run=due.run,
+            stage=due.stage if due.started or job.status == "processing" else None,
+        )
+        message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
+        try:
+            await _publish(gateway, message, stored.sequence)
+        except Superseded:
+            continue  # it went on to its next stage, or ended, between the two
+        changed = await _recorded(gateway, message)
+        # A worker that has not taken it yet need not be asked to drop it.
+        with contextlib.suppress(BrokerUnavailable, JetStreamError):
+            await gateway.broker.delete(subjects.JOBS, stored.sequence)
+        return changed
+    raise Unanswerable("The job moves on too fast to be canceled. Try again.")
+
+
+async def retry(gateway: Gateway, job_id: str, start_from: From, traceparent: str | None) -> Changed | None:
+    """Run a failed or canceled job again, as its next run; None where there is no such job.
+
+    start_from: the stage where it ended, or the first. Raises Conflict for a job that is not failed or canceled.
+    """
+    for _ in range(LOOKS):
+        job = await gateway.reads.job(job_id)
+        if job is None:
+            return None
+        if job.status not in {"failed", "canceled"}:
+            why = "completed" if job.status == "completed" else "not ended"
+            raise Conflict(f"The job has {why}: only a failed or canceled one can be run again.")
+        found = await _newest(gateway, job_id)
+        # The end of a job leaves the stream once it is recorded; its row keeps it.
+        last = found[1] if found is not None else await gateway.database.last_message(job_id)
+        if not isinstance(last, Failed | Canceled):
+            continue  # recorded, or run again by somebody else, between our looks
+        pipeline = gateway.pipelines.by_type.get(last.type)
+        if pipeline is None:
+            raise Conflict(f"This gateway knows no job type {last.type!r} any more.")
+        stage = pipeline.first_stage
+        if start_from == "failed" and last.stage in pipeline.stage_names:
+            stage = last.stage or stage
+        kept = pipeline.stage_names.index(stage)
+        message = Due(
+            **_carried(last, found[0] if found else None, job),
+            run=last.run + 1,
+            stage=stage,
+            reason="retried",
+            progress=pipeline.progress(stage),
+            finished=last.finished[:kept],
+        )
+        message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
+        await gateway.room.take()
+        try:
+            await _publish(gateway, message, found[0].sequence if found else 0)
+        except Superseded:
+            continue
+        return await _recorded(gateway, message)
+    raise Unanswerable("The job's state changes too fast to run it again. Try again.")
+
+
+def _carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[str, Any]:
+    return {
+        "job_id": last.job_id,
+        "type": last.type,
+        "step": last.step + 1,
+        "created_at": last.created_at,
+        "at": messages.later_of(messages.now(), messages.later_of(last.at, job.updated_at)),
+        "fail_at_stage": last.fail_at_stage,
+        "follows": Follows(stored.sequence) if stored else None,
+        "trace": tracing.child(last.trace),
+    }
+
+
+async def _newest(gateway: Gateway, job_id: str) -> tuple[Stored, AnyJobMessage] | None:
+    try:
+        last = await gateway.publisher.last(job_id)
+        return None if last is None else (last, messages.decode_job(last.subject, last.data))
+    except (BrokerUnavailable, JetStreamError):
+        raise Unanswerable(NATS_DOWN) from None
+    except UnusableMessage:
+        raise Unanswerable("A stranger's message is in the way of this job. Try again in a few seconds.") from None
+
+
+async def _publish(gateway: Gateway, message: AnyJobMessage, expected: int) -> None:
+    await gateway.publisher.publish(message, expected, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
+
+
+async def _recorded(gateway: Gateway, message: AnyJobMessage) -> Changed:
+    """Wait until a plain GET shows the change."""
+    after = lifecycle.snapshot(message)
+    deadline = asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS
+    pause = 0.005
+    while asyncio.get_running_loop().time() < deadline:
+        with contextlib.suppress(HeimdexError):
+            row = await gateway.database.job(message.job_id)
+            if row is not None and row.rank >= after.rank:
+                return Changed(row, True)
+        await asyncio.sleep(pause)
+        pause = min(0.1, pause * 2)
+    return Changed(after, False)

@@ -1,0 +1,68 @@
+"""Cancel a job, or run an ended one again."""
+
+from typing import Annotated, Literal, cast
+
+from litestar import Response, post
+from litestar.params import Parameter
+
+from heimdex_gateway import changes, documentation
+from heimdex_gateway.changes import Changed, Conflict, From
+from heimdex_gateway.problems import Problem
+from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, encoded, gateway_of, in_time, job_id_of
+from heimdex_gateway.schemas import job_object
+
+JobId = Annotated[str, Parameter(description="the id that POST answered")]
+Traceparent = Annotated[
+    str | None, Parameter(header="traceparent", required=False, description=documentation.TRACEPARENT_HEADER)
+]
+
+
+@post(
+    "/jobs/{job_id:str}/cancel",
+    status_code=200,
+    operation_id="cancelJob",
+    summary="Cancel a job",
+    tags=["jobs"],
+    responses=documentation.CHANGES,
+)
+async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
+    """A queued job never starts; a running stage is interrupted. 409 for a job that has ended."""
+    work = changes.cancel(gateway_of(request), job_id_of(job_id), traceparent)
+    try:
+        return _answer(await in_time(work))
+    except Conflict as error:
+        raise Problem(409, str(error)) from None
+
+
+@post(
+    "/jobs/{job_id:str}/retry",
+    status_code=200,
+    operation_id="retryJob",
+    summary="Run an ended job again",
+    tags=["jobs"],
+    responses=documentation.CHANGES | {422: documentation.UNKNOWN_FROM},
+)
+async def retry_job(
+    request: AnyRequest,
+    job_id: JobId,
+    start_from: Annotated[
+        str | None,
+        Parameter(query="from", required=False, description="failed (the default): the stage where it ended; or start"),
+    ] = None,
+    traceparent: Traceparent = None,
+) -> Response[bytes]:
+    """A failed or canceled job runs again as its next run, its history kept. 409 for any other."""
+    if start_from not in {None, "failed", "start"}:
+        raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
+    where = cast("From", start_from or "failed")
+    try:
+        return _answer(await in_time(changes.retry(gateway_of(request), job_id_of(job_id), where, traceparent)))
+    except Conflict as error:
+        raise Problem(409, str(error)) from None
+
+
+def _answer(changed: Changed | None) -> Response[bytes]:
+    if changed is None:
+        raise Problem(404, NOT_FOUND)
+    status: Literal[200, 202] = 200 if changed.recorded else 202
+    return encoded(job_object(changed.job), status)
