@@ -10,10 +10,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Errored:
-    """The stage's function raised, or ran past its time-out. `permanent`: no retry can help."""
+    """The stage's function raised, or ran past its time-out.
+
+    permanent: no retry can help. vanished: the process that ran it, apart from the worker, ended without a word.
+    """
 
     error: str
     permanent: bool = False
+    vanished: bool = False
 
 
 @dataclass(frozen=True, slots=True)

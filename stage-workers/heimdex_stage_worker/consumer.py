@@ -260,7 +260,8 @@ class StageWorker:
                     log.info("delivery_dropped", message="the job goes on without this delivery")
                 case delivery.Retry(error=error, delay_seconds=delay):
                     await self._publish_attempt(held, error, delay)
-                    if held.reporter:
+                    # One that vanished stays suspect: its next attempt runs apart from the worker too.
+                    if held.reporter and not (isinstance(outcome, Errored) and outcome.vanished):
                         await held.reporter.mark(ended=True)
                     log.warning("attempt_failed", error=error, delay_seconds=delay)
                     await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))

@@ -48,7 +48,16 @@ def main() -> None:
     """Never returns."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    asyncio.run(run(decode_work(sys.stdin.buffer.readline()), int(sys.argv[1])))
+    line = sys.stdin.buffer.readline()
+    if not line:
+        os._exit(0)  # the worker ended before it said what to do
+    reports = int(sys.argv[1])
+    try:
+        asyncio.run(run(decode_work(line), reports))
+    except BrokenPipeError:
+        pass  # nobody listens any more
+    except Exception as error:
+        os.write(reports, encode_report(Report(ended=True, error=f"{type(error).__name__}: {error}")))
     os._exit(0)
 
 

@@ -118,7 +118,9 @@ class IsolatedAttempt:
         if self._ended_by is not None:
             return self._ended_by
         if not last.ended:
-            return Errored(f"worker lost: the process that ran this attempt ended without a word ({_how(code)})")
+            return Errored(
+                f"worker lost: the process that ran this attempt ended without a word ({_how(code)})", vanished=True
+            )
         return Finished() if last.error is None else Errored(last.error, last.permanent)
 
     def _work(self) -> Work:

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import UnusableMessage
+from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.leases import Leases
@@ -23,7 +24,7 @@ from heimdex_contracts.runtime.pulling import Puller
 from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
-from heimdex_status_store.rows import event_rows, job_rows
+from heimdex_status_store.rows import job_rows
 
 #: One statement's worth. Larger batches gain little and make one bad message cost more.
 LARGEST_BATCH: Final = 500

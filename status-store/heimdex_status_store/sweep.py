@@ -12,6 +12,7 @@ import msgspec
 
 from heimdex_contracts import messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
+from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, Due
 from heimdex_contracts.runtime.broker import Broker, JetStreamError
 from heimdex_contracts.runtime.logs import Logger
@@ -19,7 +20,7 @@ from heimdex_contracts.runtime.publishing import Publisher, Refused
 from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.queries import Unfinished
-from heimdex_status_store.rows import event_rows, job_rows
+from heimdex_status_store.rows import job_rows
 
 #: How often it looks whether either store was replaced.
 LOOK_SECONDS: Final = 5.0
