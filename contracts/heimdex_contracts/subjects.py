@@ -12,6 +12,8 @@ PROGRESS: Final = "HEIMDEX_PROGRESS"
 UNUSABLE: Final = "HEIMDEX_UNUSABLE"
 
 STATUS_STORE: Final = "status-store"
+#: First token of the subjects on which the streams tell what they have stored.
+STORED: Final = "heimdex-stored"
 
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
@@ -46,6 +48,16 @@ def progress_subject(stage: str, job_id: str) -> str:
 def unusable_subject(subject: str) -> str:
     """Where a message of `heimdex.<rest>` is set aside: `heimdex.unusable.<rest>`."""
     return "heimdex.unusable." + subject.removeprefix("heimdex.")
+
+
+def stored_filter(job_id: str) -> str:
+    """Every hand-over and failed attempt of one job that its stream has stored, as it does."""
+    return f"{STORED}.*.*.{job_id}"
+
+
+def subject_of_stored(subject: str) -> str:
+    """`heimdex-stored.jobs.<token>.<job_id>` back to `heimdex.jobs.<token>.<job_id>`."""
+    return "heimdex." + subject.removeprefix(f"{STORED}.")
 
 
 def stage_filter(stage: str) -> str:
@@ -110,6 +122,14 @@ class Stream:
         return f"heimdex-not-ready.{self.name}"
 
 
+def _republish(channel: str) -> dict[str, Any]:
+    """What the stream has stored, told to whoever listens: unlike the publish itself, never one that was refused."""
+    return {
+        "src": f"heimdex.{channel}.*.*",
+        "dest": f"{STORED}.{channel}.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
+    }
+
+
 def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, ...]:
     """The whole topology for these stages."""
     # A store that waits for Postgres keeps its messages alive itself, so its lease need not follow the stages'.
@@ -125,6 +145,7 @@ def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, .
                 "discard": "old",
                 "allow_msg_schedules": True,
                 "allow_atomic": True,
+                "republish": _republish("jobs"),
             },
             (
                 Consumer(STATUS_STORE, "heimdex.jobs.*.*", store_wait),
@@ -134,7 +155,7 @@ def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, .
         Stream(
             ATTEMPTS,
             ("heimdex.attempts.*.*",),
-            {"retention": "interest", "storage": "file"},
+            {"retention": "interest", "storage": "file", "republish": _republish("attempts")},
             (Consumer(STATUS_STORE, "heimdex.attempts.*.*", store_wait),),
         ),
         Stream(

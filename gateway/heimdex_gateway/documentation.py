@@ -7,9 +7,12 @@ from typing import Any, Final
 import msgspec
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, RequestBody, Schema
-from litestar.openapi.spec.enums import OpenAPIType
+from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
+from heimdex_gateway import listing
+from heimdex_gateway.events import EventList
+from heimdex_gateway.listing import JobList
 from heimdex_gateway.problems import ErrorBody
 from heimdex_gateway.schemas import Health, JobAccepted, JobObject, Readiness
 
@@ -81,6 +84,83 @@ SUBMIT_ERRORS: Final = {
         "1000000 jobs are waiting or running, and 1000000 are allowed: try again when some have ended.",
     ),
 }
+EVENTS: Final = {
+    "events": [
+        {
+            "id": "0.0",
+            "event": "submitted",
+            "run": 1,
+            "stage": "extracting",
+            "at": _CREATED,
+            "ended": None,
+            "error": None,
+            "retry_in_seconds": None,
+        },
+        {
+            "id": "1.0",
+            "event": "handed_over",
+            "run": 1,
+            "stage": "analyzing",
+            "at": "2025-10-28T12:00:02.010230Z",
+            "ended": {
+                "stage": "extracting",
+                "attempt": 1,
+                "started_at": "2025-10-28T12:00:00.004519Z",
+                "duration_seconds": 2.005,
+            },
+            "error": None,
+            "retry_in_seconds": None,
+        },
+    ]
+}
+LIST_ANSWERS: Final = {
+    200: ResponseSpec(
+        JobList,
+        description="A page of jobs.",
+        generate_examples=False,
+        examples=[Example(id="page", value={"jobs": [COMPLETED, FAILED], "next_cursor": None})],
+    ),
+    422: problem(
+        "A parameter is wrong; `field` names it.",
+        "The parameter 'limit' must be a whole number from 1 to 1000, not '0'.",
+        field="limit",
+    ),
+    500: UNAVAILABLE,
+}
+EVENTS_ANSWERS: Final = {
+    200: ResponseSpec(
+        EventList,
+        description="The history in order. As text/event-stream: the same entries as events, and `progress` ticks.",
+        generate_examples=False,
+        examples=[Example(id="history", value=EVENTS)],
+    ),
+    404: problem("There is no such job.", "Job not found"),
+    500: UNAVAILABLE,
+}
+
+
+@dataclass
+class ListOperation(Operation):
+    """GET /jobs: the route reads its query itself, so its parameters are told here."""
+
+    def __post_init__(self) -> None:
+        text = Schema(type=OpenAPIType.STRING)
+        time = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
+        limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=listing.MOST, default=listing.USUAL)
+        self.parameters = [
+            _query("status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(listing.STATUSES))),
+            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
+            _query("created_after", "only jobs created later than this", time),
+            _query("created_before", "only jobs created earlier than this", time),
+            _query("limit", "how many jobs a page has at most", limit),
+            _query("cursor", "the `next_cursor` of the page before", text),
+        ]
+
+
+def _query(name: str, description: str, schema: Schema) -> Parameter:
+    return Parameter(name=name, param_in="query", required=False, description=description, schema=schema)
+
+
 CHANGES: Final = {
     200: ResponseSpec(JobObject, description="Done and recorded.", generate_examples=False),
     202: ResponseSpec(
@@ -137,25 +217,36 @@ class SubmitOperation(Operation):
         )
 
 
+_WITH_NULLS: Final[dict[str, Any]] = {
+    "processing": PROCESSING,
+    "completed": COMPLETED,
+    "failed": FAILED,
+    "history": EVENTS,
+    "page": {"jobs": [COMPLETED, FAILED], "next_cursor": None},
+}
+
+
 def finish(document: dict[str, Any]) -> dict[str, Any]:
     """Put right, in place, what the framework leaves out: nulls in examples, formats and enums of our structs, headers.
 
     Safe to repeat. Returns the document.
     """
     _, components = msgspec.json.schema_components(
-        [JobAccepted, JobObject, ErrorBody, Health, Readiness], ref_template="#/components/schemas/{name}"
+        [JobAccepted, JobObject, JobList, EventList, ErrorBody, Health, Readiness],
+        ref_template="#/components/schemas/{name}",
     )
     document["components"]["schemas"] = components
-    for example in (example for examples in _examples(document["paths"]) for example in examples.values()):
+    for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
         example.pop("id", None)
-        for whole in (PROCESSING, COMPLETED, FAILED):
-            if all(whole.get(key) == value for key, value in example["value"].items()) and "id" in example["value"]:
-                example["value"] = whole
+        example["value"] = _WITH_NULLS.get(name, example["value"])
     document["paths"]["/jobs"]["post"]["responses"]["202"]["headers"] = {
         "Location": {"description": "where the job is found", "schema": {"type": "string"}}
     }
     # The framework thinks that the id is validated; a malformed one is a job that never was: 404.
-    document["paths"]["/jobs/{job_id}"]["get"]["responses"].pop("400", None)
+    for path in document["paths"].values():
+        for operation in path.values():
+            if operation["operationId"] != "submitJob":
+                operation["responses"].pop("400", None)
     return document
 
 

@@ -18,6 +18,7 @@ from heimdex_gateway.database import Database
 from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health, moment
 from heimdex_gateway.service import Gateway
+from heimdex_gateway.watching import Watches
 
 NAME = "heimdex-gateway"
 #: What /healthz calls the service.
@@ -62,6 +63,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         publisher=Publisher(broker, log),
         database=Database(found.database_url),
         pipelines=known,
+        watches=Watches(broker),
         room=Room(broker, known.stage_names, found.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
     )
@@ -82,7 +84,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
 
     async def connect() -> None:
         await broker.connect()
-        broker.on_reconnect.append(topology.ensure)
+        broker.on_reconnect.insert(0, topology.ensure)
         await topology.ensure()
         await micro.register(broker.nc, NAME, "the HTTP API", counters)
         log.info("ready")
@@ -94,6 +96,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     stop = asyncio.ensure_future(running.stopping.wait())
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")
+    gateway.watches.interrupt()
     server.should_exit = True
     await serving
     connecting.cancel()

@@ -10,6 +10,7 @@ from heimdex_gateway.database import Database
 from heimdex_gateway.reads import Reads
 from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health
+from heimdex_gateway.watching import Watches
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Gateway:
     pipelines: Pipelines
     health: Health
     room: Room
+    watches: Watches
     reads: Reads = field(init=False)
 
     def __post_init__(self) -> None:

@@ -2,4 +2,13 @@
 
 from heimdex_gateway.routes import changes, jobs, operations
 
-HANDLERS = (operations.healthz, operations.readyz, jobs.submit_job, jobs.get_job, changes.cancel_job, changes.retry_job)
+HANDLERS = (
+    operations.healthz,
+    operations.readyz,
+    jobs.submit_job,
+    jobs.list_jobs,
+    jobs.get_job,
+    jobs.list_events,
+    changes.cancel_job,
+    changes.retry_job,
+)

@@ -43,10 +43,10 @@ def job_id_of(text: str) -> str:
     return text.lower()
 
 
-async def in_time(work: Awaitable[_T]) -> _T:
+async def in_time(work: Awaitable[_T], waiting_seconds: float = 0.0) -> _T:
     """Await an answer for as long as a caller may wait. Raises Problem where it cannot be had."""
     try:
-        async with asyncio.timeout(LONGEST_SECONDS):
+        async with asyncio.timeout(LONGEST_SECONDS + waiting_seconds):
             return await work
     except Unanswerable as error:
         raise Problem(500, str(error)) from None

@@ -1,4 +1,4 @@
-"""Submit a job, and ask how it is."""
+"""Submit a job, ask how it is, list them, and tell what happened to one."""
 
 from typing import Annotated
 
@@ -6,12 +6,16 @@ from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import Parameter
+from litestar.response import Stream
 
-from heimdex_gateway import documentation
+from heimdex_gateway import documentation, events, listing, waiting
+from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, encoded, gateway_of, in_time, job_id_of, json_body
 from heimdex_gateway.schemas import LARGEST_BODY_BYTES, JobAccepted, JobObject, job_object, job_request
 from heimdex_gateway.submissions import submit
+
+JobId = Annotated[str, Parameter(description="the id that POST answered")]
 
 
 @post(
@@ -47,6 +51,26 @@ async def submit_job(
 
 
 @get(
+    "/jobs",
+    operation_id="listJobs",
+    summary="List jobs, newest first",
+    tags=["jobs"],
+    operation_class=documentation.ListOperation,
+    responses=documentation.LIST_ANSWERS,
+)
+async def list_jobs(request: AnyRequest) -> Response[bytes]:
+    """As the status store has recorded them: a job that was just accepted appears a moment later."""
+    gateway = gateway_of(request)
+    wanted = listing.wanted(listing.single(request.query_params.multi_items()), gateway.pipelines)
+    try:
+        found = await in_time(gateway.database.jobs(wanted))
+    except DatabaseUnavailable:
+        raise Problem(500, "Postgres cannot be reached, and jobs are listed from it. Try again.") from None
+    places = [listing.Place(job.created_at, job.job_id) for job in found]
+    return encoded(listing.page([job_object(job) for job in found], places, wanted.limit))
+
+
+@get(
     "/jobs/{job_id:str}",
     operation_id="getJob",
     summary="How is a job?",
@@ -59,11 +83,52 @@ async def submit_job(
     },
 )
 async def get_job(
-    request: AnyRequest, job_id: Annotated[str, Parameter(description="the id that POST answered")]
+    request: AnyRequest,
+    job_id: JobId,
+    wait: Annotated[
+        str | None,
+        Parameter(required=False, description="answer when the job ends, or after so many seconds (0 to 300)"),
+    ] = None,
 ) -> Response[bytes]:
     """Never an older answer than one already given."""
     gateway = gateway_of(request)
-    job = await in_time(gateway.reads.job(job_id_of(job_id)))
+    seconds, known = waiting.seconds(wait), job_id_of(job_id)
+    if seconds > 0:
+        job = await in_time(waiting.until_ended(gateway, known, seconds), seconds)
+    else:
+        job = await in_time(gateway.reads.job(known))
     if job is None:
         raise Problem(404, NOT_FOUND)
     return encoded(job_object(job))
+
+
+@get(
+    "/jobs/{job_id:str}/events",
+    operation_id="listJobEvents",
+    summary="What happened to a job",
+    tags=["jobs"],
+    responses=documentation.EVENTS_ANSWERS,
+)
+async def list_events(
+    request: AnyRequest,
+    job_id: JobId,
+    last_event_id: Annotated[
+        str | None,
+        Parameter(header="Last-Event-ID", required=False, description="resume the live stream after this event"),
+    ] = None,
+) -> Response[bytes] | Stream:
+    """Every hand-over and every failed attempt. With `Accept: text/event-stream`: live, history first."""
+    gateway, known = gateway_of(request), job_id_of(job_id)
+    if await in_time(gateway.reads.job(known)) is None:
+        raise Problem(404, NOT_FOUND)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return Stream(
+            events.live(gateway, known, events.parse_id(last_event_id)),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    try:
+        rows = await in_time(events.history(gateway, known))
+    except DatabaseUnavailable:
+        raise Problem(500, "Postgres cannot be reached, and the history is read from it. Try again.") from None
+    return encoded(events.EventList([events.event_object(row) for row in rows]))

@@ -1,0 +1,169 @@
+"""A job's history, as one answer, and as a live stream: history first, then each change as it is stored."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
+from heimdex_contracts.history import EventRow, event_row
+from heimdex_contracts.lifecycle import TERMINAL
+from heimdex_contracts.messages import Progress
+from heimdex_contracts.runtime.broker import JetStreamError
+from heimdex_gateway.schemas import moment
+from heimdex_gateway.service import Gateway
+from heimdex_gateway.watching import Interrupted
+
+#: A comment is sent after this much silence, so that no proxy takes the stream for dead.
+KEEP_ALIVE_SECONDS: Final = 15.0
+#: How long the history may take to catch up with the stream before it is told as it is.
+CATCH_UP_SECONDS: Final = 2.0
+
+Key = tuple[int, int]
+_json: Final = msgspec.json.Encoder()
+
+
+class EndedAttempt(msgspec.Struct, frozen=True):
+    """The attempt that an event ended: how long it took, in seconds, where that is known."""
+
+    stage: str
+    attempt: int
+    started_at: str | None
+    duration_seconds: float | None
+
+
+class EventObject(msgspec.Struct, frozen=True):
+    """One entry of a job's history. `id` is unique within the job and grows."""
+
+    id: str
+    event: str
+    run: int
+    stage: str | None
+    at: str
+    ended: EndedAttempt | None
+    error: str | None
+    retry_in_seconds: float | None
+
+
+class EventList(msgspec.Struct, frozen=True):
+    """The whole history, in order."""
+
+    events: list[EventObject]
+
+
+def event_object(row: EventRow) -> EventObject:
+    """As the API shows it."""
+    ended = None
+    if row.ended_stage is not None and row.ended_attempt is not None:
+        ended = EndedAttempt(row.ended_stage, row.ended_attempt, _moment(row.started_at), row.seconds)
+    return EventObject(
+        id=f"{row.step}.{row.attempt}",
+        event=row.kind,
+        run=row.run,
+        stage=row.stage,
+        at=moment(row.at),
+        ended=ended,
+        error=row.error,
+        retry_in_seconds=row.delay_seconds,
+    )
+
+
+def parse_id(text: str | None) -> Key | None:
+    """An event's id as a place in the history; None for what is none of ours (then the stream starts anew)."""
+    step, dot, attempt = (text or "").partition(".")
+    if (
+        dot
+        and step.isascii()
+        and step.isdigit()
+        and attempt.isascii()
+        and attempt.isdigit()
+        and len(step) < 10 > len(attempt)
+    ):
+        return int(step), int(attempt)
+    return None
+
+
+async def history(gateway: Gateway, job_id: str) -> list[EventRow]:
+    """Every entry, also those that the streams hold and Postgres does not have yet.
+
+    Raises HeimdexError where it cannot be had.
+    """
+    newest = await _newest(gateway, job_id)
+    deadline = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
+    pause = 0.005
+    while True:
+        rows = await gateway.database.history(job_id)
+        known = {(row.step, row.attempt) for row in rows}
+        missing = [row for row in newest if (row.step, row.attempt) not in known]
+        if not missing:
+            return rows
+        if asyncio.get_running_loop().time() > deadline:
+            return sorted([*rows, *missing], key=lambda row: (row.step, row.attempt))
+        await asyncio.sleep(pause)
+        pause = min(0.2, pause * 2)
+
+
+async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterator[bytes]:
+    """The stream, as server-sent events; ends with the event that ends the job.
+
+    after: the place of the last event that the caller has seen. Ends early, for the caller to come again, when
+    something was missed.
+    """
+    sent = after or (-1, -1)
+    try:
+        async with gateway.watches.open(job_id, ticks=True) as watch:
+            yield b"retry: 1000\n\n"
+            ended = False
+            for row in await history(gateway, job_id):
+                key = (row.step, row.attempt)
+                ended = row.kind in TERMINAL
+                if key > sent:
+                    sent = key
+                    yield _sse(event_object(row))
+            while not ended:
+                event = await watch.next(KEEP_ALIVE_SECONDS)
+                if event is None:
+                    yield b": still here\n\n"
+                elif isinstance(event, Progress):
+                    if event.step >= sent[0] and not event.ended:
+                        yield _tick(event)
+                else:
+                    row = event_row(event)
+                    key = (row.step, row.attempt)
+                    if key > sent:
+                        sent = key
+                        ended = row.kind in TERMINAL
+                        yield _sse(event_object(row))
+    except (Interrupted, HeimdexError):
+        return
+
+
+async def _newest(gateway: Gateway, job_id: str) -> list[EventRow]:
+    """What the streams hold last of this job."""
+    found: list[EventRow] = []
+    with contextlib.suppress(BrokerUnavailable, JetStreamError, UnusableMessage):
+        last = await gateway.publisher.last(job_id)
+        if last is not None:
+            found.append(event_row(messages.decode_job(last.subject, last.data)))
+        attempts = subjects.attempt_subject("*", job_id)
+        tried = await gateway.broker.last_message(subjects.ATTEMPTS, attempts, timeout=1.0)
+        if tried is not None:
+            found.append(event_row(messages.decode_attempt(tried.subject, tried.data)))
+    return found
+
+
+def _sse(entry: EventObject) -> bytes:
+    return b"id: %s\nevent: %s\ndata: %s\n\n" % (entry.id.encode(), entry.event.encode(), _json.encode(entry))
+
+
+def _tick(tick: Progress) -> bytes:
+    data = {"stage": tick.stage, "attempt": tick.attempt, "progress": tick.progress, "at": moment(tick.at)}
+    return b"event: progress\ndata: %s\n\n" % _json.encode(data)
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else moment(at)

@@ -1,0 +1,128 @@
+"""Lists jobs, newest first, by keyset: the page after a job is found by that job's place, however far down it is."""
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, get_args
+
+import msgspec
+
+from heimdex_contracts import messages
+from heimdex_contracts.lifecycle import Status
+from heimdex_contracts.pipelines import Pipelines
+from heimdex_gateway.problems import Problem
+from heimdex_gateway.schemas import JobObject, moment
+
+MOST: Final = 1000
+USUAL: Final = 50
+STATUSES: Final[tuple[str, ...]] = get_args(Status)
+PARAMETERS: Final = ("status", "type", "created_after", "created_before", "limit", "cursor")
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """A job's place in the list: what a cursor says, which is nobody's business but ours."""
+
+    created_at: datetime
+    id: str
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What to list. The times exclude their moment itself."""
+
+    status: str | None
+    type: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+    limit: int
+    cursor: Place | None
+
+
+class JobList(msgspec.Struct, frozen=True):
+    """A page. `next_cursor`: for the page after it, null on the last."""
+
+    jobs: list[JobObject]
+    next_cursor: str | None
+
+
+def wanted(query: Mapping[str, str], pipelines: Pipelines) -> Wanted:
+    """Read the query parameters. Raises Problem 422 that names the one that is wrong."""
+    for name in query:
+        if name not in PARAMETERS:
+            allowed = ", ".join(map(repr, PARAMETERS))
+            raise Problem(422, f"There is no parameter {name[:60]!r}; the parameters are {allowed}.", field=name[:100])
+    return Wanted(
+        status=_one_of("status", query.get("status"), STATUSES),
+        type=_one_of("type", query.get("type"), pipelines.types),
+        created_after=_moment("created_after", query.get("created_after")),
+        created_before=_moment("created_before", query.get("created_before")),
+        limit=_limit(query.get("limit")),
+        cursor=_place(query.get("cursor")),
+    )
+
+
+def single(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Each parameter once. Raises Problem 422 for one that is given twice."""
+    found: dict[str, str] = {}
+    for name, value in items:
+        if name in found:
+            raise Problem(422, f"The parameter {name[:60]!r} is given twice.", field=name[:100])
+        found[name] = value
+    return found
+
+
+def page(objects: list[JobObject], places: list[Place], limit: int) -> JobList:
+    """`objects` and their places, one more than `limit` where there is another page."""
+    if len(objects) <= limit:
+        return JobList(objects, None)
+    last = places[limit - 1]
+    cursor = base64.urlsafe_b64encode(msgspec.json.encode([moment(last.created_at), last.id])).rstrip(b"=").decode()
+    return JobList(objects[:limit], cursor)
+
+
+def _one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> str | None:
+    if value is not None and value not in allowed:
+        choices = ", ".join(map(repr, allowed))
+        raise Problem(422, f"The parameter {name!r} must be one of {choices}, not {value[:60]!r}.", field=name)
+    return value
+
+
+def _limit(value: str | None) -> int:
+    if value is None:
+        return USUAL
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and 1 <= int(value) <= MOST):
+        raise Problem(
+            422, f"The parameter 'limit' must be a whole number from 1 to {MOST}, not {value[:60]!r}.", field="limit"
+        )
+    return int(value)
+
+
+def _moment(name: str, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        at: datetime = msgspec.convert(value.replace(" ", "+"), messages.Moment, strict=False)
+        return at.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError, ValueError):
+        raise Problem(
+            422,
+            f"The parameter {name!r} must be a time with its zone such as 2025-10-28T12:00:00Z, not {value[:60]!r}.",
+            field=name,
+        ) from None
+
+
+def _place(value: str | None) -> Place | None:
+    if value is None:
+        return None
+    try:
+        data: Any = base64.urlsafe_b64decode(value.encode("ascii") + b"=" * (-len(value) % 4))
+        place: Place = msgspec.json.decode(data, type=Place)
+        if place.created_at.tzinfo is None or not messages.is_job_id(place.id):
+            raise ValueError
+        return place
+    except (binascii.Error, ValueError, UnicodeError, msgspec.MsgspecError, RecursionError):
+        raise Problem(
+            422,
+            "The parameter 'cursor' is none of ours: take it from 'next_cursor' of the page before, as it is.",
+            field="cursor",
+        ) from None

@@ -1,0 +1,51 @@
+"""Waits for a job's end, for a caller who would otherwise ask again and again."""
+
+import asyncio
+from typing import Final
+
+from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
+from heimdex_gateway.problems import Problem
+from heimdex_gateway.service import Gateway
+from heimdex_gateway.watching import Interrupted
+
+LONGEST_SECONDS: Final = 300.0
+#: How long the end that was heard may take to be shown by a plain GET too.
+RECORDED_WITHIN_SECONDS: Final = 2.0
+
+
+def seconds(text: str | None) -> float:
+    """The parameter `wait`, 0 where it is absent. Raises Problem 422."""
+    if text is None:
+        return 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= LONGEST_SECONDS:
+        raise Problem(
+            422, f"The parameter 'wait' must be seconds from 0 to {LONGEST_SECONDS:g}, not {text[:60]!r}.", field="wait"
+        )
+    return value
+
+
+async def until_ended(gateway: Gateway, job_id: str, timeout: float) -> Snapshot | None:
+    """The job when it has ended, or as it is after `timeout` seconds; None where there is none. Raises as Reads.job."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    async with gateway.watches.open(job_id, ticks=False) as watch:
+        job = await gateway.reads.job(job_id)
+        if job is None or job.ended:
+            return job
+        try:
+            while (left := deadline - loop.time()) > 0:
+                event = await watch.next(left)
+                if event is not None and snapshot(event).status in TERMINAL:
+                    break
+        except Interrupted:
+            pass
+    recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
+    job = await gateway.reads.job(job_id)
+    while loop.time() < min(recorded_by, deadline) and job is not None and not job.ended:
+        await asyncio.sleep(0.01)
+        job = await gateway.reads.job(job_id)
+    return job

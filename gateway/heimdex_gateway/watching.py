@@ -1,0 +1,97 @@
+"""Hears a job's events as they are stored: for a caller that waits for its end, and for the live stream."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
+from heimdex_contracts.messages import AnyMessage
+from heimdex_contracts.runtime.broker import Broker
+
+
+class Interrupted(Exception):
+    """The watch can go on no longer without the risk of a gap: the caller comes again, and resumes."""
+
+
+class Watch:
+    """The events of one job from the moment of `Watches.open` on."""
+
+    def __init__(self) -> None:
+        self._events: asyncio.Queue[AnyMessage | None] = asyncio.Queue()
+
+    async def next(self, timeout: float) -> AnyMessage | None:
+        """The next event, or None when none came within `timeout` seconds. Raises Interrupted."""
+        try:
+            async with asyncio.timeout(timeout):
+                event = await self._events.get()
+        except TimeoutError:
+            return None
+        if event is None:
+            raise Interrupted
+        return event
+
+    def interrupt(self) -> None:
+        """After what has come already, `next` raises."""
+        self._events.put_nowait(None)
+
+    async def on_stored(self, msg: Msg) -> None:
+        """A hand-over or a failed attempt, told by the stream that stored it."""
+        subject = subjects.subject_of_stored(msg.subject)
+        decode = messages.decode_job if subject.startswith("heimdex.jobs.") else messages.decode_attempt
+        with contextlib.suppress(UnusableMessage):
+            self._events.put_nowait(decode(subject, msg.data))
+
+    async def on_progress(self, msg: Msg) -> None:
+        """A tick, as its worker published it."""
+        with contextlib.suppress(UnusableMessage):
+            self._events.put_nowait(messages.decode_progress(msg.subject, msg.data))
+
+
+class Watches:
+    """All watches of one gateway."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._open: set[Watch] = set()
+        # What was stored while we were away, nobody told us.
+        broker.on_reconnect.append(self._on_reconnect)
+
+    async def _on_reconnect(self) -> None:
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End them all: the gateway stops, or was away from NATS."""
+        for watch in self._open:
+            watch.interrupt()
+
+    @contextlib.asynccontextmanager
+    async def open(self, job_id: str, *, ticks: bool) -> AsyncIterator[Watch]:
+        """Watch one job; once this has begun, nothing that is stored is missed.
+
+        A job has subscriptions of its own, so that a gateway pays for the jobs that somebody watches, not for all.
+        Raises BrokerUnavailable.
+        """
+        watch = Watch()
+        subscriptions = []
+        nc = self._broker.nc
+        try:
+            if not self._broker.connected:
+                raise BrokerUnavailable("not connected to NATS")
+            self._open.add(watch)
+            subscriptions.append(await nc.subscribe(subjects.stored_filter(job_id), cb=watch.on_stored))
+            if ticks:
+                progress = subjects.progress_subject("*", job_id)
+                subscriptions.append(await nc.subscribe(progress, cb=watch.on_progress))
+            await nc.flush(2)
+            yield watch
+        except (nats.errors.Error, TimeoutError) as error:
+            raise BrokerUnavailable(f"NATS did not take a subscription: {error}") from error
+        finally:
+            self._open.discard(watch)
+            for subscription in subscriptions:
+                with contextlib.suppress(nats.errors.Error):
+                    await subscription.unsubscribe()
