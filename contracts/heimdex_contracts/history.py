@@ -83,6 +83,8 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
                 at=event.at,
                 ended_stage=event.stage,
                 ended_attempt=event.attempt,
+                started_at=event.started_at,
+                seconds=event.seconds,
                 error=event.error,
             )
         case Canceled():

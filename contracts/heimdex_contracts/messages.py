@@ -91,11 +91,16 @@ class Completed(JobMessage, frozen=True, kw_only=True, tag="completed", omit_def
 
 
 class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=True):
-    """The worker gave up. `error` names the stage and the cause; `attempt` is the last one's number."""
+    """The worker gave up. `error` names the stage and the cause.
+
+    attempt: the last one's number; `started_at`, `seconds`: of that attempt, where it was begun by who tells this.
+    """
 
     stage: Name
     attempt: Count
     error: Text
+    started_at: Moment | None = None
+    seconds: Seconds | None = None
 
 
 class Canceled(JobMessage, frozen=True, kw_only=True, tag="canceled", omit_defaults=True):

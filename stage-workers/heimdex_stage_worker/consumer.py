@@ -7,6 +7,7 @@ between leaves a delivery that comes back, finds that its job has a successor, a
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -30,7 +31,7 @@ from heimdex_stage_worker.context import StageContext, StageFunction
 from heimdex_stage_worker.isolation import MOST_AT_ONCE, IsolatedAttempt
 from heimdex_stage_worker.reporting import Reporter
 from heimdex_stage_worker.successors import Ended, completed_or_next, failed, handed_back
-from heimdex_stage_worker.suspicion import is_suspect
+from heimdex_stage_worker.suspicion import is_suspect, last_tick
 
 #: Blocking stages share one interpreter lock with the heartbeats: more threads than this would starve them.
 MOST_THREADS: Final = 32
@@ -49,6 +50,10 @@ class Delivery:
         self.due = due
         self.pipeline = pipeline
         self.sequence = place.sequence.stream
+        #: The message, in the stream as it was when it delivered it (see Topology.is_current).
+        self.key = (self.sequence, place.timestamp)
+        #: The progress that callers may have seen already.
+        self.told = due.progress
         self.redelivered = place.num_delivered > 1
         #: 1-based; counts those before a hand-back too.
         self.attempt = due.attempts + place.num_delivered
@@ -59,8 +64,9 @@ class Delivery:
 
     def ended(self) -> Ended:
         """What the message that follows says of this delivery."""
-        percent = self.reporter.percent() if self.reporter else None
-        return Ended(self.attempt, self.sequence, self.msg.reply, self.started_at, self.began, percent)
+        percent = self.reporter.percent() if self.reporter else self.told
+        ran = self.reporter is not None
+        return Ended(self.attempt, self.sequence, self.msg.reply, self.started_at, self.began, percent, ran)
 
 
 class StageWorker:
@@ -82,13 +88,13 @@ class StageWorker:
         )
         self._publisher = Publisher(self._broker, self._log)
         self._unusable = SettingAside(self._broker, self._log)
-        self._leases = Leases(self._broker, settings.ack_wait_seconds)
+        self._leases = Leases(self._broker, self._topology, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
         self._threads = ThreadPoolExecutor(min(settings.stage_concurrency, MOST_THREADS), thread_name_prefix=stage)
         #: The last jobs that were canceled, with the step of that message: one may be on its way to us.
         self._canceled: dict[str, int] = {}
         self._isolated = asyncio.Semaphore(MOST_AT_ONCE)
-        self._held: dict[int, Delivery] = {}
+        self._held: dict[tuple[int, datetime], Delivery] = {}
         self._by_job: dict[str, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         #: Event-loop time after which nothing more is tried; set when the process is told to stop.
@@ -113,8 +119,8 @@ class StageWorker:
         await self._stop(process.stop_by())
 
     async def _on_reconnect(self) -> None:
-        self._leases.renew_all()
         await self._topology.ensure()
+        self._leases.renew_all()
         self._puller.reset()
 
     async def _on_canceled(self, msg: Msg) -> None:
@@ -145,7 +151,7 @@ class StageWorker:
                 error = str(unusable)
                 await self._unusable.set_aside(msg, error)
                 return
-            if held.sequence in self._held:
+            if held.key in self._held:
                 return  # delivered again while it runs here: the broker was away for longer than the ack wait
             self._hold(held)
             try:
@@ -173,13 +179,13 @@ class StageWorker:
         return due
 
     def _hold(self, held: Delivery) -> None:
-        self._held[held.sequence] = held
+        self._held[held.key] = held
         self._by_job[held.due.job_id] = held
         self._leases.add(held.msg.reply)
 
     def _let_go(self, held: Delivery) -> None:
         self._leases.remove(held.msg.reply)
-        self._held.pop(held.sequence, None)
+        self._held.pop(held.key, None)
         if self._by_job.get(held.due.job_id) is held:
             del self._by_job[held.due.job_id]
 
@@ -187,14 +193,15 @@ class StageWorker:
         due, pipeline = held.due, held.pipeline
         if (held.redelivered or due.step < self._canceled.get(due.job_id, 0)) and await self._is_overtaken(held):
             return Overtaken()
+        tick = await last_tick(self._broker, due) if held.redelivered else None
+        if tick is not None:
+            held.told = max(held.told, tick.progress)
         if held.attempt > delivery.tries(self._backoff(pipeline)):
             return Lost()
         if self._process.stopping.is_set():
             return Interrupted()
         declared = pipeline.stage(self._stage)
-        suspect = held.redelivered and await is_suspect(
-            self._broker, due, held.attempt, delivery.tries(self._backoff(pipeline))
-        )
+        suspect = is_suspect(tick, held.attempt, delivery.tries(self._backoff(pipeline)))
         ctx = StageContext(
             job_id=due.job_id,
             job_type=due.type,
@@ -209,7 +216,7 @@ class StageWorker:
             held.running = IsolatedAttempt(declared.code, ctx, declared.timeout_seconds, self._isolated)
         else:
             held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
-        held.reporter = Reporter(self._broker, due, pipeline, ctx)
+        held.reporter = Reporter(self._broker, due, pipeline, ctx, held.told)
         if held.redelivered:
             await held.reporter.mark(ended=False)
         held.reporter.start()
@@ -298,7 +305,7 @@ class StageWorker:
                 started_at=held.started_at,
                 at=messages.later_of(messages.now(), held.started_at),
                 created_at=due.created_at,
-                progress=held.reporter.percent() if held.reporter else due.progress,
+                progress=held.reporter.percent() if held.reporter else held.told,
             )
         )
         headers = {
@@ -318,8 +325,13 @@ class StageWorker:
             await asyncio.sleep(0.5)
 
     async def _answer(self, held: Delivery, answer: bytes) -> None:
-        self._leases.remove(held.msg.reply)
-        await self._broker.nc.publish(held.msg.reply, answer)
+        reply = held.msg.reply
+        self._leases.remove(reply)
+        # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
+        if not self._topology.ready.is_set():
+            await self._process.unless_stopped(self._topology.ready.wait())
+        if self._topology.is_current(reply):
+            await self._broker.nc.publish(reply, answer)
 
     async def _stop(self, stop_by: float) -> None:
         loop = asyncio.get_running_loop()

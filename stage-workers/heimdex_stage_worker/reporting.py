@@ -23,11 +23,13 @@ MOST_ESTIMATED: Final = 0.95
 class Reporter:
     """One attempt's progress. A tick waits for no answer: the next one makes up for a lost one."""
 
-    def __init__(self, broker: Broker, due: Due, pipeline: Pipeline, ctx: StageContext) -> None:
+    def __init__(self, broker: Broker, due: Due, pipeline: Pipeline, ctx: StageContext, floor: int) -> None:
         self._broker = broker
         self._due = due
         self._pipeline = pipeline
         self._ctx = ctx
+        #: What was told already: at the hand-over, or by an attempt before.
+        self._floor = floor
         self._began = time.monotonic()
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -48,11 +50,11 @@ class Reporter:
             self._timer.cancel()
 
     def percent(self) -> int:
-        """Of the whole job, as far as this attempt has come; never less than when it was handed over."""
+        """Of the whole job, as far as this attempt has come; never less than was told already."""
         fraction = self._ctx.fraction
         if not self._ctx.reported and self._ctx.expected_seconds > 0:
             fraction = min(MOST_ESTIMATED, (time.monotonic() - self._began) / self._ctx.expected_seconds)
-        return max(self._due.progress, self._pipeline.progress(self._ctx.stage, fraction))
+        return max(self._floor, self._pipeline.progress(self._ctx.stage, fraction))
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._tick)

@@ -12,14 +12,15 @@ from heimdex_contracts.pipelines import Pipeline
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The delivery that is followed. `began`: by the monotonic clock; percent: None where nothing was run."""
+    """The delivery that is followed. `began`: by the monotonic clock; `ran`: whether the stage's code was begun."""
 
     attempt: int
     sequence: int
     ack: str
     started_at: datetime
     began: float
-    percent: int | None
+    percent: int
+    ran: bool
 
 
 def _common(due: Due, held: Ended) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
         "run": due.run,
         "created_at": due.created_at,
         "at": messages.later_of(messages.now(), held.started_at),
-        "progress": max(due.progress, held.percent or 0),
+        "progress": max(due.progress, held.percent),
         "fail_at_stage": due.fail_at_stage,
         "finished": due.finished,
         "follows": Follows(held.sequence, held.ack),
@@ -60,7 +61,10 @@ def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Comple
 
 def failed(due: Due, held: Ended, error: str) -> Failed:
     """After the worker gave up."""
-    return Failed(**_common(due, held), stage=due.stage, attempt=held.attempt, error=error)
+    common = _common(due, held)
+    seconds = round(time.monotonic() - held.began, 6) if held.ran else None
+    started_at = held.started_at if held.ran else None
+    return Failed(**common, stage=due.stage, attempt=held.attempt, error=error, started_at=started_at, seconds=seconds)
 
 
 def handed_back(due: Due, held: Ended) -> Due:
@@ -70,5 +74,5 @@ def handed_back(due: Due, held: Ended) -> Due:
         stage=due.stage,
         reason="handed_back",
         attempts=held.attempt - 1,
-        started=due.started or held.percent is not None,
+        started=due.started or held.ran,
     )

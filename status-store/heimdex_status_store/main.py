@@ -40,12 +40,14 @@ async def serve(running: Process) -> None:
     if not await running.unless_stopped(topology.ensure()) or not await running.unless_stopped(_wait_for(database)):
         return
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
-    leases = Leases(broker, min(stream.consumers[0].ack_wait_seconds for stream in streams if stream.consumers))
-    recorder = Recorder(broker, database, leases, SettingAside(broker, log), counters, log)
+    leases = Leases(
+        broker, topology, min(stream.consumers[0].ack_wait_seconds for stream in streams if stream.consumers)
+    )
+    recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, log)
 
     async def on_reconnect() -> None:
-        leases.renew_all()
         await topology.ensure()
+        leases.renew_all()
         recorder.reset()
 
     broker.on_reconnect.append(on_reconnect)

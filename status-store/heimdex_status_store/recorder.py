@@ -21,6 +21,7 @@ from heimdex_contracts.runtime.leases import Leases
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.micro import Counters
 from heimdex_contracts.runtime.pulling import Puller
+from heimdex_contracts.runtime.topology import Topology
 from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
@@ -51,6 +52,7 @@ class Recorder:
     def __init__(
         self,
         broker: Broker,
+        topology: Topology,
         database: Database,
         leases: Leases,
         unusable: SettingAside,
@@ -58,6 +60,7 @@ class Recorder:
         log: Logger,
     ) -> None:
         self._broker = broker
+        self._topology = topology
         self._database = database
         self._leases = leases
         self._unusable = unusable
@@ -164,13 +167,20 @@ class Recorder:
         self._set_aside(held.msg, held.puller, f"Postgres refused it: {type(error).__name__}: {error}")
 
     async def _acknowledge(self, batch: list[_Held]) -> None:
-        publish = self._broker.nc.publish
+        publish, is_current = self._broker.nc.publish, self._topology.is_current
+        if not self._topology.ready.is_set():
+            # Not while the broker is away: it may come back with streams that know these sequences by other messages.
+            await asyncio.wait(
+                {asyncio.ensure_future(self._topology.ready.wait()), asyncio.ensure_future(self._stopping.wait())},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         for held in batch:
             event, reply = held.event, held.msg.reply
             self._leases.remove(reply)
             predecessor = None if isinstance(event, (Progress, AttemptFailed)) else event.follows
-            if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack):
+            if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack) and is_current(predecessor.ack):
                 # First the predecessor, for a worker killed between its publish and its ack (messages.Follows).
                 await publish(predecessor.ack, b"+ACK")
-            await publish(reply, b"+ACK")
+            if is_current(reply):
+                await publish(reply, b"+ACK")
             held.puller.release()

@@ -69,6 +69,8 @@ class Broker:
         self.closed = asyncio.Event()
         #: Run after every reconnection, before anything else is told of it.
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        #: Run when the connection is lost; must not block.
+        self.on_disconnect: list[Callable[[], None]] = []
         self._settings = settings
         self._name = name
         self._log = log
@@ -203,6 +205,8 @@ class Broker:
             self._log.warning("nats_error", message="NATS reported an error", error=str(error) or type(error).__name__)
 
     async def _on_disconnect(self) -> None:
+        for call in self.on_disconnect:
+            call()
         if not self._closing:
             self._said_waiting = True
             self._log.warning("nats_disconnected", message="lost the connection to NATS: reconnecting")

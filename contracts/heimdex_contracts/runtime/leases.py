@@ -6,6 +6,7 @@ from typing import Final
 import nats.errors
 
 from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.topology import Topology
 
 TIMES_PER_ACK_WAIT: Final = 4
 
@@ -13,8 +14,9 @@ TIMES_PER_ACK_WAIT: Final = 4
 class Leases:
     """The reply subjects of the deliveries that this process holds."""
 
-    def __init__(self, broker: Broker, ack_wait_seconds: float) -> None:
+    def __init__(self, broker: Broker, topology: Topology, ack_wait_seconds: float) -> None:
         self._broker = broker
+        self._topology = topology
         self._pause = ack_wait_seconds / TIMES_PER_ACK_WAIT
         self._held: set[str] = set()
         self._task: asyncio.Task[None] | None = None
@@ -32,7 +34,7 @@ class Leases:
         self._task = asyncio.create_task(self._run())
 
     def renew_all(self) -> None:
-        """At once: after a reconnection, before the broker's timers take stock."""
+        """At once: after a reconnection, when the streams are known again."""
         self._renewing = asyncio.ensure_future(self._renew())
 
     async def stop(self) -> None:
@@ -46,11 +48,10 @@ class Leases:
             await self._renew()
 
     async def _renew(self) -> None:
-        if not self._broker.connected:
-            return
         for reply in list(self._held):
-            if reply not in self._held:
-                continue  # settled while we were writing
+            # Some may be settled while we are writing.
+            if reply not in self._held or not self._topology.is_current(reply):
+                continue
             try:
                 await self._broker.nc.publish(reply, b"+WPI")
             except nats.errors.Error:

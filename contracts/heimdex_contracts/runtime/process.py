@@ -44,7 +44,7 @@ class Process:
         """Wait for NATS; False when told to stop meanwhile."""
         return await self.unless_stopped(self.broker.connect())
 
-    async def unless_stopped(self, work: Awaitable[None]) -> bool:
+    async def unless_stopped(self, work: Awaitable[object]) -> bool:
         """Run `work`; True when it is done, False when the process was told to stop first (then it is cancelled)."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self.stopping.wait())

@@ -5,16 +5,21 @@ an interest stream is created on a subject that nobody uses, its consumers are a
 """
 
 import asyncio
+from datetime import datetime
 from typing import Any
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.broker import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.subjects import Consumer, Stream
+from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream
 
 
 class Topology:
-    """Ensures these streams on one connection; `ready` is set while they are known to exist."""
+    """Ensures these streams on one connection; `ready` is set while they are known to exist.
+
+    Knows, too, which deliveries are of the streams as they are: a server that lost its disk starts its sequences
+    anew, and an answer to a delivery of before would settle a stranger's message.
+    """
 
     def __init__(self, broker: Broker, streams: tuple[Stream, ...], replicas: int, log: Logger) -> None:
         self.ready = asyncio.Event()
@@ -24,6 +29,14 @@ class Topology:
         self._log = log
         self._lock = asyncio.Lock()
         self._said = ""
+        #: When each stream was created, in nanoseconds.
+        self._created_ns: dict[str, int] = {}
+        broker.on_disconnect.append(self.ready.clear)
+
+    def is_current(self, reply: str) -> bool:
+        """Whether this reply subject answers a delivery of a stream as it is now; False while that is not known."""
+        place = delivered_at(reply)
+        return self.ready.is_set() and place is not None and place[1] >= self._created_ns.get(place[0], 0)
 
     async def ensure(self) -> None:
         """Return when every stream and consumer exists. Waits and tries again while JetStream is not there yet."""
@@ -52,14 +65,15 @@ class Topology:
 
     async def _ensure_stream(self, stream: Stream) -> None:
         try:
-            found = (await self._broker.api(f"STREAM.INFO.{stream.name}"))["config"]
+            info = await self._broker.api(f"STREAM.INFO.{stream.name}")
         except JetStreamError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
             waiting = stream.config(self._replicas, (stream.waiting_subject(),))
-            created = await self._broker.api(f"STREAM.CREATE.{stream.name}", waiting, timeout=10)
-            found = created["config"]
+            info = await self._broker.api(f"STREAM.CREATE.{stream.name}", waiting, timeout=10)
             self._log.info("stream_created", message="created a stream", stream=stream.name)
+        found = info["config"]
+        self._created_ns[stream.name] = _nanoseconds(info["created"])
         for consumer in stream.consumers:
             await self._ensure_consumer(stream, consumer)
         wanted = stream.config(self._replicas)
@@ -89,3 +103,23 @@ class Topology:
 def _covers(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether the server's configuration already says all that we want of it."""
     return all(found.get(name) == value for name, value in wanted.items())
+
+
+def delivered_at(reply: str) -> tuple[str, int] | None:
+    """The stream of a delivery, and when its message was stored there (ns), from the subject that answers it.
+
+    `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or the same after a domain
+    and an account (nats-server ADR-15). None for anything else.
+    """
+    tokens = reply.split(".")
+    if len(tokens) < 9 or tokens[0] != "$JS" or tokens[1] != "ACK":
+        return None
+    stream, stored = (tokens[2], tokens[7]) if len(tokens) == 9 else (tokens[4], tokens[9])
+    return (stream, int(stored)) if stored.isascii() and stored.isdigit() else None
+
+
+def _nanoseconds(moment: str) -> int:
+    """RFC 3339 with up to nine digits of a second."""
+    whole, _, fraction = moment.rstrip("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
+    return seconds * NANOSECOND + int((fraction or "0").ljust(9, "0")[:9])
