@@ -137,7 +137,10 @@ def load(modules: Iterable[str]) -> Pipelines:
     found: list[Pipeline] = []
     for name in modules:
         try:
-            found.extend(importlib.import_module(name).PIPELINES)
+            declared = list(importlib.import_module(name).PIPELINES)
+            if not all(isinstance(entry, Pipeline) for entry in declared):
+                raise TypeError("its PIPELINES must hold Pipeline objects only")
+            found.extend(declared)
         except Exception as error:
             raise SettingsError(f"HEIMDEX_PIPELINES names {name!r}, which cannot be used: {error}") from error
     try:

@@ -168,7 +168,7 @@ def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, .
                 "discard": "old",
                 "max_msgs_per_subject": 1,
                 "max_age": 300 * NANOSECOND,
-                "max_bytes": 128 * 1024 * 1024,
+                "max_bytes": 64 * 1024 * 1024,
                 "duplicate_window": 2 * NANOSECOND,
             },
             (Consumer(STATUS_STORE, "heimdex.progress.*.*", store_wait),),
@@ -182,7 +182,8 @@ def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, .
                 "storage": "file",
                 "discard": "old",
                 "max_age": 30 * 24 * 3600 * NANOSECOND,
-                "max_bytes": 1024 * 1024 * 1024,
+                # The server reserves this much of its disk.
+                "max_bytes": 64 * 1024 * 1024,
             },
             (),
         ),

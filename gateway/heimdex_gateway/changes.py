@@ -109,9 +109,9 @@ async def retry(gateway: Gateway, job_id: str, start_from: From, traceparent: st
             finished=last.finished[:kept],
         )
         message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
-        await gateway.room.take()
         try:
-            await _publish(gateway, message, found[0].sequence if found else 0)
+            async with gateway.room.taken():
+                await _publish(gateway, message, found[0].sequence if found else 0)
         except Superseded:
             continue
         return await _recorded(gateway, message)

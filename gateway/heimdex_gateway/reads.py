@@ -84,6 +84,9 @@ class Reads:
                 reason="submitted",
             )
             return lifecycle.snapshot(first)
+        row = await self._database.job(job_id)
+        if row is not None:
+            return row  # it was recorded between our looks
         self._tell(found)
         return found.view()
 
@@ -121,11 +124,13 @@ class Reads:
     async def _look(self, job_id: str) -> _InStream | None:
         """The job's newest message, with the newest tick of the same step. Raises Unanswerable where NATS is away."""
         try:
+            # The tick first: it is then of this message's step or of an older one, never of one that we do not see.
+            newest = subjects.progress_subject("*", job_id)
+            tick = await self._broker.last_message(subjects.PROGRESS, newest, timeout=1.0)
             last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id), timeout=1.0)
             if last is None:
                 return None
             message = messages.decode_job(last.subject, last.data)
-            tick = await self._broker.last_message(subjects.PROGRESS, f"heimdex.progress.*.{job_id}", timeout=1.0)
         except (BrokerUnavailable, JetStreamError):
             raise Unanswerable(NATS_DOWN) from None
         except UnusableMessage:

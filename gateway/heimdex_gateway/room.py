@@ -1,6 +1,8 @@
 """Whether there is room for more jobs: counts the unfinished ones, and refuses before the broker would."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Final
 
 from heimdex_contracts import subjects
@@ -26,24 +28,36 @@ class Room:
         self._stages = stages
         self._most = most
         self._counted = 0
+        #: Stored since the count, and on the way.
         self._accepted = 0
+        self._publishing = 0
         self._counted_at = float("-inf")
         self._counting: asyncio.Task[None] | None = None
 
-    async def take(self) -> None:
-        """Count one more job in. Raises NoRoom."""
+    @contextlib.asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Room for one job while it is published; counted in when that succeeds. Raises NoRoom."""
         age = asyncio.get_running_loop().time() - self._counted_at
         if age > RENEW_AFTER_SECONDS:
             self._count()
-        if self._counted + self._accepted >= self._most:
+        if self._used >= self._most:
             if age > RECOUNT_AFTER_SECONDS:
                 await asyncio.wait({self._count()})
-            if self._counted + self._accepted >= self._most:
+            if self._used >= self._most:
                 raise NoRoom(
-                    f"{self._counted + self._accepted} jobs are waiting or running, and {self._most} are allowed: "
+                    f"{self._used} jobs are waiting or running, and {self._most} are allowed: "
                     "try again when some have ended."
                 )
-        self._accepted += 1
+        self._publishing += 1
+        try:
+            yield
+            self._accepted += 1
+        finally:
+            self._publishing -= 1
+
+    @property
+    def _used(self) -> int:
+        return self._counted + self._accepted + self._publishing
 
     def _count(self) -> asyncio.Task[None]:
         if self._counting is None or self._counting.done():

@@ -20,7 +20,6 @@ async def submit(gateway: Gateway, request: JobRequest, traceparent: str | None)
     Raises BrokerUnavailable when NATS did not store it in time (whether it did later is then not known), NoRoom or
     Refused when there is no room for it.
     """
-    await gateway.room.take()
     at = messages.now()
     job = Due(
         job_id=str(uuid_utils.uuid7()),
@@ -33,5 +32,6 @@ async def submit(gateway: Gateway, request: JobRequest, traceparent: str | None)
         reason="submitted",
         trace=tracing.start(traceparent),
     )
-    await gateway.publisher.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
+    async with gateway.room.taken():
+        await gateway.publisher.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
     return job.job_id

@@ -68,13 +68,18 @@ class Attempt:
         return _outcome(self._task)
 
     async def _call(self) -> None:
-        if inspect.iscoroutinefunction(self._function):
-            await self._function(self._ctx)
-            return
-        loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(self._threads, _call_blocking, self._function, self._ctx)
-        if inspect.isawaitable(result):
-            await result
+        try:
+            if inspect.iscoroutinefunction(self._function):
+                await self._function(self._ctx)
+                return
+            loop = asyncio.get_running_loop()
+            result = await loop.run_in_executor(self._threads, _call_blocking, self._function, self._ctx)
+            if inspect.isawaitable(result):
+                await result
+        except StageInterrupted:
+            return  # whoever interrupted it knows why
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
 
     def _end(self, outcome: Outcome) -> None:
         if self._ended_by is None and not (self._task and self._task.done()):
@@ -88,8 +93,9 @@ def _call_blocking(function: StageFunction, ctx: StageContext) -> Any:
     try:
         return function(ctx)
     except StageInterrupted:
-        return None  # whoever interrupted it knows why
+        return None
     except (SystemExit, KeyboardInterrupt) as error:
+        # Not through the executor's future: asyncio would end the loop with it.
         raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
 
 
@@ -107,5 +113,9 @@ def _outcome(task: asyncio.Future[Any]) -> Outcome:
 
 
 def _text(error: BaseException) -> str:
-    text = str(error).replace("\x00", "�")[:LONGEST_ERROR]
+    try:
+        text = str(error)
+    except Exception:
+        text = "its text cannot be told"
+    text = text.encode(errors="replace").decode().replace("\x00", "�")[:LONGEST_ERROR]
     return text if isinstance(error, PermanentError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -34,6 +34,10 @@ CAPACITY: Final = 2000
 #: What an acknowledgement's subject looks like (with and without a domain and account): we publish to no other.
 _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\s*>]+")
 
+#: A tick that came before its hand-over comes again after this pause, but not for ever: it may be a stranger's.
+_AGAIN: Final = b'-NAK {"delay": %d}' % (subjects.NANOSECOND // 10)
+MOST_DELIVERIES_OF_A_TICK: Final = 100
+
 Decode = Callable[[str, bytes], AnyMessage]
 
 
@@ -138,7 +142,7 @@ class Recorder:
             began = time.monotonic_ns()
             events = [held.event for held in batch]
             try:
-                await self._database.run(
+                recorded = await self._database.run(
                     lambda connection: queries.record(connection, job_rows(events), event_rows(events))  # noqa: B023
                 )
             except OUTAGE:
@@ -151,7 +155,7 @@ class Recorder:
             spent = (time.monotonic_ns() - began) // len(batch)
             for _ in batch:
                 self._counters.count(spent)
-            await self._acknowledge(batch)
+            await self._acknowledge(batch, recorded.early)
             return
 
     async def _narrow(self, batch: list[_Held], error: Exception) -> None:
@@ -166,7 +170,7 @@ class Recorder:
         self._counters.count(0, str(error))
         self._set_aside(held.msg, held.puller, f"Postgres refused it: {type(error).__name__}: {error}")
 
-    async def _acknowledge(self, batch: list[_Held]) -> None:
+    async def _acknowledge(self, batch: list[_Held], early: frozenset[str]) -> None:
         publish, is_current = self._broker.nc.publish, self._topology.is_current
         if not self._topology.ready.is_set():
             # Not while the broker is away: it may come back with streams that know these sequences by other messages.
@@ -182,5 +186,12 @@ class Recorder:
                 # First the predecessor, for a worker killed between its publish and its ack (messages.Follows).
                 await publish(predecessor.ack, b"+ACK")
             if is_current(reply):
-                await publish(reply, b"+ACK")
+                await publish(reply, _AGAIN if self._comes_again(held, early) else b"+ACK")
             held.puller.release()
+
+    @staticmethod
+    def _comes_again(held: _Held, early: frozenset[str]) -> bool:
+        """Whether this is a tick whose hand-over is not recorded yet, and may still be."""
+        if not early or not isinstance(held.event, Progress) or held.event.job_id not in early:
+            return False
+        return held.msg.metadata.num_delivered < MOST_DELIVERIES_OF_A_TICK

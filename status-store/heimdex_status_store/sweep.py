@@ -97,9 +97,10 @@ class Sweep:
     async def _record(self, batch: list[AnyJobMessage]) -> int:
         if not batch:
             return 0
-        return await self._database.run(
+        recorded = await self._database.run(
             lambda connection: queries.record(connection, job_rows(batch), event_rows(batch))
         )
+        return recorded.raised
 
     async def _compare_page(self, after: str | None, rest: timedelta) -> tuple[str | None, int]:
         """Publish again the unfinished jobs of one page that the stream does not hold.

@@ -20,6 +20,8 @@ from heimdex_contracts.runtime.settings import Settings
 
 #: JetStream's error codes that we act on (nats-server, server/errors.json).
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+#: A message of this id is being replicated: whether it will be stored is not decided yet.
+BEING_STORED: Final = 10158
 NO_MESSAGE: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014

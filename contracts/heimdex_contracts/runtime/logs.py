@@ -1,5 +1,6 @@
 """Logs: one JSON object a line on stderr, ours and those of the libraries alike."""
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,11 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 def _to_json(value: Mapping[str, Any], **_: Any) -> str:
-    return msgspec.json.encode(value, enc_hook=repr).decode()
+    try:
+        return msgspec.json.encode(value, enc_hook=repr).decode()
+    except (TypeError, ValueError, RecursionError):
+        # A lone surrogate, or an odd key: the line must come out all the same.
+        return json.dumps({str(key): repr(entry) for key, entry in value.items()})
 
 
 def configure(level: str, service: str) -> Logger:

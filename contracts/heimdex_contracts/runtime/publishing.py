@@ -10,7 +10,7 @@ from typing import Final
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded, UnusableMessage
 from heimdex_contracts.messages import AnyJobMessage
-from heimdex_contracts.runtime.broker import WRONG_LAST_SEQUENCE, Broker, JetStreamError, Stored
+from heimdex_contracts.runtime.broker import BEING_STORED, WRONG_LAST_SEQUENCE, Broker, JetStreamError, Stored
 from heimdex_contracts.runtime.logs import Logger
 
 #: JetStream has no room, or its limits forbid the message: repeated by whoever holds the job, refused by the gateway.
@@ -62,6 +62,8 @@ class Publisher:
                 ack = await self._broker.publish(subject, payload, headers, timeout=min(2.0, left or 2.0))
                 if ack.error is None:
                     return ack.seq
+                if ack.error.err_code == BEING_STORED:
+                    raise BrokerUnavailable("the message is being replicated")
                 if ack.error.err_code not in WRONG_LAST_SEQUENCE:
                     raise Refused(f"JetStream refused the message: {ack.error.description}.")
                 stored = await self._look(message, headers["Nats-Msg-Id"], expected, attempt)

@@ -51,6 +51,14 @@ CREATE TABLE IF NOT EXISTS stream_seen (
     created text NOT NULL
 );
 
+-- The mark shares the fate of the rows: whoever empties the table makes the sweep read the stream again.
+CREATE OR REPLACE FUNCTION forget_stream() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM stream_seen;
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER jobs_emptied AFTER TRUNCATE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION forget_stream();
+
 -- What the gateway reads: the status, the message that a retry starts from, the history. The tables are ours alone.
 CREATE OR REPLACE VIEW job_status AS
     SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at FROM jobs;
