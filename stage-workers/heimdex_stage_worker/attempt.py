@@ -12,6 +12,8 @@ from heimdex_stage_worker.context import PermanentError, StageContext, StageFunc
 
 #: An error's text is for people: a page of it is enough.
 LONGEST_ERROR = 2000
+#: How long a cancelled function may take to clean up after itself.
+SWALLOWED_SECONDS = 1.0
 
 
 def load_stage(code: str) -> StageFunction:
@@ -42,6 +44,7 @@ class Attempt:
         self._threads = threads
         self._ended_by: Outcome | None = None
         self._task: asyncio.Future[Any] | None = None
+        self._over = asyncio.Event()
 
     def interrupt(self) -> None:
         """The worker is stopping: the outcome is Interrupted unless the function has ended already."""
@@ -58,11 +61,13 @@ class Attempt:
         if self._ended_by is not None:
             return self._ended_by
         self._task = asyncio.ensure_future(self._call())
-        done, _ = await asyncio.wait({self._task}, timeout=self._timeout)
-        if not done:
-            self._end(Errored(f"the stage took longer than its time-out of {self._timeout:g} s"))
+        over = asyncio.ensure_future(self._over.wait())
+        await asyncio.wait({self._task, over}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if not self._task.done():
+            self._end(Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s"))
             # A function that swallows its cancellation must not hold the slot for ever.
-            await asyncio.wait({self._task}, timeout=1)
+            await asyncio.wait({self._task}, timeout=SWALLOWED_SECONDS)
         if self._ended_by is not None:
             return self._ended_by
         return _outcome(self._task)
@@ -85,6 +90,7 @@ class Attempt:
         if self._ended_by is None and not (self._task and self._task.done()):
             self._ended_by = outcome
             self._ctx.interrupt()
+            self._over.set()
             if self._task:
                 self._task.cancel()
 

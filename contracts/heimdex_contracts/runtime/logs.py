@@ -19,7 +19,7 @@ def _to_json(value: Mapping[str, Any], **_: Any) -> str:
         return msgspec.json.encode(value, enc_hook=repr).decode()
     except (TypeError, ValueError, RecursionError):
         # A lone surrogate, or an odd key: the line must come out all the same.
-        return json.dumps({str(key): repr(entry) for key, entry in value.items()})
+        return json.dumps({str(key): entry for key, entry in value.items()}, default=repr)
 
 
 def configure(level: str, service: str) -> Logger:
