@@ -44,7 +44,7 @@ class Attempt:
         self._threads = threads
         self._ended_by: Outcome | None = None
         self._task: asyncio.Future[Any] | None = None
-        self._over = asyncio.Event()
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def interrupt(self) -> None:
         """The worker is stopping: the outcome is Interrupted unless the function has ended already."""
@@ -61,9 +61,7 @@ class Attempt:
         if self._ended_by is not None:
             return self._ended_by
         self._task = asyncio.ensure_future(self._call())
-        over = asyncio.ensure_future(self._over.wait())
-        await asyncio.wait({self._task, over}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
+        await asyncio.wait({self._task, self._over}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
         if not self._task.done():
             self._end(Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s"))
             # A function that swallows its cancellation must not hold the slot for ever.
@@ -90,7 +88,7 @@ class Attempt:
         if self._ended_by is None and not (self._task and self._task.done()):
             self._ended_by = outcome
             self._ctx.interrupt()
-            self._over.set()
+            self._over.set_result(None)
             if self._task:
                 self._task.cancel()
 
