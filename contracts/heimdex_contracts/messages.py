@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 
 from heimdex_contracts.errors import UnusableMessage
-from heimdex_contracts.subjects import CANCELED, COMPLETED, FAILED
+from heimdex_contracts.subjects import CANCELED, COMPLETED, FAILED, LATER
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
@@ -54,6 +54,7 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
 
     step: how many messages of this job came before this one; run: 1, and one more for each retry of an ended job.
     progress: percent of the whole job. finished: the stages that succeeded in this run, in order.
+    not_before: a job for later starts then; its first message lies on `heimdex.jobs.later.<job_id>` until that time.
     trace: the W3C traceparent of this message, for those that are fired by the server, which sends no headers.
     """
 
@@ -65,6 +66,7 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     at: Moment
     progress: Percent = 0
     fail_at_stage: Name | None = None
+    not_before: Moment | None = None
     finished: tuple[StageRun, ...] = ()
     follows: Follows | None = None
     trace: str | None = None
@@ -169,6 +171,8 @@ def token(message: AnyJobMessage) -> str:
 def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
     """The message on `heimdex.jobs.<token>.<job_id>`. Raises UnusableMessage when it is not what its subject says."""
     message: AnyJobMessage = _decode(_jobs, payload)
+    if isinstance(message, Due) and message.not_before and subject == f"heimdex.jobs.{LATER}.{message.job_id}":
+        return message
     if subject != f"heimdex.jobs.{token(message)}.{message.job_id}":
         raise UnusableMessage(
             f"the payload is that of heimdex.jobs.{token(message)}.{message.job_id}, not of {subject[:200]}"

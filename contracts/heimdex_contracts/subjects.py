@@ -10,6 +10,7 @@ JOBS: Final = "HEIMDEX_JOBS"
 ATTEMPTS: Final = "HEIMDEX_ATTEMPTS"
 PROGRESS: Final = "HEIMDEX_PROGRESS"
 UNUSABLE: Final = "HEIMDEX_UNUSABLE"
+IDEMPOTENCY: Final = "KV_HEIMDEX_IDEMPOTENCY"
 
 STATUS_STORE: Final = "status-store"
 #: First token of the subjects on which the streams tell what they have stored.
@@ -48,6 +49,11 @@ def progress_subject(stage: str, job_id: str) -> str:
 def unusable_subject(subject: str) -> str:
     """Where a message of `heimdex.<rest>` is set aside: `heimdex.unusable.<rest>`."""
     return "heimdex.unusable." + subject.removeprefix("heimdex.")
+
+
+def key_subject(digest: str) -> str:
+    """Where the bucket keeps an idempotency key, told by its digest (hexadecimal)."""
+    return f"$KV.{IDEMPOTENCY.removeprefix('KV_')}.{digest}"
 
 
 def stored_filter(job_id: str) -> str:
@@ -149,6 +155,9 @@ def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, .
             },
             (
                 Consumer(STATUS_STORE, "heimdex.jobs.*.*", store_wait),
+                # Nobody ever pulls this one: it holds a job for later, which the status store's acknowledgement alone
+                # would remove before its time. Firing removes it.
+                Consumer(LATER, f"heimdex.jobs.{LATER}.*", store_wait),
                 *(Consumer(stage, stage_filter(stage), ack_wait_seconds) for stage in stages),
             ),
         ),
@@ -172,6 +181,20 @@ def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, .
                 "duplicate_window": 2 * NANOSECOND,
             },
             (Consumer(STATUS_STORE, "heimdex.progress.*.*", store_wait),),
+        ),
+        Stream(
+            # Which job an idempotency key made: a key-value bucket, read with `nats kv` by its name without KV_.
+            IDEMPOTENCY,
+            (f"$KV.{IDEMPOTENCY.removeprefix('KV_')}.>",),
+            {
+                "retention": "limits",
+                "storage": "file",
+                "max_msgs_per_subject": 1,
+                "max_age": 24 * 3600 * NANOSECOND,
+                "deny_delete": True,
+                "allow_rollup_hdrs": True,
+            },
+            (),
         ),
         Stream(
             # Messages that nothing can be done with, kept for a person to look at, replay or delete.

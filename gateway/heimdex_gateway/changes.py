@@ -11,6 +11,7 @@ from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed, Follows
 from heimdex_contracts.runtime.broker import JetStreamError, Stored
+from heimdex_gateway.listing import Wanted
 from heimdex_gateway.reads import NATS_DOWN, Unanswerable
 from heimdex_gateway.service import Gateway
 
@@ -20,6 +21,9 @@ TIMEOUT_SECONDS: Final = 2.0
 #: A job that moves on between our look and our publish is looked at again; it has few stages to move through.
 LOOKS: Final = 20
 ENDED: Final = "The job has ended ({}): only one that has not can be canceled."
+
+#: Jobs run again at the same time by one request for many.
+AT_ONCE: Final = 20
 
 From = Literal["failed", "start"]
 
@@ -68,18 +72,22 @@ async def cancel(gateway: Gateway, job_id: str, traceparent: str | None) -> Chan
             await _publish(gateway, message, stored.sequence)
         except Superseded:
             continue  # it went on to its next stage, or ended, between the two
+        if due.not_before is not None:
+            await _remove(gateway, stored)  # before it fires
         changed = await _recorded(gateway, message)
         # A worker that has not taken it yet need not be asked to drop it.
-        with contextlib.suppress(BrokerUnavailable, JetStreamError):
-            await gateway.broker.delete(subjects.JOBS, stored.sequence)
+        await _remove(gateway, stored)
         return changed
     raise Unanswerable("The job moves on too fast to be canceled. Try again.")
 
 
-async def retry(gateway: Gateway, job_id: str, start_from: From, traceparent: str | None) -> Changed | None:
+async def retry(
+    gateway: Gateway, job_id: str, start_from: From, traceparent: str | None, *, wait: bool = True
+) -> Changed | None:
     """Run a failed or canceled job again, as its next run; None where there is no such job.
 
-    start_from: the stage where it ended, or the first. Raises Conflict for a job that is not failed or canceled.
+    start_from: the stage where it ended, or the first. wait: until it is recorded.
+    Raises Conflict for a job that is not failed or canceled.
     """
     for _ in range(LOOKS):
         job = await gateway.reads.job(job_id)
@@ -114,8 +122,28 @@ async def retry(gateway: Gateway, job_id: str, start_from: From, traceparent: st
                 await _publish(gateway, message, found[0].sequence if found else 0)
         except Superseded:
             continue
-        return await _recorded(gateway, message)
+        return await _recorded(gateway, message) if wait else Changed(lifecycle.snapshot(message), False)
     raise Unanswerable("The job's state changes too fast to run it again. Try again.")
+
+
+async def retry_all(gateway: Gateway, status: str, job_type: str | None, most: int) -> tuple[int, bool]:
+    """Run again the jobs of this status, newest first, at most so many; returns how many, and whether there are more.
+
+    Raises DatabaseUnavailable where they cannot be listed, and as `retry`.
+    """
+    wanted = Wanted(status=status, type=job_type, created_after=None, created_before=None, limit=most, cursor=None)
+    found = await gateway.database.jobs(wanted)
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(job: Snapshot) -> int:
+        async with slots:
+            try:
+                return int(await retry(gateway, job.job_id, "failed", None, wait=False) is not None)
+            except Conflict:
+                return 0  # somebody else was faster
+
+    done = await asyncio.gather(*(one(job) for job in found[:most]))
+    return sum(done), len(found) > most
 
 
 def _carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[str, Any]:
@@ -143,6 +171,11 @@ async def _newest(gateway: Gateway, job_id: str) -> tuple[Stored, AnyJobMessage]
 
 async def _publish(gateway: Gateway, message: AnyJobMessage, expected: int) -> None:
     await gateway.publisher.publish(message, expected, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
+
+
+async def _remove(gateway: Gateway, stored: Stored) -> None:
+    with contextlib.suppress(BrokerUnavailable, JetStreamError):
+        await gateway.broker.delete(subjects.JOBS, stored.sequence)
 
 
 async def _recorded(gateway: Gateway, message: AnyJobMessage) -> Changed:

@@ -11,10 +11,11 @@ from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Paramete
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
 from heimdex_gateway import listing
+from heimdex_gateway.asking import LONGEST_DELAY, MOST_IN_A_BATCH
 from heimdex_gateway.events import EventList
 from heimdex_gateway.listing import JobList
 from heimdex_gateway.problems import ErrorBody
-from heimdex_gateway.schemas import Health, JobAccepted, JobObject, Readiness
+from heimdex_gateway.schemas import Health, JobAccepted, JobObject, JobsAccepted, JobsRetried, Readiness
 
 EXAMPLE_ID: Final = "0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"
 _CREATED: Final = "2025-10-28T12:00:00.000000Z"
@@ -179,42 +180,110 @@ UNKNOWN_FROM: Final = problem(
 READ_ERRORS: Final = {404: problem("There is no such job.", "Job not found"), 500: UNAVAILABLE}
 
 
+def _job_schema() -> Schema:
+    null = Schema(type=OpenAPIType.NULL)
+    return Schema(
+        title="JobRequest",
+        type=OpenAPIType.OBJECT,
+        additional_properties=False,
+        required=["type"],
+        properties={
+            "type": Schema(type=OpenAPIType.STRING, description="a known job type", enum=list(_TYPES)),
+            "fail_at_stage": Schema(
+                one_of=[Schema(type=OpenAPIType.STRING, enum=list(_STAGES)), null],
+                description="null, or the stage at whose start the job fails on every attempt",
+            ),
+            "run_at": Schema(
+                one_of=[Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME), null],
+                description="not before this time, with its zone; excludes delay_seconds",
+            ),
+            "delay_seconds": Schema(
+                one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=LONGEST_DELAY.total_seconds()), null],
+                description="not before so many seconds from now; excludes run_at",
+            ),
+        },
+    )
+
+
+def _body(description: str, schema: Schema, examples: dict[str, Example]) -> RequestBody:
+    media = OpenAPIMediaType(schema=schema, examples=dict(examples))
+    return RequestBody(required=True, description=description, content={"application/json": media})
+
+
 @dataclass
 class SubmitOperation(Operation):
     """POST /jobs: the route reads its body itself, so its shape is told here."""
 
     def __post_init__(self) -> None:
-        self.request_body = RequestBody(
-            required=True,
-            description="The job to run.",
-            content={
-                "application/json": OpenAPIMediaType(
-                    schema=Schema(
-                        title="JobRequest",
-                        type=OpenAPIType.OBJECT,
-                        additional_properties=False,
-                        required=["type"],
-                        properties={
-                            "type": Schema(type=OpenAPIType.STRING, description="a known job type", enum=list(_TYPES)),
-                            "fail_at_stage": Schema(
-                                one_of=[
-                                    Schema(type=OpenAPIType.STRING, enum=list(_STAGES)),
-                                    Schema(type=OpenAPIType.NULL),
-                                ],
-                                description="null, or the stage at whose start the job fails on every attempt",
-                            ),
-                        },
-                    ),
-                    examples={
-                        "completes": Example(summary="runs to its end", value={"type": "mock_process"}),
-                        "fails": Example(
-                            summary="fails at analyzing, after its retries",
-                            value={"type": "mock_process", "fail_at_stage": "analyzing"},
-                        ),
-                    },
-                )
+        self.request_body = _body(
+            "The job to run.",
+            _job_schema(),
+            {
+                "completes": Example(summary="runs to its end", value={"type": "mock_process"}),
+                "fails": Example(
+                    summary="fails at analyzing, after its retries",
+                    value={"type": "mock_process", "fail_at_stage": "analyzing"},
+                ),
+                "later": Example(summary="starts in a minute", value={"type": "mock_process", "delay_seconds": 60}),
             },
         )
+
+
+@dataclass
+class BatchOperation(Operation):
+    """POST /jobs/batch, likewise."""
+
+    def __post_init__(self) -> None:
+        jobs = Schema(type=OpenAPIType.ARRAY, items=_job_schema(), min_items=1, max_items=MOST_IN_A_BATCH)
+        schema = Schema(
+            title="BatchRequest",
+            type=OpenAPIType.OBJECT,
+            additional_properties=False,
+            required=["jobs"],
+            properties={"jobs": jobs},
+        )
+        value = {"jobs": [{"type": "mock_process"}, {"type": "mock_process", "delay_seconds": 60}]}
+        self.request_body = _body("The jobs to run.", schema, {"two": Example(summary="two jobs", value=value)})
+
+
+@dataclass
+class RetryManyOperation(Operation):
+    """POST /jobs/retry: the route reads its query itself."""
+
+    def __post_init__(self) -> None:
+        status = Schema(type=OpenAPIType.STRING, enum=["failed", "canceled"])
+        self.parameters = [
+            Parameter(
+                name="status", param_in="query", required=True, description="which jobs to run again", schema=status
+            ),
+            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
+        ]
+
+
+BATCH_ANSWERS: Final = {
+    202: ResponseSpec(
+        JobsAccepted,
+        description="All stored by JetStream: they will run.",
+        generate_examples=False,
+        examples=[Example(id="accepted", value={"job_ids": [EXAMPLE_ID]})],
+    ),
+    **SUBMIT_ERRORS,
+}
+RETRY_MANY_ANSWERS: Final = {
+    200: ResponseSpec(
+        JobsRetried,
+        description="So many jobs run again.",
+        generate_examples=False,
+        examples=[Example(id="retried", value={"retried": 17, "more": False})],
+    ),
+    422: problem(
+        "A parameter is wrong; `field` names it.",
+        "The parameter 'status' is missing; it must be 'failed' or 'canceled'.",
+        field="status",
+    ),
+    500: UNAVAILABLE,
+    503: problem("There is no room for more runs.", "1000 jobs are waiting or running, and 1000 are allowed."),
+}
 
 
 _WITH_NULLS: Final[dict[str, Any]] = {
@@ -232,7 +301,17 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
     Safe to repeat. Returns the document.
     """
     _, components = msgspec.json.schema_components(
-        [JobAccepted, JobObject, JobList, EventList, ErrorBody, Health, Readiness],
+        [
+            JobAccepted,
+            JobsAccepted,
+            JobsRetried,
+            JobObject,
+            JobList,
+            EventList,
+            ErrorBody,
+            Health,
+            Readiness,
+        ],
         ref_template="#/components/schemas/{name}",
     )
     document["components"]["schemas"] = components
@@ -245,7 +324,7 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
     # The framework thinks that the id is validated; a malformed one is a job that never was: 404.
     for path in document["paths"].values():
         for operation in path.values():
-            if operation["operationId"] != "submitJob":
+            if operation["operationId"] not in {"submitJob", "submitJobs"}:
                 operation["responses"].pop("400", None)
     return document
 

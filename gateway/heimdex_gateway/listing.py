@@ -52,8 +52,8 @@ def wanted(query: Mapping[str, str], pipelines: Pipelines) -> Wanted:
             allowed = ", ".join(map(repr, PARAMETERS))
             raise Problem(422, f"There is no parameter {name[:60]!r}; the parameters are {allowed}.", field=name[:100])
     return Wanted(
-        status=_one_of("status", query.get("status"), STATUSES),
-        type=_one_of("type", query.get("type"), pipelines.types),
+        status=one_of("status", query.get("status"), STATUSES),
+        type=one_of("type", query.get("type"), pipelines.types),
         created_after=_moment("created_after", query.get("created_after")),
         created_before=_moment("created_before", query.get("created_before")),
         limit=_limit(query.get("limit")),
@@ -80,7 +80,8 @@ def page(objects: list[JobObject], places: list[Place], limit: int) -> JobList:
     return JobList(objects[:limit], cursor)
 
 
-def _one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> str | None:
+def one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> str | None:
+    """The value, or None where there is none. Raises Problem 422."""
     if value is not None and value not in allowed:
         choices = ", ".join(map(repr, allowed))
         raise Problem(422, f"The parameter {name!r} must be one of {choices}, not {value[:60]!r}.", field=name)

@@ -64,7 +64,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         database=Database(found.database_url),
         pipelines=known,
         watches=Watches(broker),
-        room=Room(broker, known.stage_names, found.max_pending_jobs),
+        room=Room(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
     )
     counters = micro.Counters("http", "heimdex.http", "gateway")

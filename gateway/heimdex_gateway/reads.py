@@ -1,14 +1,18 @@
-"""Finds a job, whatever is down but NATS: Postgres where it is up to date, the stream where it is not."""
+"""Finds a job, whatever is down but NATS. No answer is older than one already given, by whichever gateway.
+
+An event is in the stream until Postgres has it. So whoever reads the stream first and then Postgres sees every event
+that was published before, and tells the highest of both. A completed job needs no look at the stream: nothing follows.
+"""
 
 import msgspec
 
 from heimdex_contracts import lifecycle, messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
-from heimdex_contracts.messages import AnyJobMessage, Due
+from heimdex_contracts.messages import AnyJobMessage
 from heimdex_contracts.runtime.broker import Broker, JetStreamError
 from heimdex_gateway.database import Database, DatabaseUnavailable
-from heimdex_gateway.freshness import Freshness, recorded
+from heimdex_gateway.recorded import recorded
 
 NATS_DOWN = "NATS cannot be reached, and the job's state cannot be told without it. Try again in a few seconds."
 BOTH_NEEDED = (
@@ -24,7 +28,6 @@ class _InStream(msgspec.Struct, frozen=True):
     message: AnyJobMessage
     sequence: int
     tick: messages.Progress | None
-    tick_sequence: int
 
     def view(self) -> Snapshot:
         seen = lifecycle.snapshot(self.message)
@@ -32,94 +35,53 @@ class _InStream(msgspec.Struct, frozen=True):
 
 
 class Reads:
-    """Of one gateway."""
+    """Of one gateway; remembers nothing, so that two of them, or a new one, tell the same."""
 
     def __init__(self, broker: Broker, database: Database) -> None:
         self._broker = broker
         self._database = database
-        self._freshness = Freshness(broker)
 
     async def job(self, job_id: str) -> Snapshot | None:
         """The job, or None where there is no such job. Raises Unanswerable, within 5 s."""
-        suffices = await self._freshness.postgres_suffices()
         try:
-            if not suffices:
-                return await self._from_both(job_id)
             row = await self._database.job(job_id)
-            return row if row is not None else await self._without_row(job_id)
+            if row is not None and row.status == "completed":
+                return row
+            return await self._from_both(job_id, row)
         except DatabaseUnavailable:
             return await self._from_stream(job_id)
 
-    async def _from_both(self, job_id: str) -> Snapshot | None:
-        """The higher rank of both: the stream first, since an event leaves it only once Postgres has it."""
+    async def _from_both(self, job_id: str, before: Snapshot | None) -> Snapshot | None:
         try:
             found = await self._look(job_id)
         except Unanswerable:
-            row = await self._database.job(job_id)
-            if row is not None and row.ended:
-                return row  # nothing comes after the end
+            if before is not None and before.ended:
+                return before  # a next run could only have started through NATS
             raise
         row = await self._database.job(job_id)
-        if found is None:
-            return row
-        self._tell(found)
-        return found.view() if row is None else lifecycle.merge(found.view(), row)
-
-    async def _without_row(self, job_id: str) -> Snapshot | None:
-        """Postgres answers, but has no row: not recorded yet, or never sent, or the database was emptied."""
-        found = await self._look(job_id)
-        if found is None:
-            # It was recorded between the two looks, or there is no such job.
-            return await self._database.job(job_id)
-        if await self._never_recorded(found):
-            # Its lowest state: whatever Postgres tells next is no older, also through another gateway.
-            job = found.message
-            first = Due(
-                job_id=job.job_id,
-                type=job.type,
-                step=0,
-                created_at=job.created_at,
-                at=job.created_at,
-                stage="none",
-                reason="submitted",
-            )
-            return lifecycle.snapshot(first)
-        row = await self._database.job(job_id)
-        if row is not None:
-            return row  # it was recorded between our looks
-        self._tell(found)
-        return found.view()
-
-    async def _never_recorded(self, found: _InStream) -> bool:
-        first = found.sequence if found.message.follows is None else found.message.follows.sequence
-        try:
-            state = await recorded(self._broker, subjects.JOBS)
-        except (BrokerUnavailable, JetStreamError):
-            raise Unanswerable(NATS_DOWN) from None
-        return first > state.floor
+        if found is None or row is None:
+            return row if found is None else found.view()
+        return lifecycle.merge(found.view(), row)
 
     async def _from_stream(self, job_id: str) -> Snapshot:
         """Postgres is away: the stream's answer, where that cannot be older than what Postgres has told."""
         found = await self._look(job_id)
         if found is None:
             raise Unanswerable(BOTH_NEEDED)
+        try:
+            state = await recorded(self._broker, subjects.JOBS)
+        except (BrokerUnavailable, JetStreamError):
+            raise Unanswerable(NATS_DOWN) from None
+        unrecorded = state.has_not(found.sequence)
+        if not unrecorded and not state.has(found.sequence):
+            # It was delivered to a store that has not acknowledged it, while later ones were: it may be a left-over.
+            raise Unanswerable(BOTH_NEEDED)
         view = found.view()
-        if not view.ended and found.tick is None:
+        if not view.ended and not unrecorded and found.tick is None:
             # A tick in the stream is the newest ever told. Without one, Postgres may have told a later one, which is
-            # gone by now, unless it had not even recorded the hand-over to this stage.
-            try:
-                state = await recorded(self._broker, subjects.JOBS)
-            except (BrokerUnavailable, JetStreamError):
-                raise Unanswerable(NATS_DOWN) from None
-            if not state.has_not(found.sequence):
-                raise Unanswerable(BOTH_NEEDED)
-        self._tell(found)
+            # gone by now; unless it had not even recorded the hand-over to this stage.
+            raise Unanswerable(BOTH_NEEDED)
         return view
-
-    def _tell(self, found: _InStream) -> None:
-        self._freshness.told(subjects.JOBS, found.sequence)
-        if found.tick:
-            self._freshness.told(subjects.PROGRESS, found.tick_sequence)
 
     async def _look(self, job_id: str) -> _InStream | None:
         """The job's newest message, with the newest tick of the same step. Raises Unanswerable where NATS is away."""
@@ -143,4 +105,4 @@ class Reads:
                 progress = None
             if progress is not None and progress.step != message.step:
                 progress = None
-        return _InStream(message, last.sequence, progress, tick.sequence if tick else 0)
+        return _InStream(message, last.sequence, progress)

@@ -35,25 +35,25 @@ class Room:
         self._counting: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
-        """Room for one job while it is published; counted in when that succeeds. Raises NoRoom."""
+    async def taken(self, jobs: int = 1) -> AsyncIterator[None]:
+        """Room for so many jobs while they are published; counted in when that succeeds. Raises NoRoom."""
         age = asyncio.get_running_loop().time() - self._counted_at
         if age > RENEW_AFTER_SECONDS:
             self._count()
-        if self._used >= self._most:
+        if self._used + jobs > self._most:
             if age > RECOUNT_AFTER_SECONDS:
                 await asyncio.wait({self._count()})
-            if self._used >= self._most:
+            if self._used + jobs > self._most:
                 raise NoRoom(
                     f"{self._used} jobs are waiting or running, and {self._most} are allowed: "
                     "try again when some have ended."
                 )
-        self._publishing += 1
+        self._publishing += jobs
         try:
             yield
-            self._accepted += 1
+            self._accepted += jobs
         finally:
-            self._publishing -= 1
+            self._publishing -= jobs
 
     @property
     def _used(self) -> int:

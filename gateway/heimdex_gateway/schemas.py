@@ -1,4 +1,4 @@
-"""The HTTP bodies, apart from what goes over the wire inside; reads a request's bytes, or says what is wrong."""
+"""The HTTP bodies that are answered, apart from what goes over the wire inside."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -6,23 +6,25 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from heimdex_contracts.lifecycle import Snapshot
-from heimdex_contracts.pipelines import Pipelines
-from heimdex_gateway.problems import Problem
-
-LARGEST_BODY_BYTES: Final = 1024 * 1024
-
-
-class JobRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for."""
-
-    type: str
-    fail_at_stage: str | None = None
 
 
 class JobAccepted(msgspec.Struct, frozen=True):
     """The answer to an accepted job."""
 
     job_id: Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
+
+
+class JobsAccepted(msgspec.Struct, frozen=True):
+    """The answer to an accepted batch: the ids in the order of the jobs."""
+
+    job_ids: list[str]
+
+
+class JobsRetried(msgspec.Struct, frozen=True):
+    """How many jobs run again, and whether there are more of them: then ask again."""
+
+    retried: int
+    more: bool
 
 
 _MOMENT: Final = msgspec.Meta(
@@ -95,66 +97,3 @@ def job_object(job: Snapshot) -> JobObject:
         created_at=moment(job.created_at),
         updated_at=moment(job.updated_at),
     )
-
-
-_KEYS: Final = JobRequest.__struct_fields__
-
-
-def job_request(body: bytes, pipelines: Pipelines) -> JobRequest:
-    """Raises Problem: 400 for what is not JSON, 422 naming the field for JSON that is not a job."""
-    data = _json(body)
-    if not isinstance(data, dict):
-        raise Problem(
-            422,
-            f'The body must be a JSON object such as {{"type": "{pipelines.types[0]}"}}, not {_kind(data)}.',
-        )
-    for key in data:
-        if key not in _KEYS:
-            raise Problem(422, f"There is no field {_shown(key)}; the fields are {_and(_KEYS)}.", field=key[:100])
-    if "type" not in data:
-        raise Problem(422, f"The field 'type' is missing; it must be one of {_and(pipelines.types)}.", field="type")
-    job_type = data["type"]
-    pipeline = pipelines.by_type.get(job_type) if isinstance(job_type, str) else None
-    if pipeline is None:
-        raise Problem(
-            422,
-            f"The field 'type' must be one of {_and(pipelines.types)}, not {_shown(job_type)}.",
-            field="type",
-        )
-    stage = data.get("fail_at_stage")
-    if stage is not None and stage not in pipeline.stage_names:
-        raise Problem(
-            422,
-            f"The field 'fail_at_stage' must be null or one of {_and(pipeline.stage_names)}, not {_shown(stage)}.",
-            field="fail_at_stage",
-        )
-    return JobRequest(pipeline.type, stage)
-
-
-def _json(body: bytes) -> Any:
-    if not body.strip():
-        raise Problem(400, 'The body is empty; send a JSON object such as {"type": "mock_process"}.')
-    try:
-        return msgspec.json.decode(body)
-    except RecursionError:
-        raise Problem(400, "The body is nested too deeply to be a job.") from None
-    except UnicodeDecodeError as error:
-        raise Problem(400, f"The body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
-    except msgspec.DecodeError as error:
-        raise Problem(400, f"The body is not valid JSON: {error}.") from None
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        text = repr(value[:60])
-        return text + "…" if len(value) > 60 else text
-    return _kind(value)
-
-
-def _and(names: tuple[str, ...]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -191,7 +191,7 @@ class StageWorker:
 
     async def _outcome_of(self, held: Delivery) -> Outcome:
         due, pipeline = held.due, held.pipeline
-        if (held.redelivered or due.step < self._canceled.get(due.job_id, 0)) and await self._is_overtaken(held):
+        if due.step < self._canceled.get(due.job_id, 0) or (held.redelivered and await self._is_overtaken(held)):
             return Overtaken()
         tick = await last_tick(self._broker, due) if held.redelivered else None
         if tick is not None:

@@ -33,6 +33,7 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
         "at": messages.later_of(messages.now(), held.started_at),
         "progress": max(due.progress, held.percent),
         "fail_at_stage": due.fail_at_stage,
+        "not_before": due.not_before,
         "finished": due.finished,
         "follows": Follows(held.sequence, held.ack),
         "trace": tracing.child(due.trace),
@@ -49,7 +50,9 @@ def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Comple
         common["progress"] = max(due.progress, pipeline.progress(following))
         return Due(**common, stage=following, reason="handed_over", started=True)
     worked = sum(entry.seconds for entry in common["finished"])
-    elapsed = (common["at"] - due.created_at).total_seconds()
+    # A later run counts what was worked; the first one, from when it could start.
+    since = due.not_before or due.created_at
+    elapsed = (common["at"] - since).total_seconds() if due.run == 1 else 0.0
     result = {
         "stages_completed": [entry.stage for entry in common["finished"]],
         # By the wall clocks of two machines; where these disagree, no less than the work itself took.

@@ -22,6 +22,8 @@ from heimdex_contracts.runtime.settings import Settings
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 #: A message of this id is being replicated: whether it will be stored is not decided yet.
 BEING_STORED: Final = 10158
+#: An atomic batch holds a message whose id is stored already.
+DUPLICATE_IN_BATCH: Final = 10201
 NO_MESSAGE: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014

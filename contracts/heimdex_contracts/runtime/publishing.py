@@ -5,12 +5,27 @@ accepts one successor only. That is the fence against twins, thawed workers and 
 """
 
 import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC
 from typing import Final
+
+import msgspec
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded, UnusableMessage
-from heimdex_contracts.messages import AnyJobMessage
-from heimdex_contracts.runtime.broker import BEING_STORED, WRONG_LAST_SEQUENCE, Broker, JetStreamError, Stored
+from heimdex_contracts.messages import AnyJobMessage, Due
+from heimdex_contracts.runtime.broker import (
+    BEING_STORED,
+    DUPLICATE_IN_BATCH,
+    WRONG_LAST_SEQUENCE,
+    ApiError,
+    Broker,
+    JetStreamError,
+    PubAck,
+    Stored,
+)
 from heimdex_contracts.runtime.logs import Logger
 
 #: JetStream has no room, or its limits forbid the message: repeated by whoever holds the job, refused by the gateway.
@@ -24,9 +39,34 @@ class Refused(HeimdexError):
     """JetStream refused the message for a reason of its own (no space, limits); nothing was stored."""
 
 
-def message_id(message: AnyJobMessage) -> str:
-    """`Nats-Msg-Id`: the same for every repetition of one hand-over. Twins differ by what they hand over."""
-    return f"{message.job_id}.{message.step}.{messages.token(message)}"
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message ready to publish."""
+
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+
+
+def envelope(message: AnyJobMessage, expected: int) -> Envelope:
+    """As the successor of stream sequence `expected` (0: the job's first).
+
+    `Nats-Msg-Id` is the same for every repetition of one hand-over; twins differ by what they hand over. A job whose
+    time has not come is a message schedule: the server publishes it to its first stage then, without our headers.
+    """
+    token = messages.token(message)
+    headers = {
+        "Nats-Msg-Id": f"{message.job_id}.{message.step}.{token}",
+        "Nats-Expected-Last-Subject-Sequence": str(expected),
+        "Nats-Expected-Last-Subject-Sequence-Subject": subjects.job_filter(message.job_id),
+    }
+    if isinstance(message, Due) and message.not_before and message.not_before > messages.now():
+        headers["Nats-Schedule"] = f"@at {message.not_before.astimezone(UTC).strftime('%Y-%m-%dT%H:%M:%S.%fZ')}"
+        headers["Nats-Schedule-Target"] = subjects.job_subject(token, message.job_id)
+        token = subjects.LATER
+    if message.trace:
+        headers["traceparent"] = message.trace
+    return Envelope(subjects.job_subject(token, message.job_id), messages.encode(message), headers)
 
 
 class Publisher:
@@ -43,15 +83,7 @@ class Publisher:
         answer is repeated; a repeat that is refused because the first one was stored counts as stored.
         Raises Superseded when the job has another successor, Refused when JetStream has no room for it.
         """
-        subject = subjects.job_subject(messages.token(message), message.job_id)
-        payload = messages.encode(message)
-        headers = {
-            "Nats-Msg-Id": message_id(message),
-            "Nats-Expected-Last-Subject-Sequence": str(expected),
-            "Nats-Expected-Last-Subject-Sequence-Subject": subjects.job_filter(message.job_id),
-        }
-        if message.trace:
-            headers["traceparent"] = message.trace
+        ready = envelope(message, expected)
         loop = asyncio.get_running_loop()
         attempt = 0
         while True:
@@ -59,37 +91,80 @@ class Publisher:
             if left is not None and left <= 0:
                 raise BrokerUnavailable("NATS did not store the message in time; whether it did later is not known")
             try:
-                ack = await self._broker.publish(subject, payload, headers, timeout=min(2.0, left or 2.0))
+                ack = await self._broker.publish(
+                    ready.subject, ready.payload, ready.headers, timeout=min(2.0, left or 2.0)
+                )
                 if ack.error is None:
                     return ack.seq
                 if ack.error.err_code == BEING_STORED:
                     raise BrokerUnavailable("the message is being replicated")
                 if ack.error.err_code not in WRONG_LAST_SEQUENCE:
                     raise Refused(f"JetStream refused the message: {ack.error.description}.")
-                stored = await self._look(message, headers["Nats-Msg-Id"], expected, attempt)
+                stored = await self._look(message, ready, expected, attempt)
                 if stored is not None:
                     return stored
             except (BrokerUnavailable, JetStreamError) as error:
                 self._log.debug(
                     "publish_repeated",
                     message="a publish has no known outcome yet: repeating it",
-                    subject=subject,
+                    subject=ready.subject,
                     error=str(error),
                 )
             pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
             attempt += 1
             await asyncio.sleep(pause if left is None else max(0.0, min(pause, left)))
 
+    async def publish_new(self, jobs: Sequence[Due], deadline: float) -> None:
+        """Publish new jobs, all or none, in one atomic batch (nats-server >= 2.12, at most 1,000). `deadline` as above.
+
+        Raises as `publish`. Repeating a batch is safe: its jobs are new, so a repeat is refused where the first was
+        stored.
+        """
+        loop = asyncio.get_running_loop()
+        ready = [envelope(job, expected=0) for job in jobs]
+        attempt = 0
+        while (left := deadline - loop.time()) > 0:
+            try:
+                error = await self._publish_batch(ready, min(2.0, left))
+                if error is None:
+                    return
+                if error.err_code not in WRONG_LAST_SEQUENCE | {DUPLICATE_IN_BATCH}:
+                    raise Refused(f"JetStream refused the jobs: {error.description}.")
+                last = await self.last(jobs[-1].job_id)
+                if last is not None:
+                    return  # an earlier try of this batch was stored
+            except (BrokerUnavailable, JetStreamError) as error_:
+                self._log.debug("publish_repeated", batch=len(jobs), error=str(error_))
+            await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+            attempt += 1
+        raise BrokerUnavailable("NATS did not store the jobs in time; whether it did later is not known")
+
+    async def _publish_batch(self, ready: list[Envelope], timeout: float) -> ApiError | None:
+        """One try. The server answers the first message, so that a batch it refuses ends early, and the commit."""
+        batch_id = secrets.token_hex(16)
+        for number, entry in enumerate(ready, start=1):
+            headers = {**entry.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+            if number == len(ready):
+                headers["Nats-Batch-Commit"] = "1"
+                return (await self._broker.publish(entry.subject, entry.payload, headers, timeout)).error
+            if number == 1:
+                answer = await self._broker.request(entry.subject, entry.payload, timeout, headers)
+                if answer.data:  # an answer without a body: go on
+                    return msgspec.json.decode(answer.data, type=PubAck).error
+            else:
+                await self._broker.nc.publish(entry.subject, entry.payload, headers=headers)
+        return None
+
     async def last(self, job_id: str) -> Stored | None:
         """The job's newest message in the stream. Raises BrokerUnavailable or JetStreamError."""
         return await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id))
 
-    async def _look(self, message: AnyJobMessage, own_id: str, expected: int, attempt: int) -> int | None:
+    async def _look(self, message: AnyJobMessage, ready: Envelope, expected: int, attempt: int) -> int | None:
         """After a refusal: our own sequence if we had been stored, None to try again; else raises Superseded."""
         last = await self.last(message.job_id)
         if last is None:
             raise Superseded("the job's messages are gone: it was finished and recorded")
-        if last.headers.get("Nats-Msg-Id") == own_id and last.data == messages.encode(message):
+        if last.data == ready.payload:
             return last.sequence
         if last.sequence == expected:
             return None

@@ -6,9 +6,11 @@ HANDLERS = (
     operations.healthz,
     operations.readyz,
     jobs.submit_job,
+    jobs.submit_jobs,
     jobs.list_jobs,
     jobs.get_job,
     jobs.list_events,
     changes.cancel_job,
     changes.retry_job,
+    changes.retry_jobs,
 )

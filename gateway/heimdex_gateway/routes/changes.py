@@ -5,16 +5,18 @@ from typing import Annotated, Literal, cast
 from litestar import Response, post
 from litestar.params import Parameter
 
-from heimdex_gateway import changes, documentation
+from heimdex_gateway import changes, documentation, listing
 from heimdex_gateway.changes import Changed, Conflict, From
+from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, encoded, gateway_of, in_time, job_id_of
-from heimdex_gateway.schemas import job_object
+from heimdex_gateway.routes.jobs import JobId, Traceparent
+from heimdex_gateway.schemas import JobsRetried, job_object
 
-JobId = Annotated[str, Parameter(description="the id that POST answered")]
-Traceparent = Annotated[
-    str | None, Parameter(header="traceparent", required=False, description=documentation.TRACEPARENT_HEADER)
-]
+RETRYABLE = ("failed", "canceled")
+MOST_AT_ONCE = 500
+#: A request for many may take this much longer than one for one.
+MANY_SECONDS = 10.0
 
 
 @post(
@@ -59,6 +61,33 @@ async def retry_job(
         return _answer(await in_time(changes.retry(gateway_of(request), job_id_of(job_id), where, traceparent)))
     except Conflict as error:
         raise Problem(409, str(error)) from None
+
+
+@post(
+    "/jobs/retry",
+    status_code=200,
+    operation_id="retryJobs",
+    summary="Run many ended jobs again",
+    tags=["jobs"],
+    operation_class=documentation.RetryManyOperation,
+    responses=documentation.RETRY_MANY_ANSWERS,
+)
+async def retry_jobs(request: AnyRequest) -> Response[bytes]:
+    """The newest first, up to 500 a request: as long as it answers `more`, ask again."""
+    gateway = gateway_of(request)
+    query = listing.single(request.query_params.multi_items())
+    for name in query:
+        if name not in {"status", "type"}:
+            raise Problem(422, f"There is no parameter {name[:60]!r}; they are 'status' and 'type'.", field=name[:100])
+    status = listing.one_of("status", query.get("status"), RETRYABLE)
+    if status is None:
+        raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
+    job_type = listing.one_of("type", query.get("type"), gateway.pipelines.types)
+    try:
+        count, more = await in_time(changes.retry_all(gateway, status, job_type, MOST_AT_ONCE), MANY_SECONDS)
+    except DatabaseUnavailable:
+        raise Problem(500, "Postgres cannot be reached, and ended jobs are found in it. Try again.") from None
+    return encoded(JobsRetried(count, more))
 
 
 def _answer(changed: Changed | None) -> Response[bytes]:

@@ -8,14 +8,19 @@ from litestar.openapi.spec import Example
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from heimdex_gateway import documentation, events, listing, waiting
+from heimdex_contracts import tracing
+from heimdex_gateway import asking, documentation, events, idempotency, listing, waiting
+from heimdex_gateway.asking import LARGEST_BODY_BYTES
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, encoded, gateway_of, in_time, job_id_of, json_body
-from heimdex_gateway.schemas import LARGEST_BODY_BYTES, JobAccepted, JobObject, job_object, job_request
-from heimdex_gateway.submissions import submit
+from heimdex_gateway.schemas import JobAccepted, JobObject, JobsAccepted, job_object
+from heimdex_gateway.submissions import new_job, submit, submit_all
 
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
+Traceparent = Annotated[
+    str | None, Parameter(header="traceparent", required=False, description=documentation.TRACEPARENT_HEADER)
+]
 
 
 @post(
@@ -38,16 +43,47 @@ JobId = Annotated[str, Parameter(description="the id that POST answered")]
 )
 async def submit_job(
     request: AnyRequest,
-    traceparent: Annotated[
+    traceparent: Traceparent = None,
+    idempotency_key: Annotated[
         str | None,
-        Parameter(header="traceparent", required=False, description=documentation.TRACEPARENT_HEADER),
+        Parameter(
+            header="Idempotency-Key",
+            required=False,
+            description="the same key and body give the same job, for 24 hours",
+        ),
     ] = None,
 ) -> Response[bytes]:
     """Answers 202 only after the job is stored; from then on it is never lost."""
     gateway = gateway_of(request)
-    wanted = job_request(await json_body(request), gateway.pipelines)
-    job_id = await in_time(submit(gateway, wanted, traceparent))
+    body = await json_body(request)
+    job = new_job(gateway, asking.job(body, gateway.pipelines), traceparent)
+    key = idempotency.read_key(idempotency_key)
+    if key is None:
+        await in_time(submit(gateway, job))
+        job_id = job.job_id
+    else:
+        job_id = await in_time(idempotency.submit_once(gateway, key, idempotency.digest(body), job))
     return encoded(JobAccepted(job_id), 202, {"Location": f"/jobs/{job_id}"})
+
+
+@post(
+    "/jobs/batch",
+    status_code=202,
+    operation_id="submitJobs",
+    summary="Submit up to 1,000 jobs, all or none",
+    tags=["jobs"],
+    operation_class=documentation.BatchOperation,
+    request_max_body_size=LARGEST_BODY_BYTES,
+    responses=documentation.BATCH_ANSWERS,
+)
+async def submit_jobs(request: AnyRequest, traceparent: Traceparent = None) -> Response[bytes]:
+    """Answers 202 only after all of them are stored; else none of them runs."""
+    gateway = gateway_of(request)
+    wanted = asking.jobs(await json_body(request), gateway.pipelines)
+    trace = tracing.start(traceparent) if traceparent else None
+    jobs = [new_job(gateway, entry, trace) for entry in wanted]
+    await in_time(submit_all(gateway, jobs))
+    return encoded(JobsAccepted([job.job_id for job in jobs]), 202)
 
 
 @get(

@@ -1,0 +1,134 @@
+"""Reads the bodies of requests, or says what is wrong with them: 400 for what is not JSON, 422 naming the field."""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from heimdex_contracts import messages
+from heimdex_contracts.pipelines import Pipelines
+from heimdex_gateway.problems import Problem
+
+LARGEST_BODY_BYTES: Final = 1024 * 1024
+MOST_IN_A_BATCH: Final = 1000
+LONGEST_DELAY: Final = timedelta(days=366)
+_KEYS: Final = ("type", "fail_at_stage", "run_at", "delay_seconds")
+_BATCH_KEYS: Final = ("jobs",)
+
+
+class JobRequest(msgspec.Struct, frozen=True):
+    """What a caller asks for. `not_before`: None for now."""
+
+    type: str
+    fail_at_stage: str | None
+    not_before: datetime | None
+
+
+def job(body: bytes, pipelines: Pipelines) -> JobRequest:
+    """The body of POST /jobs. Raises Problem."""
+    return _job(_object(body, f'{{"type": "{pipelines.types[0]}"}}'), pipelines, "")
+
+
+def jobs(body: bytes, pipelines: Pipelines) -> list[JobRequest]:
+    """The body of POST /jobs/batch. Raises Problem, also for one job of it."""
+    data = _object(body, f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}')
+    _check_keys(data, _BATCH_KEYS, "")
+    entries = data.get("jobs")
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_IN_A_BATCH:
+        given = f"{len(entries)} of them" if isinstance(entries, list) else _kind(entries)
+        raise Problem(
+            422, f"The field 'jobs' must be an array of 1 to {MOST_IN_A_BATCH} jobs, not {given}.", field="jobs"
+        )
+    found = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            name = f"jobs[{number}]"
+            raise Problem(422, f"The field {name!r} must be an object, not {_kind(entry)}.", field=name)
+        found.append(_job(entry, pipelines, f"jobs[{number}]."))
+    return found
+
+
+def _job(data: dict[str, Any], pipelines: Pipelines, prefix: str) -> JobRequest:
+    _check_keys(data, _KEYS, prefix)
+    if "type" not in data:
+        raise _wrong(prefix, "type", f"is missing; it must be one of {_and(pipelines.types)}")
+    job_type = data["type"]
+    pipeline = pipelines.by_type.get(job_type) if isinstance(job_type, str) else None
+    if pipeline is None:
+        raise _wrong(prefix, "type", f"must be one of {_and(pipelines.types)}, not {_shown(job_type)}")
+    stage = data.get("fail_at_stage")
+    if stage is not None and stage not in pipeline.stage_names:
+        allowed = _and(pipeline.stage_names)
+        raise _wrong(prefix, "fail_at_stage", f"must be null or one of {allowed}, not {_shown(stage)}")
+    return JobRequest(pipeline.type, stage, _not_before(data, prefix))
+
+
+def _not_before(data: dict[str, Any], prefix: str) -> datetime | None:
+    run_at, delay = data.get("run_at"), data.get("delay_seconds")
+    if run_at is not None and delay is not None:
+        raise _wrong(prefix, "run_at", "and 'delay_seconds' exclude each other: send one of them")
+    now = messages.now()
+    if delay is not None:
+        most = int(LONGEST_DELAY.total_seconds())
+        if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= most:
+            raise _wrong(prefix, "delay_seconds", f"must be null or seconds from 0 to {most}, not {_shown(delay)}")
+        return now + timedelta(seconds=delay) if delay > 0 else None
+    if run_at is None:
+        return None
+    try:
+        at: datetime = msgspec.convert(run_at, messages.Moment)
+        too_late = at > now + LONGEST_DELAY
+        past = at <= now
+    except (msgspec.ValidationError, OverflowError, ValueError):
+        hint = "must be null or a time with its zone such as 2025-10-28T12:00:00Z"
+        raise _wrong(prefix, "run_at", f"{hint}, not {_shown(run_at)}") from None
+    if too_late:
+        raise _wrong(prefix, "run_at", f"must lie within {LONGEST_DELAY.days} days from now")
+    return None if past else at
+
+
+def _check_keys(data: dict[str, Any], known: tuple[str, ...], prefix: str) -> None:
+    for key in data:
+        if key not in known:
+            name = f"{prefix}{key}"
+            raise Problem(422, f"There is no field {_shown(name)}; the fields are {_and(known)}.", field=name[:100])
+
+
+def _wrong(prefix: str, name: str, what: str) -> Problem:
+    return Problem(422, f"The field {prefix + name!r} {what}.", field=prefix + name)
+
+
+def _object(body: bytes, example: str) -> dict[str, Any]:
+    data = _json(body, example)
+    if not isinstance(data, dict):
+        raise Problem(422, f"The body must be a JSON object such as {example}, not {_kind(data)}.")
+    return data
+
+
+def _json(body: bytes, example: str) -> Any:
+    if not body.strip():
+        raise Problem(400, f"The body is empty; send a JSON object such as {example}.")
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise Problem(400, "The body is nested too deeply to be read.") from None
+    except UnicodeDecodeError as error:
+        raise Problem(400, f"The body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
+    except msgspec.DecodeError as error:
+        raise Problem(400, f"The body is not valid JSON: {error}.") from None
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        text = repr(value[:60])
+        return text + "…" if len(value) > 60 else text
+    return _kind(value)
+
+
+def _and(names: tuple[str, ...]) -> str:
+    return ", ".join(repr(name) for name in names)

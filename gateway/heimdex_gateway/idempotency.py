@@ -1,0 +1,158 @@
+"""Idempotency keys: the same key and body give the same job, for 24 hours, across gateways and restarts.
+
+A key lives in a bucket of JetStream. Whoever creates it has made the job's id; everybody else answers with that id. It
+is created before the job is published, so a crash between the two leaves a key whose job is nowhere: a repeat then
+publishes it, under the same id, which the broker accepts once.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from typing import Final
+
+import msgspec
+
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.errors import BrokerUnavailable, Superseded
+from heimdex_contracts.messages import Due
+from heimdex_contracts.runtime.broker import WRONG_LAST_SEQUENCE, JetStreamError
+from heimdex_contracts.runtime.publishing import Refused
+from heimdex_gateway.database import DatabaseUnavailable
+from heimdex_gateway.problems import Problem
+from heimdex_gateway.reads import BOTH_NEEDED, Unanswerable
+from heimdex_gateway.service import Gateway
+from heimdex_gateway.submissions import submit
+
+LONGEST_KEY: Final = 255
+#: How long a repeat waits for the first to be stored before it stores the job itself.
+FIRST_WITHIN_SECONDS: Final = 1.5
+#: The server's duplicate window, less some: as long as it lasts, publishing again cannot run a job twice.
+SURELY_REMEMBERED_SECONDS: Final = 100.0
+
+_QUOTED: Final = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\["\\])*)"')
+_BARE: Final = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What the bucket keeps of a key. `stored`: its job is known to be in the stream, or to have been."""
+
+    job: Due
+    body: str
+    stored: bool = False
+
+
+def read_key(header: str | None) -> str | None:
+    """The key, quoted as in the IETF's draft or bare; None where there is none. Raises Problem 422."""
+    if header is None:
+        return None
+    text = header.strip()
+    quoted = _QUOTED.fullmatch(text)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text if _BARE.fullmatch(text) else ""
+    if not 1 <= len(key) <= LONGEST_KEY:
+        raise Problem(
+            422,
+            f"The header 'Idempotency-Key' must hold 1 to {LONGEST_KEY} printable characters, quoted or bare.",
+            field="Idempotency-Key",
+        )
+    return key
+
+
+def digest(body: bytes) -> str:
+    """Of a JSON body: the same whatever its spaces and the order of its keys."""
+    return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).hexdigest()
+
+
+async def submit_once(gateway: Gateway, key: str, body: str, job: Due) -> str:
+    """Submit this job, or find the one that the key made; returns its id. `body`: the digest of what was asked for.
+
+    Raises Problem 422 where the key was used with another body, and as `submit`; Unanswerable where it cannot be told
+    whether the job of a key is there.
+    """
+    subject = subjects.key_subject(hashlib.sha256(key.encode()).hexdigest())
+    made = Made(job=job, body=body)
+    if await _create(gateway, subject, made):
+        await submit(gateway, job)
+        await _mark(gateway, subject, made)
+        return job.job_id
+    found = await _read(gateway, subject)
+    if found.body != body:
+        raise Problem(422, "This Idempotency-Key was used with another body; use another key.", field="Idempotency-Key")
+    if not found.stored and not await _appears(gateway, subject, found.job.job_id):
+        age = (messages.now() - found.job.created_at).total_seconds()
+        if age > SURELY_REMEMBERED_SECONDS:
+            # Long ago: it may have run and left the stream, which only Postgres knows.
+            try:
+                if await gateway.database.job(found.job.job_id) is not None:
+                    return found.job.job_id
+            except DatabaseUnavailable:
+                raise Unanswerable(BOTH_NEEDED) from None
+        with contextlib.suppress(Superseded):  # it is on its way already
+            await submit(gateway, found.job)
+        await _mark(gateway, subject, found)
+    return found.job.job_id
+
+
+async def _create(gateway: Gateway, subject: str, made: Made) -> bool:
+    """Whether we are the first with this key."""
+    deadline = asyncio.get_running_loop().time() + 2.0
+    while True:
+        try:
+            ack = await gateway.broker.publish(
+                subject,
+                msgspec.json.encode(made),
+                {
+                    "Nats-Expected-Last-Subject-Sequence": "0",
+                    "Nats-Msg-Id": f"key.{made.job.job_id}",
+                    "traceparent": made.job.trace or "",
+                },
+                timeout=1.0,
+            )
+        except BrokerUnavailable:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+            continue
+        if ack.error is None:
+            return True
+        if ack.error.err_code in WRONG_LAST_SEQUENCE:
+            # Ours, if an earlier try of this very call was stored.
+            return (await _read(gateway, subject)).job.job_id == made.job.job_id
+        raise Refused(f"JetStream refused the Idempotency-Key: {ack.error.description}.")
+
+
+async def _read(gateway: Gateway, subject: str) -> Made:
+    try:
+        stored = await gateway.broker.last_message(subjects.IDEMPOTENCY, subject)
+    except JetStreamError as error:
+        raise BrokerUnavailable(str(error)) from None
+    if stored is None:
+        raise BrokerUnavailable("the key expired while it was read")
+    return msgspec.json.decode(stored.data, type=Made)
+
+
+async def _mark(gateway: Gateway, subject: str, made: Made) -> None:
+    """Say that its job is stored: spares every repeat the search for it. Losing this costs nothing but that search."""
+    payload = msgspec.json.encode(msgspec.structs.replace(made, stored=True))
+    headers = {"Nats-Msg-Id": f"stored.{made.job.job_id}", "traceparent": made.job.trace or ""}
+    try:
+        await gateway.broker.publish(subject, payload, headers, timeout=1.0)
+    except BrokerUnavailable:
+        return
+
+
+async def _appears(gateway: Gateway, subject: str, job_id: str) -> bool:
+    """Whether the job is there within the time that its first caller may take to store it."""
+    deadline = asyncio.get_running_loop().time() + FIRST_WITHIN_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        if (await _read(gateway, subject)).stored or await _in_stream(gateway, job_id):
+            return True
+        await asyncio.sleep(0.03)
+    return False
+
+
+async def _in_stream(gateway: Gateway, job_id: str) -> bool:
+    try:
+        return await gateway.publisher.last(job_id) is not None
+    except JetStreamError as error:
+        raise BrokerUnavailable(str(error)) from None
