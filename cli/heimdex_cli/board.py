@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from heimdex_cli.api import ENDED, Job
+from heimdex_cli.tables import COLORS
 
 # Where lines cannot be overdrawn (a CI log), progress within a stage is told this often.
 _LINE_SECONDS = 0.5
-_COLORS = {"completed": "green", "failed": "red", "canceled": "yellow", "processing": "cyan"}
 
 
 class Board(Protocol):
@@ -58,7 +58,7 @@ class LiveBoard:
 
     def show(self, label: str, job: Job) -> None:
         """Move the job's bar; its clock stops with the job."""
-        color = _COLORS.get(job["status"], "default")
+        color = COLORS.get(job["status"], "default")
         fields = {"status": f"[{color}]{job['status']:<10}[/]", "stage": f"{job['stage'] or '':<10}"}
         if label not in self._rows:
             self._rows[label] = self._progress.add_task(label, total=100, label=label, status="", stage="")

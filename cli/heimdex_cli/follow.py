@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
+from typing import cast
 
-from heimdex_cli.api import ENDED, Job, JobsApi
+from heimdex_cli.api import ENDED, Job, JobsApi, Told
 from heimdex_cli.board import Board
 from heimdex_cli.errors import Unreachable
 
@@ -18,22 +19,56 @@ PATIENCE_SECONDS = 30.0
 def follow(api: JobsApi, job_id: str, board: Board, sleep: Callable[[float], None] = time.sleep) -> Job:
     """Show the job until it has ended, and return it then.
 
-    An API that stops answering on the way is waited for; raises Unreachable after 30 s of that, and at once
-    when it does not answer the first question. Raises Unusable for an unknown id.
+    It listens to the job's live stream; one that breaks is taken up again behind the last event that was told. An
+    API that stops answering on the way is waited for; raises Unreachable after 30 s of that, and at once when it
+    does not answer the first question. Raises Unusable for an unknown id.
     """
     job = api.get(job_id)
+    board.show(job_id, job)
     heard_at = time.monotonic()
-    while True:
-        board.show(job_id, job)
-        if job["status"] in ENDED:
-            return job
-        sleep(POLL_SECONDS)
+    last_id: str | None = None
+    while job["status"] not in ENDED:
         try:
+            for told in api.listen(job_id, last_id):
+                heard_at = time.monotonic()
+                last_id = told.id or last_id
+                # The history is told first; what the answer of GET has in it already is not shown again.
+                if told.data["at"] > job["updated_at"]:
+                    _note(board, job_id, told)
+                    job = advanced(job, told)
+                    board.show(job_id, job)
+            # The whole answer, with its result or error; or the stream ended early, and this says where the job is.
             job = api.get(job_id)
             heard_at = time.monotonic()
+            board.show(job_id, job)
         except Unreachable:
             if time.monotonic() - heard_at > PATIENCE_SECONDS:
                 raise
+        if job["status"] not in ENDED:
+            sleep(POLL_SECONDS)
+    return job
+
+
+def advanced(job: Job, told: Told) -> Job:
+    """The job as this event shows it; an end is left to GET, which alone knows the result."""
+    new = job | {"updated_at": told.data["at"]}
+    match told.name:
+        case "progress":
+            furthest = max(job["progress"], int(told.data["progress"]))
+            new |= {"status": "processing", "stage": told.data["stage"], "progress": furthest}
+        case "handed_over" | "attempt_failed":
+            new |= {"status": "processing", "stage": told.data["stage"]}
+        case "retried":
+            new |= {"status": "pending", "stage": None, "progress": 0}
+    return cast(Job, new)
+
+
+def _note(board: Board, job_id: str, told: Told) -> None:
+    if told.name != "attempt_failed" or told.data["ended"] is None:
+        return
+    ended, delay = told.data["ended"], told.data["retry_in_seconds"]
+    then = f"; next try in {delay:g} s" if delay is not None else ""
+    board.note(f"{job_id}  attempt {ended['attempt']} at {ended['stage']} failed: {told.data['error']}{then}")
 
 
 def describe_end(job: Job) -> str:

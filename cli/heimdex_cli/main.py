@@ -2,23 +2,31 @@
 code.
 
 Exit codes: 0 done (watch: completed), 1 it did not work (watch: failed), 2 unusable input, 3 watch: canceled,
-4 the API does not answer, 130 interrupted.
+4 the API does not answer, 130 interrupted, 141 nobody reads what it prints.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from itertools import islice
+from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 
-from heimdex_cli.api import Job, JobsApi
+from heimdex_cli.api import JobsApi, Status
 from heimdex_cli.board import open_board
 from heimdex_cli.errors import HeimdexError, Unusable
 from heimdex_cli.follow import EXIT_CODES, describe_end, follow
+from heimdex_cli.tables import describe, print_events, print_jobs
 
 INTERRUPTED = 130
+UNREAD = 141
+USUAL_LIMIT = 50
+
+JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
+Flag = Annotated[bool, Parameter(negative=())]
 
 
 def _version() -> str:
@@ -31,9 +39,11 @@ def _version() -> str:
 app = App(
     name="heimdex",
     help="Submit media jobs and follow them, or run the whole system on this machine. "
-    "HEIMDEX_URL says where the API is (default http://localhost:8000).",
+    "HEIMDEX_URL says where the API is (default http://localhost:8000), HEIMDEX_API_KEY is the key for it, where it "
+    "wants one.",
     version=_version,
 )
+app.register_install_completion_command(help="Let your shell complete the words of this command.")
 
 
 @app.command
@@ -60,8 +70,8 @@ def submit(
     *,
     job_type: Annotated[str, Parameter(name="--type")] = "mock_process",
     fail_at: str | None = None,
-    watch: Annotated[bool, Parameter(negative=())] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    watch: Flag = False,
+    as_json: JsonFlag = False,
 ) -> int:
     """Submit a job and print its id.
 
@@ -80,12 +90,12 @@ def submit(
         job_id = api.submit(job_type, fail_at)
         if watch:
             return _watch(api, job_id, as_json=as_json)
-    print(json.dumps({"job_id": job_id}) if as_json else job_id)
+    _print_json({"job_id": job_id}) if as_json else print(job_id)
     return 0
 
 
 @app.command
-def get(job_id: str, *, as_json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> int:
+def get(job_id: str, *, as_json: JsonFlag = False) -> int:
     """Print a job as it is now.
 
     Parameters
@@ -97,34 +107,134 @@ def get(job_id: str, *, as_json: Annotated[bool, Parameter(name="--json", negati
     """
     with JobsApi.from_environment() as api:
         job = api.get(job_id)
-    print(json.dumps(job, indent=2) if as_json else _describe(job))
+    _print_json(job) if as_json else print(describe(job))
     return 0
 
 
 @app.command
-def watch(job_id: str) -> int:
+def watch(job_id: str, *, as_json: JsonFlag = False) -> int:
     """Follow a job until it ends. Exit code: 0 completed, 1 failed, 3 canceled.
 
     Parameters
     ----------
     job_id
         As `heimdex submit` printed it.
+    as_json
+        Print the job as it ended, as the API's answer; what it does on the way goes to standard error.
     """
     with JobsApi.from_environment() as api:
-        return _watch(api, job_id)
+        return _watch(api, job_id, as_json=as_json)
+
+
+@app.command(name="list")
+def list_jobs(
+    *,
+    status: Status | None = None,
+    job_type: Annotated[str | None, Parameter(name="--type")] = None,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = USUAL_LIMIT,
+    all_jobs: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    as_json: JsonFlag = False,
+) -> int:
+    """List jobs, newest first.
+
+    Parameters
+    ----------
+    status
+        Only jobs that are so now.
+    job_type
+        Only jobs of this type.
+    limit
+        How many at most.
+    all_jobs
+        All of them, however many.
+    as_json
+        Print the jobs as the API tells them, one a line.
+    """
+    with JobsApi.from_environment() as api:
+        # One more than is shown, to know whether there are more.
+        found = api.jobs(status, job_type, None if all_jobs else limit + 1)
+        shown = found if all_jobs else islice(found, limit)
+        if as_json:
+            for job in shown:
+                _print_json(job)
+        else:
+            print_jobs(shown)
+        if not all_jobs and next(found, None) is not None:
+            print(f"There are more: these are the newest {limit} (--limit, --all).", file=sys.stderr)
+    return 0
+
+
+@app.command
+def cancel(job_id: str, *, as_json: JsonFlag = False) -> int:
+    """Cancel a job that has not ended: it never starts, or its stage is interrupted.
+
+    Parameters
+    ----------
+    job_id
+        As `heimdex submit` printed it.
+    as_json
+        Print the API's answer.
+    """
+    with JobsApi.from_environment() as api:
+        job = api.cancel(job_id)
+    _print_json(job) if as_json else print("The job is canceled.")
+    return 0
+
+
+@app.command
+def retry(job_id: str, *, from_start: Flag = False, watch: Flag = False, as_json: JsonFlag = False) -> int:
+    """Run a failed or canceled job again, from the stage where it ended.
+
+    Parameters
+    ----------
+    job_id
+        As `heimdex submit` printed it.
+    from_start
+        From the first stage instead.
+    watch
+        Follow the job to its end, as `heimdex watch` does.
+    as_json
+        Print the API's answer (with --watch: the job as it ended).
+    """
+    with JobsApi.from_environment() as api:
+        job = api.retry(job_id, from_start=from_start)
+        if watch:
+            return _watch(api, job_id, as_json=as_json)
+    _print_json(job) if as_json else print("The job runs again.")
+    return 0
+
+
+@app.command
+def events(job_id: str, *, as_json: JsonFlag = False) -> int:
+    """Print what happened to a job: every hand-over and every attempt that failed.
+
+    Parameters
+    ----------
+    job_id
+        As `heimdex submit` printed it.
+    as_json
+        Print the events as the API tells them, one a line.
+    """
+    with JobsApi.from_environment() as api:
+        history = api.events(job_id)
+    if as_json:
+        for entry in history:
+            _print_json(entry)
+    else:
+        print_events(history)
+    return 0
 
 
 def _watch(api: JobsApi, job_id: str, *, as_json: bool = False) -> int:
     # With --json, standard output is for the answer alone.
     with open_board(sys.stderr if as_json else sys.stdout) as board:
         job = follow(api, job_id, board)
-    print(json.dumps(job, indent=2) if as_json else describe_end(job))
+    _print_json(job) if as_json else print(describe_end(job))
     return EXIT_CODES[job["status"]]
 
 
-def _describe(job: Job) -> str:
-    rows = [(name, value) for name, value in job.items() if value is not None]
-    return "\n".join(f"{name:<11} {json.dumps(value) if isinstance(value, dict) else value}" for name, value in rows)
+def _print_json(answer: Any) -> None:
+    print(json.dumps(answer, ensure_ascii=False))
 
 
 def call(arguments: Sequence[str]) -> int:
@@ -133,6 +243,7 @@ def call(arguments: Sequence[str]) -> int:
     """
     try:
         answer = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
         return answer if isinstance(answer, int) else 0
     except CycloptsError as error:
         problem: HeimdexError = Unusable(f"{' '.join(str(error).split())} See `heimdex --help`.")
@@ -140,6 +251,10 @@ def call(arguments: Sequence[str]) -> int:
         problem = error
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # As in `heimdex list --all | head`: nobody is left to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     print(f"heimdex: {problem.sentence}", file=sys.stderr)
     if problem.detail:
         print(problem.detail, file=sys.stderr)
