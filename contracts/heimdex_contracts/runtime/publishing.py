@@ -168,6 +168,9 @@ class Publisher:
             return last.sequence
         if last.sequence == expected:
             return None
+        if last.sequence < expected:
+            # Ours is gone, and only what came after one's own message can be a stray: of two copies the first one wins.
+            raise Superseded("another copy of the message that we hold took its place")
         try:
             found = messages.decode_job(last.subject, last.data)
         except UnusableMessage as error:
