@@ -177,7 +177,19 @@ CHANGES: Final = {
 UNKNOWN_FROM: Final = problem(
     "The parameter is unknown.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
 )
-READ_ERRORS: Final = {404: problem("There is no such job.", "Job not found"), 500: UNAVAILABLE}
+STREAM_EXAMPLE: Final = """\
+id: 1.0
+event: handed_over
+data: {"id": "1.0", "event": "handed_over", "run": 1, "stage": "analyzing", ...}
+
+event: progress
+data: {"stage": "analyzing", "attempt": 1, "progress": 45, "at": "2025-10-28T12:00:02.734113Z"}
+
+"""
+WRONG_WAIT: Final = problem(
+    "The parameter is wrong.", "The parameter 'wait' must be seconds from 0 to 300, not 'long'.", field="wait"
+)
+READ_ERRORS: Final = {422: WRONG_WAIT, 404: problem("There is no such job.", "Job not found"), 500: UNAVAILABLE}
 
 
 def _job_schema() -> Schema:
@@ -318,6 +330,8 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
     for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
         example.pop("id", None)
         example["value"] = _WITH_NULLS.get(name, example["value"])
+    events = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    events["text/event-stream"] = {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}
     document["paths"]["/jobs"]["post"]["responses"]["202"]["headers"] = {
         "Location": {"description": "where the job is found", "schema": {"type": "string"}}
     }

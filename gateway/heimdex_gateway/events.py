@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 from typing import Final
 
@@ -14,13 +14,15 @@ from heimdex_contracts.history import EventRow, event_row
 from heimdex_contracts.lifecycle import TERMINAL
 from heimdex_contracts.messages import Progress
 from heimdex_contracts.runtime.broker import JetStreamError
+from heimdex_gateway.database import DatabaseUnavailable
+from heimdex_gateway.reads import NATS_DOWN, Unanswerable
 from heimdex_gateway.schemas import moment
 from heimdex_gateway.service import Gateway
 from heimdex_gateway.watching import Interrupted
 
 #: A comment is sent after this much silence, so that no proxy takes the stream for dead.
 KEEP_ALIVE_SECONDS: Final = 15.0
-#: How long the history may take to catch up with the stream before it is told as it is.
+#: How long a gap in the history may take to close before it is told as it is.
 CATCH_UP_SECONDS: Final = 2.0
 
 Key = tuple[int, int]
@@ -88,23 +90,34 @@ def parse_id(text: str | None) -> Key | None:
 
 
 async def history(gateway: Gateway, job_id: str) -> list[EventRow]:
-    """Every entry, also those that the streams hold and Postgres does not have yet.
+    """Every entry, in order, also those that the streams hold and Postgres does not have yet.
 
     Raises HeimdexError where it cannot be had.
     """
-    newest = await _newest(gateway, job_id)
     deadline = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
-    pause = 0.005
+    pause = 0.01
     while True:
-        rows = await gateway.database.history(job_id)
-        known = {(row.step, row.attempt) for row in rows}
-        missing = [row for row in newest if (row.step, row.attempt) not in known]
-        if not missing:
-            return rows
-        if asyncio.get_running_loop().time() > deadline:
-            return sorted([*rows, *missing], key=lambda row: (row.step, row.attempt))
+        # The streams first: an event leaves them only once Postgres has it.
+        try:
+            found = {(row.step, row.attempt): row for row in await _in_streams(gateway, job_id)}
+        except (BrokerUnavailable, JetStreamError):
+            raise Unanswerable(NATS_DOWN) from None
+        try:
+            found |= {(row.step, row.attempt): row for row in await gateway.database.history(job_id)}
+        except DatabaseUnavailable:
+            if not _is_whole(found):
+                raise
+        if _is_whole(found) or asyncio.get_running_loop().time() > deadline:
+            # A gap that stays is a history that was lost with its database.
+            return [found[key] for key in sorted(found)]
         await asyncio.sleep(pause)
         pause = min(0.2, pause * 2)
+
+
+def _is_whole(found: Collection[Key]) -> bool:
+    """Whether no step is missing before the last one that is there."""
+    steps = sorted(step for step, attempt in found if attempt == 0)
+    return bool(steps) and steps == list(range(steps[-1] + 1))
 
 
 async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterator[bytes]:
@@ -118,7 +131,10 @@ async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterato
         async with gateway.watches.open(job_id, ticks=True) as watch:
             yield b"retry: 1000\n\n"
             ended = False
-            for row in await history(gateway, job_id):
+            past = await history(gateway, job_id)
+            if sent not in {(row.step, row.attempt) for row in past}:
+                sent = (-1, -1)  # an id of another job, or of a history that was lost: begin anew
+            for row in past:
                 key = (row.step, row.attempt)
                 ended = row.kind in TERMINAL
                 if key > sent:
@@ -142,17 +158,18 @@ async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterato
         return
 
 
-async def _newest(gateway: Gateway, job_id: str) -> list[EventRow]:
-    """What the streams hold last of this job."""
+async def _in_streams(gateway: Gateway, job_id: str) -> list[EventRow]:
+    """What the streams hold of this job: all that is not recorded yet. Raises BrokerUnavailable or JetStreamError."""
     found: list[EventRow] = []
-    with contextlib.suppress(BrokerUnavailable, JetStreamError, UnusableMessage):
-        last = await gateway.publisher.last(job_id)
-        if last is not None:
-            found.append(event_row(messages.decode_job(last.subject, last.data)))
-        attempts = subjects.attempt_subject("*", job_id)
-        tried = await gateway.broker.last_message(subjects.ATTEMPTS, attempts, timeout=1.0)
-        if tried is not None:
-            found.append(event_row(messages.decode_attempt(tried.subject, tried.data)))
+    for stream, subject, decode in (
+        (subjects.JOBS, subjects.job_filter(job_id), messages.decode_job),
+        (subjects.ATTEMPTS, subjects.attempt_subject("*", job_id), messages.decode_attempt),
+    ):
+        sequence = 1
+        while stored := await gateway.broker.next_message(stream, subject, sequence):
+            sequence = stored.sequence + 1
+            with contextlib.suppress(UnusableMessage):
+                found.append(event_row(decode(stored.subject, stored.data)))
     return found
 
 

@@ -102,7 +102,7 @@ def _moment(name: str, value: str | None) -> datetime | None:
     if value is None:
         return None
     try:
-        at: datetime = msgspec.convert(value.replace(" ", "+"), messages.Moment, strict=False)
+        at: datetime = msgspec.convert(value.replace(" ", "+"), messages.Moment)
         return at.astimezone(UTC)
     except (msgspec.ValidationError, OverflowError, ValueError):
         raise Problem(
@@ -120,8 +120,8 @@ def _place(value: str | None) -> Place | None:
         place: Place = msgspec.json.decode(data, type=Place)
         if place.created_at.tzinfo is None or not messages.is_job_id(place.id):
             raise ValueError
-        return place
-    except (binascii.Error, ValueError, UnicodeError, msgspec.MsgspecError, RecursionError):
+        return Place(place.created_at.astimezone(UTC), place.id)
+    except (binascii.Error, OverflowError, ValueError, UnicodeError, msgspec.MsgspecError, RecursionError):
         raise Problem(
             422,
             "The parameter 'cursor' is none of ours: take it from 'next_cursor' of the page before, as it is.",

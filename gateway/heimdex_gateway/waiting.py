@@ -3,8 +3,10 @@
 import asyncio
 from typing import Final
 
+from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
 from heimdex_gateway.problems import Problem
+from heimdex_gateway.reads import NATS_DOWN, Unanswerable
 from heimdex_gateway.service import Gateway
 from heimdex_gateway.watching import Interrupted
 
@@ -18,7 +20,7 @@ def seconds(text: str | None) -> float:
     if text is None:
         return 0.0
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else -1.0
     except ValueError:
         value = -1.0
     if not 0 <= value <= LONGEST_SECONDS:
@@ -30,8 +32,18 @@ def seconds(text: str | None) -> float:
 
 async def until_ended(gateway: Gateway, job_id: str, timeout: float) -> Snapshot | None:
     """The job when it has ended, or as it is after `timeout` seconds; None where there is none. Raises as Reads.job."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    try:
+        return await _watch(gateway, job_id, deadline)
+    except BrokerUnavailable:
+        job = await gateway.reads.job(job_id)
+        if job is None or job.ended:
+            return job
+        raise Unanswerable(NATS_DOWN) from None
+
+
+async def _watch(gateway: Gateway, job_id: str, deadline: float) -> Snapshot | None:
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
     async with gateway.watches.open(job_id, ticks=False) as watch:
         job = await gateway.reads.job(job_id)
         if job is None or job.ended:
