@@ -74,6 +74,13 @@ class Database:
                 self._drop()
                 self._waiting(error)
                 raise
+            except Exception as error:
+                if self._connection is None or not self._connection.is_closed():
+                    raise
+                # A connection that breaks while asyncpg looks up types fails in ways of its own.
+                self._drop()
+                self._waiting(error)
+                raise asyncpg.InterfaceError(f"the connection broke: {error}") from error
             if self._said is not None:
                 self._said = None
                 self._log.info("postgres_connected", message="connected to Postgres")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import asyncpg
 from nats.aio.msg import Msg
 
 from heimdex_contracts import messages, subjects
@@ -149,7 +148,7 @@ class Recorder:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            except (asyncpg.PostgresError, ValueError, TypeError, OverflowError) as error:
+            except Exception as error:
                 await self._narrow(batch, error)
                 return
             spent = (time.monotonic_ns() - began) // len(batch)
