@@ -102,7 +102,13 @@ class Database:
                 if many:
                     return await self._pool.fetch(query, *arguments)
                 return await self._pool.fetchrow(query, *arguments)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
             raise DatabaseUnavailable(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 
 

@@ -24,6 +24,8 @@ OUTAGE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # What a connection that is killed in the middle of a query may say.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
