@@ -92,7 +92,8 @@ class Database:
 
     async def close(self) -> None:
         """Drop the connections."""
-        self._pool.terminate()
+        if self._pool._initialized:  # it is not while Postgres was never asked
+            self._pool.terminate()
 
     async def _ask(self, query: str, *arguments: Any, many: bool = False) -> Any:
         try:

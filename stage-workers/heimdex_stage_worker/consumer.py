@@ -266,10 +266,11 @@ class StageWorker:
                 case delivery.Drop():
                     log.info("delivery_dropped", message="the job goes on without this delivery")
                 case delivery.Retry(error=error, delay_seconds=delay):
-                    await self._publish_attempt(held, error, delay)
+                    # First the mark, which callers may hear of: what follows it then is never older.
                     # One that vanished stays suspect: its next attempt runs apart from the worker too.
                     if held.reporter and not (isinstance(outcome, Errored) and outcome.vanished):
                         await held.reporter.mark(ended=True)
+                    await self._publish_attempt(held, error, delay)
                     log.warning("attempt_failed", error=error, delay_seconds=delay)
                     await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))
                     return

@@ -14,6 +14,8 @@ from heimdex_contracts.runtime.logs import Logger
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: The revision that this version of the store writes to: the last file's.
 REVISION: Final = "jobs"
+#: What there must be at this revision.
+RELATIONS: Final = ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"]
 #: Any number of stores may start at once; this advisory lock lets one of them migrate.
 _MIGRATING: Final = 0x6865696D64657831
 
@@ -126,8 +128,9 @@ async def migrate(connection: asyncpg.Connection) -> None:
     await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATING)
     try:
         if await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL"):
-            if not await connection.fetchval("SELECT to_regclass('jobs') IS NOT NULL"):
-                await connection.execute("DELETE FROM migrations")  # somebody emptied the database
+            missing = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
+            if await connection.fetchval(missing, RELATIONS):
+                await connection.execute("DELETE FROM migrations")  # somebody removed some: they can be made again
             current = await connection.fetchval("SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1")
             if current == REVISION or (current is not None and current not in known):
                 return

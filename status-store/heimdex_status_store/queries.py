@@ -53,6 +53,10 @@ WITH incoming AS (
         updated_at = GREATEST(old.updated_at, EXCLUDED.updated_at),
         message = CASE WHEN EXCLUDED.status <> 'completed' THEN COALESCE(EXCLUDED.message, old.message) END
     WHERE (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) > (old.step, old.attempt, old.progress)
+        -- A tick that only tells that the stage is still at it.
+        OR (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) = (old.step, old.attempt, old.progress)
+           AND EXCLUDED.updated_at > old.updated_at
+           AND EXCLUDED.status = 'processing' AND old.status = 'processing'
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)

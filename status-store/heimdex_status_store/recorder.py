@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import asyncpg
 from nats.aio.msg import Msg
 
 from heimdex_contracts import messages, subjects
@@ -36,6 +37,9 @@ _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\
 #: A tick that came before its hand-over comes again after this pause, but not for ever: it may be a stranger's.
 _AGAIN: Final = b'-NAK {"delay": %d}' % (subjects.NANOSECOND // 10)
 MOST_DELIVERIES_OF_A_TICK: Final = 100
+
+#: What the events of a batch may cause; anything else is a defect of ours, and must not cost an event.
+UNRECORDABLE: Final = (asyncpg.PostgresError, ValueError, TypeError, OverflowError, RecursionError)
 
 Decode = Callable[[str, bytes], AnyMessage]
 
@@ -148,7 +152,7 @@ class Recorder:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            except Exception as error:
+            except UNRECORDABLE as error:
                 await self._narrow(batch, error)
                 return
             spent = (time.monotonic_ns() - began) // len(batch)

@@ -65,11 +65,27 @@ class JetStreamError(Exception):
 _ack_decoder: Final = msgspec.json.Decoder(PubAck)
 
 
+class TolerantClient(Client):
+    """nats-py's client, but a subject that is no UTF-8 does not end the reading of everything that follows it."""
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        return Msg(
+            _client=self,
+            subject=subject.decode(errors="replace"),
+            reply=reply.decode(errors="replace"),
+            data=data,
+            headers=headers,
+            _sid=sid,
+        )
+
+
 class Broker:
     """One connection. Reconnects for ever; `closed` is set when nats-py gave up all the same: the process then ends."""
 
     def __init__(self, settings: Settings, name: str, log: Logger) -> None:
-        self.nc = Client()
+        self.nc = TolerantClient()
         self.closed = asyncio.Event()
         #: Run after every reconnection, before anything else is told of it.
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []

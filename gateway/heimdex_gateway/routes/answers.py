@@ -1,11 +1,13 @@
 """What the routes share: encoding an answer, reading a JSON body, turning our errors into answers."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from typing import Any, Final, TypeVar
 
 import msgspec
 from litestar import Request, Response
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from heimdex_contracts import messages
 from heimdex_contracts.errors import BrokerUnavailable
@@ -18,6 +20,9 @@ from heimdex_gateway.service import Gateway
 _json: Final = msgspec.json.Encoder()
 JSON: Final = "application/json"
 NOT_FOUND: Final = "Job not found"
+#: Of a body that is too large.
+MOST_DISCARDED_BYTES: Final = 32 * 1024 * 1024
+MOST_DISCARDED_SECONDS: Final = 2.0
 #: The contract is an answer within 5 s.
 LONGEST_SECONDS: Final = 4.5
 
@@ -70,4 +75,20 @@ async def json_body(request: AnyRequest) -> bytes:
             return b""
         given = f"not as {content_type[:100]}" if header else "which the Content-Type header must say"
         raise Problem(415, f"Send the body as application/json, {given}.")
-    return await request.body()
+    try:
+        return await request.body()
+    except RequestEntityTooLarge:
+        await _discard_rest(request)
+        raise
+
+
+async def _discard_rest(request: AnyRequest) -> None:
+    """Read some of what is still coming: closing on unread data would reset the connection, and the answer be lost."""
+    left = MOST_DISCARDED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MOST_DISCARDED_SECONDS):
+            while left > 0:
+                event = await request.receive()
+                if event["type"] != "http.request" or not event.get("more_body"):
+                    return
+                left -= len(event["body"])

@@ -1,0 +1,60 @@
+"""A small HTTP client of the API, for the tests."""
+
+from typing import Any
+
+import httpx
+
+from tests.harness.waiting import PATIENCE_SECONDS, eventually
+
+TERMINAL = {"completed", "failed", "canceled"}
+
+
+class Api:
+    """Talks to one gateway. `http` is the bare client, for what the methods do not say."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+    async def __aenter__(self) -> "Api":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def submit(self, type: str = "mock_process", headers: dict[str, str] | None = None, **fields: Any) -> str:
+        """Submit a job, which must be accepted; returns its id."""
+        response = await self.http.post("/jobs", json={"type": type, **fields}, headers=headers)
+        assert response.status_code == 202, f"POST /jobs answered {response.status_code} {response.text}"
+        job_id = response.json()["job_id"]
+        assert isinstance(job_id, str)
+        return job_id
+
+    async def get(self, job_id: str) -> dict[str, Any]:
+        """The job, which must be found."""
+        response = await self.http.get(f"/jobs/{job_id}")
+        assert response.status_code == 200, f"GET /jobs/{job_id} answered {response.status_code} {response.text}"
+        job: dict[str, Any] = response.json()
+        return job
+
+    async def wait_until(self, job_id: str, *statuses: str, timeout: float = PATIENCE_SECONDS) -> dict[str, Any]:
+        """The job, once it has one of these statuses. An end that was not asked for fails at once."""
+        seen: dict[str, Any] = {}
+
+        async def reached() -> bool:
+            seen.clear()
+            seen.update(await self.get(job_id))
+            return seen["status"] in statuses or seen["status"] in TERMINAL
+
+        await eventually(reached, timeout, lambda: f"the job {job_id} is {' or '.join(statuses)}; it is {seen}")
+        assert seen["status"] in statuses, f"the job is not {' or '.join(statuses)}, but {seen}"
+        return dict(seen)
+
+    async def is_up(self) -> bool:
+        """Whether /healthz answers 200."""
+        try:
+            return (await self.http.get("/healthz")).status_code == 200
+        except httpx.HTTPError:
+            return False

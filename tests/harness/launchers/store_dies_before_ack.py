@@ -1,0 +1,18 @@
+"""A status store that SIGKILLs itself once between the commit of a batch and its acknowledgement."""
+
+from typing import Any
+
+from heimdex_status_store.main import main
+from heimdex_status_store.recorder import Recorder
+from tests.harness.launchers.crash_points import die_once
+
+acknowledge = Recorder._acknowledge
+
+
+async def die_then_acknowledge(self: Recorder, batch: Any) -> None:
+    die_once()
+    await acknowledge(self, batch)
+
+
+Recorder._acknowledge = die_then_acknowledge  # type: ignore[method-assign]
+main()

@@ -1,0 +1,60 @@
+"""A NATS client that sees what `nats sub 'heimdex.>'` would, and may ask and publish."""
+
+from typing import Any, Self
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+JOBS = "HEIMDEX_JOBS"
+
+
+class Observer:
+    """Collects every message on these subjects from `async with` on."""
+
+    def __init__(self, url: str, *subjects: str) -> None:
+        self.nc = Client()
+        self.seen: list[Msg] = []
+        self._url = url
+        self._subjects = subjects or ("heimdex.>",)
+
+    async def __aenter__(self) -> Self:
+        await self.nc.connect(self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+
+        async def keep(msg: Msg) -> None:
+            self.seen.append(msg)
+
+        for subject in self._subjects:
+            await self.nc.subscribe(subject, cb=keep)
+        await self.nc.flush()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.nc.close()
+
+    def subjects(self, prefix: str, job_id: str) -> list[str]:
+        """The third tokens of what was seen on `<prefix>.<token>.<job_id>`, in order."""
+        return [msg.subject.split(".")[2] for msg in self.messages(prefix, job_id)]
+
+    def messages(self, prefix: str, job_id: str) -> list[Msg]:
+        """What was seen on `<prefix>.*.<job_id>`, in order."""
+        return [msg for msg in self.seen if msg.subject.startswith(f"{prefix}.") and msg.subject.endswith(job_id)]
+
+    def payloads(self, prefix: str, job_id: str) -> list[dict[str, Any]]:
+        """The same, decoded."""
+        return [msgspec.json.decode(msg.data) for msg in self.messages(prefix, job_id)]
+
+    async def api(self, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask `$JS.API.<call>`; an error comes back as it is."""
+        reply = await self.nc.request(f"$JS.API.{call}", msgspec.json.encode(body) if body else b"", timeout=10)
+        answer: dict[str, Any] = msgspec.json.decode(reply.data)
+        return answer
+
+    async def count(self, stream: str = JOBS) -> int:
+        """How many messages the stream holds; -1 where there is no such stream."""
+        answer = await self.api(f"STREAM.INFO.{stream}")
+        return int(answer["state"]["messages"]) if "state" in answer else -1
+
+    async def empty(self, stream: str = JOBS) -> bool:
+        """Whether the stream exists and holds nothing."""
+        return await self.count(stream) == 0

@@ -1,0 +1,88 @@
+"""Fixtures for tests of one room against a real NATS server, a real Postgres, or both."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from heimdex_contracts import subjects
+from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.settings import Settings
+from heimdex_contracts.runtime.topology import Topology
+from tests.harness.journal import Journal
+from tests.harness.servers import NatsServer
+
+STAGES = ("extracting", "analyzing", "indexing")
+#: Long: on a busy machine, nothing may come back that a test holds.
+ACK_WAIT_SECONDS = 60
+
+NewBroker = Callable[..., Awaitable[Broker]]
+
+
+@pytest.fixture
+def journal() -> Journal:
+    """What the code under test logged."""
+    return Journal()
+
+
+@pytest_asyncio.fixture
+async def new_broker(nats: NatsServer, journal: Journal) -> AsyncIterator[NewBroker]:
+    """Makes connected brokers, of a subclass if wanted; closes them."""
+    made: list[Broker] = []
+
+    async def make(kind: type[Broker] = Broker) -> Broker:
+        broker = kind(Settings(nats_url=nats.url), "test", cast("Any", journal))
+        made.append(broker)
+        await broker.connect()
+        return broker
+
+    yield make
+    for broker in made:
+        await broker.close()
+
+
+@pytest_asyncio.fixture
+async def broker(new_broker: NewBroker) -> Broker:
+    """A connected broker."""
+    return await new_broker()
+
+
+@pytest.fixture
+def topology(broker: Broker, journal: Journal) -> Topology:
+    """The whole topology, not ensured yet."""
+    return make_topology(broker, journal)
+
+
+@pytest_asyncio.fixture
+async def ready(broker: Broker, topology: Topology) -> Broker:
+    """A connected broker whose streams and consumers exist."""
+    await topology.ensure()
+    return broker
+
+
+def make_topology(broker: Broker, journal: Journal, stages: tuple[str, ...] = STAGES) -> Topology:
+    return Topology(broker, subjects.streams(stages, ACK_WAIT_SECONDS), 1, cast("Any", journal))
+
+
+async def stream(broker: Broker, name: str = subjects.JOBS) -> dict[str, Any]:
+    return await broker.api(f"STREAM.INFO.{name}")
+
+
+async def consumer(broker: Broker, name: str, stream_name: str = subjects.JOBS) -> dict[str, Any]:
+    return await broker.api(f"CONSUMER.INFO.{stream_name}.{name}")
+
+
+async def count(broker: Broker, name: str = subjects.JOBS) -> int:
+    return int((await stream(broker, name))["state"]["messages"])
+
+
+async def take(broker: Broker, durable: str, number: int = 1) -> list[Any]:
+    """Pull this many messages by hand."""
+    inbox = broker.nc.new_inbox()
+    subscription = await broker.nc.subscribe(inbox)
+    body = b'{"batch": %d, "expires": 10000000000}' % number
+    await broker.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS}.{durable}", body, reply=inbox)
+    taken = [await subscription.next_msg(timeout=10) for _ in range(number)]
+    await subscription.unsubscribe()
+    return taken

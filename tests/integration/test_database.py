@@ -1,0 +1,176 @@
+"""The status store's Postgres: migrations, tables that somebody removed, outages."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from heimdex_contracts.history import event_rows
+from heimdex_status_store import queries
+from heimdex_status_store.database import OUTAGE, Database, migrate
+from heimdex_status_store.rows import job_rows
+from tests.harness.histories import Writer
+from tests.harness.journal import Journal
+from tests.harness.servers import PostgresServer
+from tests.harness.waiting import eventually
+
+TABLES = {"jobs", "job_events", "job_status", "job_history", "migrations"}
+
+NewDatabase = Callable[[], Database]
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal()
+
+
+@pytest_asyncio.fixture
+async def new_database(database_url: str, journal: Journal) -> AsyncIterator[NewDatabase]:
+    made: list[Database] = []
+
+    def make() -> Database:
+        made.append(Database(database_url, cast("Any", journal)))
+        return made[-1]
+
+    yield make
+    for database in made:
+        await database.close()
+
+
+@pytest_asyncio.fixture
+async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+async def tables(admin: asyncpg.Connection) -> set[str]:
+    found = await admin.fetch("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+    return {entry["table_name"] for entry in found}
+
+
+def recording(writer: Writer) -> Callable[[asyncpg.Connection], Awaitable[int]]:
+    async def record(connection: asyncpg.Connection) -> int:
+        return (await queries.record(connection, job_rows(writer.events), event_rows(writer.events))).raised
+
+    return record
+
+
+async def patiently(database: Database, work: Callable[[asyncpg.Connection], Awaitable[Any]]) -> Any:
+    """As the recorder does: again after an outage."""
+
+    async def once() -> list[Any]:
+        try:
+            return [await database.run(work)]
+        except OUTAGE:
+            return []
+
+    return (await eventually(once, timeout=20, what="the store can write again"))[0]
+
+
+async def test_an_empty_database_gets_the_schema(new_database: NewDatabase, admin: asyncpg.Connection) -> None:
+    assert await new_database().run(recording(Writer())) == 1
+    assert await tables(admin) >= TABLES
+
+
+@pytest.mark.containers
+async def test_any_number_of_stores_may_migrate_at_once(new_database: NewDatabase, admin: asyncpg.Connection) -> None:
+    databases = [new_database() for _ in range(6)]
+    await asyncio.gather(*(database.run(recording(Writer())) for database in databases))
+    assert await admin.fetchval("SELECT count(*) FROM jobs") == 6
+    assert await admin.fetchval("SELECT count(*) FROM migrations") == 1
+
+
+async def test_migrating_again_keeps_what_is_there(new_database: NewDatabase, admin: asyncpg.Connection) -> None:
+    await new_database().run(recording(Writer()))
+    for _ in range(3):
+        await migrate(admin)
+    assert await admin.fetchval("SELECT count(*) FROM jobs") == 1
+    assert await admin.fetchval("SELECT count(*) FROM migrations") == 1
+
+
+async def test_a_newer_stores_schema_is_left_alone(new_database: NewDatabase, admin: asyncpg.Connection) -> None:
+    await new_database().run(recording(Writer()))
+    await admin.execute(
+        "INSERT INTO migrations (from_revision, to_revision) SELECT to_revision, 'from_the_future' FROM migrations"
+    )
+    assert await new_database().run(recording(Writer())) == 1
+    assert await admin.fetchval("SELECT count(*) FROM migrations") == 2
+
+
+@pytest.mark.parametrize(
+    "accident",
+    [
+        "TRUNCATE jobs, job_events",
+        "DROP TABLE jobs CASCADE",
+        "DROP TABLE job_events CASCADE",
+        "DROP TABLE jobs, job_events CASCADE",
+        "DROP TABLE jobs, job_events, migrations CASCADE",
+        "DROP TABLE migrations",
+        "DROP VIEW job_status CASCADE",
+        "DROP VIEW job_history CASCADE",
+        "DROP TABLE stream_seen CASCADE",
+        "DROP SCHEMA public CASCADE; CREATE SCHEMA public",
+    ],
+)
+async def test_what_somebody_removed_is_made_again_without_a_restart(
+    new_database: NewDatabase, admin: asyncpg.Connection, accident: str
+) -> None:
+    database = new_database()
+    await database.run(recording(Writer()))
+    whole = await tables(admin)
+    await admin.execute(accident)
+    writer = Writer()
+    assert await patiently(database, recording(writer)) == 1
+    # A store that starts now finds, or makes, all that is missing.
+    assert await patiently(new_database(), recording(Writer())) == 1
+    assert await tables(admin) == whole
+    assert await admin.fetchval("SELECT status FROM job_status WHERE id = $1", writer.due.job_id) == "pending"
+
+
+async def test_a_lost_connection_is_an_outage_and_the_next_try_connects_again(
+    new_database: NewDatabase, admin: asyncpg.Connection
+) -> None:
+    database = new_database()
+    await database.run(recording(Writer()))
+    assert database.connected
+    await admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    assert await patiently(database, recording(Writer())) == 1
+    assert await admin.fetchval("SELECT count(*) FROM jobs") == 2
+
+
+async def test_work_that_takes_too_long_is_an_outage(new_database: NewDatabase) -> None:
+    database = new_database()
+    with pytest.raises(OUTAGE):
+        await database.run(lambda connection: connection.execute("SELECT pg_sleep(60)"), timeout=2)
+    assert await patiently(database, lambda connection: connection.fetchval("SELECT 1")) == 1
+
+
+async def test_bad_data_is_no_outage(new_database: NewDatabase) -> None:
+    with pytest.raises(asyncpg.DataError) as caught:
+        await new_database().run(lambda connection: connection.execute("SELECT 1/0"))
+    assert not isinstance(caught.value, OUTAGE)
+
+
+async def test_a_restart_of_postgres_is_waited_for_and_said_once(
+    own_postgres: PostgresServer, journal: Journal
+) -> None:
+    database = Database(own_postgres.url, cast("Any", journal))
+    await database.run(recording(Writer()))
+    own_postgres.kill()
+    for _ in range(3):
+        with pytest.raises(OUTAGE):
+            await database.run(recording(Writer()))
+    assert not database.connected
+    own_postgres.start()
+    assert await patiently(database, recording(Writer())) == 1
+    assert len(journal.of("postgres_connected")) == 2
+    reasons = [entry["error"] for entry in journal.of("postgres_waiting")]
+    assert len(reasons) == len(set(reasons))
+    await database.close()

@@ -1,0 +1,68 @@
+"""Every way in which a delivery can end."""
+
+import pytest
+
+from heimdex_contracts.delivery import (
+    Advance,
+    Drop,
+    Errored,
+    Finished,
+    GiveUp,
+    HandBack,
+    Interrupted,
+    Lost,
+    Overtaken,
+    Retry,
+    settle,
+    tries,
+)
+
+BACKOFF = (1.0, 2.0, 4.0)
+
+
+def test_settle_advances_when_the_stage_finished() -> None:
+    assert settle(Finished(), "analyzing", 1, BACKOFF) == Advance()
+
+
+def test_settle_hands_back_when_interrupted_whatever_the_attempt() -> None:
+    assert settle(Interrupted(), "analyzing", 4, BACKOFF) == HandBack()
+
+
+def test_settle_drops_what_was_overtaken() -> None:
+    assert settle(Overtaken(), "analyzing", 2, BACKOFF) == Drop()
+
+
+@pytest.mark.parametrize(("attempt", "pause"), [(1, 1.0), (2, 2.0), (3, 4.0)])
+def test_settle_retries_with_this_attempts_pause_while_the_policy_has_one(attempt: int, pause: float) -> None:
+    assert settle(Errored("oh"), "analyzing", attempt, BACKOFF) == Retry("oh", pause)
+
+
+@pytest.mark.parametrize("attempt", [4, 5])
+def test_settle_gives_up_naming_stage_and_cause_when_the_retries_are_used_up(attempt: int) -> None:
+    outcome = settle(Errored("no space"), "analyzing", attempt, BACKOFF)
+    assert isinstance(outcome, GiveUp)
+    assert "analyzing" in outcome.error
+    assert "no space" in outcome.error
+
+
+def test_settle_gives_up_at_once_when_the_error_is_permanent() -> None:
+    outcome = settle(Errored("bad file", permanent=True), "analyzing", 1, BACKOFF)
+    assert isinstance(outcome, GiveUp)
+    assert "analyzing" in outcome.error
+    assert "bad file" in outcome.error
+
+
+def test_settle_gives_up_on_the_first_error_when_the_policy_has_no_retries() -> None:
+    assert isinstance(settle(Errored("oh"), "analyzing", 1, ()), GiveUp)
+
+
+@pytest.mark.parametrize("backoff", [(), BACKOFF])
+def test_settle_says_worker_lost_and_the_stage_when_no_attempt_gave_a_sign_of_life(backoff: tuple[float, ...]) -> None:
+    outcome = settle(Lost(), "analyzing", 5, backoff)
+    assert isinstance(outcome, GiveUp)
+    assert "worker lost" in outcome.error
+    assert "analyzing" in outcome.error
+
+
+def test_tries_counts_the_first_one_too() -> None:
+    assert (tries(()), tries(BACKOFF)) == (1, 4)

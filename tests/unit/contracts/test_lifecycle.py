@@ -1,0 +1,128 @@
+"""Status is a maximum: whatever the order of a job's events, what they say together is the same."""
+
+from datetime import timedelta
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heimdex_contracts.lifecycle import TERMINAL, Snapshot, merge, snapshot
+from heimdex_contracts.messages import AnyMessage
+from tests.harness.histories import START, Writer, due, run_of_a_job, shuffled
+
+ORDER = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
+
+Histories = tuple[list[AnyMessage], list[AnyMessage]]
+
+
+@st.composite
+def a_run_and_its_shuffle(draw: st.DrawFn) -> Histories:
+    events = draw(run_of_a_job(ended=draw(st.booleans()), forgetful=draw(st.booleans())))
+    return events, draw(shuffled(events))
+
+
+def merged(events: list[AnyMessage]) -> Snapshot:
+    return reduce(merge, map(snapshot, events))
+
+
+@given(a_run_and_its_shuffle())
+def test_merge_gives_the_same_for_any_order_and_repetition_of_a_runs_events(histories: Histories) -> None:
+    in_order, mixed = histories
+    assert merged(mixed) == merged(in_order)
+
+
+@given(a_run_and_its_shuffle(), st.integers(0, 20))
+def test_merge_gives_the_same_however_the_events_are_batched(histories: Histories, cut: int) -> None:
+    in_order, mixed = histories
+    parts = [part for part in (mixed[:cut], mixed[cut:]) if part]
+    assert reduce(merge, [merged(part) for part in parts]) == merged(in_order)
+
+
+@given(a_run_and_its_shuffle())
+def test_status_and_progress_and_time_never_go_back_as_events_arrive_in_any_order(histories: Histories) -> None:
+    for events in histories:
+        seen = snapshot(events[0])
+        for event in events[1:]:
+            later = merge(seen, snapshot(event))
+            assert later.rank >= seen.rank
+            assert ORDER[later.status] >= ORDER[seen.status]
+            assert later.progress >= seen.progress
+            assert later.updated_at >= seen.updated_at
+            assert later.created_at == seen.created_at
+            if seen.ended:
+                assert (later.status, later.stage, later.error) == (seen.status, seen.stage, seen.error)
+            seen = later
+
+
+@given(a_run_and_its_shuffle())
+def test_a_snapshot_keeps_the_apis_promises_whatever_was_merged(histories: Histories) -> None:
+    seen = merged(histories[1])
+    assert 0 <= seen.progress <= 100
+    assert (seen.progress == 100) == (seen.status == "completed")
+    assert (seen.result is not None) == (seen.status == "completed")
+    assert (seen.error is not None) == (seen.status == "failed")
+    assert seen.ended == (seen.status in TERMINAL)
+    if seen.status == "pending":
+        assert seen.stage is None
+    if seen.status in {"processing", "failed"}:
+        assert seen.stage is not None
+
+
+@given(run_of_a_job("0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"), st.data())
+def test_a_retried_job_shows_its_next_run_only_and_an_old_event_cannot_bring_back_the_last_one(
+    first: list[AnyMessage], data: st.DataObject
+) -> None:
+    last = first[-1]
+    second = data.draw(run_of_a_job(last.job_id, step=last.step + 1, run=2))
+    mixed = data.draw(shuffled([*first, *second]))
+    assert merged(mixed) == merged([*first, *second])
+    assert merged(mixed).run == 2
+    assert merged(mixed).status == merged(second).status
+    assert merged(mixed).progress == merged(second).progress
+
+
+def test_rank_orders_by_step_then_attempt_then_progress() -> None:
+    writer = Writer(forgetful=True)
+    writer.tick(0.5)
+    writer.fail_attempt()
+    writer.tick(0.1)
+    writer.finish_stage()
+    submitted, tick, _, failed, second_tick, handed_over = map(snapshot, writer.events)
+    assert submitted.rank < tick.rank <= failed.rank < second_tick.rank < handed_over.rank
+
+
+def test_a_retrys_lower_progress_does_not_lower_what_was_told() -> None:
+    writer = Writer(forgetful=True)
+    writer.tick(0.9)
+    writer.fail_attempt()
+    writer.tick(0.1)
+    assert merged(writer.events).progress == snapshot(writer.events[1]).progress
+    assert merged(writer.events).attempt == 2
+
+
+def test_a_job_is_pending_without_a_stage_until_a_worker_has_begun() -> None:
+    assert (snapshot(due()).status, snapshot(due()).stage) == ("pending", None)
+
+
+def test_a_job_that_was_handed_back_stays_processing_once_it_had_started() -> None:
+    writer = Writer()
+    writer.tick(0.5)
+    writer.hand_back()
+    assert (merged(writer.events).status, merged(writer.events).stage) == ("processing", "extracting")
+
+
+def test_an_event_written_before_its_job_was_created_does_not_move_updated_at_before_created_at() -> None:
+    early = due(at=START - timedelta(hours=1))
+    assert snapshot(early).updated_at == START
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_progress_is_below_100_until_completed(fraction: float) -> None:
+    writer = Writer()
+    writer.finish_stage()
+    writer.finish_stage()
+    writer.tick(fraction)
+    assert merged(writer.events).progress < 100
+    writer.finish_stage()
+    assert (merged(writer.events).progress, merged(writer.events).status) == (100, "completed")

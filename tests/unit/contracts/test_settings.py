@@ -1,0 +1,109 @@
+"""Settings: every bad value names its variable, an empty one counts as unset."""
+
+import pytest
+
+from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.runtime import settings
+from heimdex_contracts.runtime.settings import Settings
+
+BAD = [
+    ("HEIMDEX_PORT", "http"),
+    ("HEIMDEX_PORT", "0"),
+    ("HEIMDEX_PORT", "65536"),
+    ("HEIMDEX_PORT", "-1"),
+    ("HEIMDEX_PORT", "80.5"),
+    ("HEIMDEX_MOCK_TIME_SCALE", "fast"),
+    ("HEIMDEX_MOCK_TIME_SCALE", "-0.1"),
+    ("HEIMDEX_MOCK_TIME_SCALE", "nan"),
+    ("HEIMDEX_MOCK_TIME_SCALE", "inf"),
+    ("HEIMDEX_RETRY_BACKOFF_SECONDS", "1,two"),
+    ("HEIMDEX_RETRY_BACKOFF_SECONDS", "1,-2"),
+    ("HEIMDEX_RETRY_BACKOFF_SECONDS", "1;2"),
+    ("HEIMDEX_RETRY_BACKOFF_SECONDS", "nan"),
+    ("HEIMDEX_RETRY_BACKOFF_SECONDS", "99999999"),
+    ("HEIMDEX_ACK_WAIT_SECONDS", "0"),
+    ("HEIMDEX_ACK_WAIT_SECONDS", "soon"),
+    ("HEIMDEX_ACK_WAIT_SECONDS", "nan"),
+    ("HEIMDEX_STAGE_CONCURRENCY", "0"),
+    ("HEIMDEX_STAGE_CONCURRENCY", "1.5"),
+    ("HEIMDEX_STAGE_CONCURRENCY", "many"),
+    ("HEIMDEX_STREAM_REPLICAS", "2"),
+    ("HEIMDEX_STREAM_REPLICAS", "0"),
+    ("HEIMDEX_SHUTDOWN_GRACE_SECONDS", "-1"),
+    ("HEIMDEX_SHUTDOWN_GRACE_SECONDS", "1 minute"),
+    ("HEIMDEX_SHUTDOWN_GRACE_SECONDS", "inf"),
+    ("HEIMDEX_LOG_LEVEL", "verbose"),
+    ("HEIMDEX_LOG_LEVEL", "INFO "[:4] + "R"),
+    ("HEIMDEX_NATS_URL", "http://localhost:4222"),
+    ("HEIMDEX_NATS_URL", "nats://"),
+    ("HEIMDEX_NATS_URL", "nats://localhost:port"),
+    ("HEIMDEX_NATS_URL", "nats://localhost:99999"),
+    ("HEIMDEX_NATS_URL", "nats://a:4222,ftp://b:4222"),
+    ("HEIMDEX_NATS_URL", ","),
+    ("HEIMDEX_DATABASE_URL", "localhost"),
+    ("HEIMDEX_DATABASE_URL", "mysql://localhost/heimdex"),
+    ("HEIMDEX_DATABASE_URL", "postgresql://localhost:port/heimdex"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value"), BAD)
+def test_a_value_that_cannot_be_used_is_refused_in_one_line_that_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.read({variable: value})
+    assert variable in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", [f"HEIMDEX_{name.upper()}" for name in Settings.__struct_fields__])
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_counts_as_unset(variable: str, empty: str) -> None:
+    assert settings.read({variable: empty}) == settings.read({})
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    found = settings.read({})
+    assert found == Settings(
+        env="local",
+        nats_url="nats://localhost:4222",
+        database_url="postgresql://heimdex:heimdex@localhost:5432/heimdex",
+        host="127.0.0.1",
+        port=8000,
+        mock_time_scale=1,
+        retry_backoff_seconds=None,
+        ack_wait_seconds=10,
+        stage_concurrency=100,
+        stream_replicas=1,
+        shutdown_grace_seconds=10,
+        log_level="info",
+    )
+
+
+def test_good_values_are_read() -> None:
+    found = settings.read(
+        {
+            "HEIMDEX_ENV": "production",
+            "HEIMDEX_NATS_URL": "nats://user:secret@a:4222, nats://b:4222",
+            "HEIMDEX_DATABASE_URL": "postgresql://heimdex@/heimdex?host=/run/postgres",
+            "HEIMDEX_PORT": "9000",
+            "HEIMDEX_MOCK_TIME_SCALE": "0",
+            "HEIMDEX_RETRY_BACKOFF_SECONDS": "0.5, 1,2",
+            "HEIMDEX_ACK_WAIT_SECONDS": "1.5",
+            "HEIMDEX_STREAM_REPLICAS": "3",
+            "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "0",
+            "HEIMDEX_LOG_LEVEL": "debug",
+        }
+    )
+    assert found.nats_servers == ["nats://user:secret@a:4222", "nats://b:4222"]
+    assert found.retry_backoff_seconds == (0.5, 1.0, 2.0)
+    assert (found.port, found.mock_time_scale, found.ack_wait_seconds) == (9000, 0, 1.5)
+    assert (found.stream_replicas, found.shutdown_grace_seconds, found.log_level) == (3, 0, "debug")
+
+
+def test_a_refused_url_does_not_show_its_password() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.read({"HEIMDEX_DATABASE_URL": "mysql://heimdex:s3cret@localhost/heimdex"})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    assert settings.read({"PORT": "http", "HEIMDEX_SOMETHING_ELSE": "x"}) == settings.read({})

@@ -1,0 +1,125 @@
+"""What a caller may send, and how a job is shown."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import hypothesis
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heimdex_contracts import pipelines
+from heimdex_contracts.lifecycle import snapshot
+from heimdex_gateway.asking import job as job_request
+from heimdex_gateway.problems import Problem, answer
+from heimdex_gateway.schemas import job_object, moment
+from tests.harness.histories import Writer, due
+
+KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
+
+
+def refused(body: bytes) -> Problem:
+    with pytest.raises(Problem) as caught:
+        job_request(body, KNOWN)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("body", "stage"),
+    [
+        (b'{"type": "mock_process"}', None),
+        (b'{"type": "mock_process", "fail_at_stage": null}', None),
+        (b' {"fail_at_stage": "analyzing",\n"type": "mock_process"} ', "analyzing"),
+    ],
+)
+def test_a_job_request_is_read(body: bytes, stage: str | None) -> None:
+    wanted = job_request(body, KNOWN)
+    assert (wanted.type, wanted.fail_at_stage) == ("mock_process", stage)
+
+
+NO_JSON = [b"", b"  ", b"{", b'{"type": }', b"type=mock_process", b"\xff", b'{"type": "\xff"}', b"{'type':1}", b"NaN"]
+NO_JSON += [b'{"type": "mock_process"} x', b"\x00", b"[" * 100_000, b'{"a":' * 50_000]
+
+
+@pytest.mark.parametrize("body", NO_JSON)
+def test_what_is_no_json_is_refused_with_400(body: bytes) -> None:
+    problem = refused(body)
+    assert (problem.status, bool(problem.detail)) == (400, True)
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b"7", b'"mock_process"', b"true", b"1.5"])
+def test_json_that_is_no_object_is_refused_with_422(body: bytes) -> None:
+    assert refused(body).status == 422
+
+
+WRONG: list[tuple[Any, str, str]] = [
+    ({}, "type", "mock_process"),
+    ({"fail_at_stage": None}, "type", "mock_process"),
+    ({"type": "unheard_of"}, "type", "mock_process"),
+    ({"type": None}, "type", "mock_process"),
+    ({"type": 7}, "type", "mock_process"),
+    ({"type": ["mock_process"]}, "type", "mock_process"),
+    ({"type": {}}, "type", "mock_process"),
+    ({"type": ""}, "type", "mock_process"),
+    ({"type": "MOCK_PROCESS"}, "type", "mock_process"),
+    ({"type": "mock_process", "fail_at_stage": "painting"}, "fail_at_stage", "analyzing"),
+    ({"type": "mock_process", "fail_at_stage": ""}, "fail_at_stage", "analyzing"),
+    ({"type": "mock_process", "fail_at_stage": 1}, "fail_at_stage", "analyzing"),
+    ({"type": "mock_process", "fail_at_stage": False}, "fail_at_stage", "analyzing"),
+    ({"type": "mock_process", "fail_at_stage": ["analyzing"]}, "fail_at_stage", "analyzing"),
+    ({"type": "mock_process", "fail_at_stage": {"a": 1}}, "fail_at_stage", "analyzing"),
+    ({"type": "mock_process", "priority": 1}, "priority", "fail_at_stage"),
+    ({"type": "mock_process", "x" * 1000: 1}, "x" * 60, "fail_at_stage"),
+]
+
+
+@pytest.mark.parametrize(("body", "field", "allowed"), WRONG)
+def test_a_wrong_field_is_refused_with_422_that_names_it_and_what_is_allowed(
+    body: Any, field: str, allowed: str
+) -> None:
+    problem = refused(json.dumps(body).encode())
+    assert problem.status == 422
+    assert field in problem.detail
+    assert allowed in problem.detail
+    assert len(problem.detail) < 500
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_a_job_or_a_problem_that_can_be_answered(body: bytes) -> None:
+    problem = refused(body)
+    assert problem.status in {400, 422}
+    assert answer(problem.status, problem.detail, **problem.extra).content
+
+
+_KEYS = st.text(max_size=8) | st.sampled_from(["type", "fail_at_stage"])
+
+
+@given(st.dictionaries(_KEYS, st.none() | st.text() | st.lists(st.integers())))
+def test_any_object_that_is_no_job_is_a_422_that_can_be_answered(data: dict[str, Any]) -> None:
+    hypothesis.assume(data.get("type") != "mock_process")
+    problem = refused(msgspec.json.encode(data))
+    assert problem.status == 422
+    assert answer(problem.status, problem.detail, **problem.extra).content
+
+
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [
+        (datetime(2025, 10, 28, 12, 0, 0, 0, tzinfo=UTC), "2025-10-28T12:00:00.000000Z"),
+        (datetime(2025, 10, 28, 12, 0, 0, 120000, tzinfo=UTC), "2025-10-28T12:00:00.120000Z"),
+        (datetime(2025, 10, 28, 12, 0, 0, 7, tzinfo=timezone(timedelta(hours=2))), "2025-10-28T10:00:00.000007Z"),
+    ],
+)
+def test_a_moment_is_utc_with_six_digits_of_microseconds(at: datetime, text: str) -> None:
+    assert moment(at) == text
+
+
+def test_a_job_is_shown_with_exactly_eight_keys() -> None:
+    writer = Writer()
+    for event in (due(), writer.events[0]):
+        shown = msgspec.to_builtins(job_object(snapshot(event)))
+        assert list(shown) == ["id", "status", "stage", "progress", "result", "error", "created_at", "updated_at"]
+        assert shown["status"] == "pending"
+        assert (shown["stage"], shown["result"], shown["error"], shown["progress"]) == (None, None, None, 0)

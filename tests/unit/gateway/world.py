@@ -1,0 +1,209 @@
+"""A hand-written model of what lies behind the gateway: one job's messages in NATS, the status store, Postgres.
+
+It keeps the same rules as the real ones (interest retention, one tick a subject, acknowledgement after the commit, a
+tick waits until its hand-over is recorded), and moves on at random whenever the gateway waits for an answer: every
+interleaving may happen. But one: Postgres never goes down between a commit and its acknowledgements, when the stream
+cannot show that the commit happened.
+"""
+
+import asyncio
+from random import Random
+from typing import Any
+
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.lifecycle import Snapshot, merge, snapshot
+from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
+from heimdex_contracts.runtime.broker import Stored
+from heimdex_gateway.database import DatabaseUnavailable
+
+
+class _Stream:
+    """A stream as far as the store's consumer of it goes."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.kept: dict[int, AnyMessage] = {}
+        #: In order: [stream sequence, event, acknowledged].
+        self.deliveries: list[tuple[int, AnyMessage]] = []
+        self.recorded: set[int] = set()
+        self.acknowledged: set[int] = set()
+        self.delivered_up_to = 0
+
+    def publish(self, event: AnyMessage) -> int:
+        self.sequence += 1
+        self.kept[self.sequence] = event
+        return self.sequence
+
+    def undelivered(self) -> list[int]:
+        return [sequence for sequence in sorted(self.kept) if sequence > self.delivered_up_to]
+
+    def deliver(self) -> None:
+        for sequence in self.undelivered()[:1]:
+            self.delivered_up_to = sequence
+            self.deliveries.append((sequence, self.kept[sequence]))
+
+    def info(self) -> dict[str, Any]:
+        outstanding = [sequence for sequence, _ in self.deliveries if sequence not in self.acknowledged]
+        floor = 0
+        for position, (sequence, _) in enumerate(self.deliveries):
+            if sequence not in self.acknowledged:
+                break
+            floor = position + 1
+        return {
+            "delivered": {"stream_seq": self.delivered_up_to, "consumer_seq": len(self.deliveries)},
+            "ack_floor": {
+                "stream_seq": self.deliveries[floor - 1][0] if floor else 0,
+                "consumer_seq": floor,
+            },
+            "num_ack_pending": len(outstanding),
+            "num_pending": len(self.undelivered()),
+        }
+
+
+class World:
+    """Plays these events of one job, in order; stands in for the gateway's broker and its database at once."""
+
+    def __init__(
+        self, events: list[AnyMessage], random: Random, outages: bool = True, time_passes: bool = True
+    ) -> None:
+        self.events = list(events)
+        self.random = random
+        self.outages = outages
+        self.time_passes = time_passes
+        self.job_id = events[0].job_id
+        self.row: Snapshot | None = None
+        self.postgres_up = self.store_up = True
+        self.streams = {subjects.JOBS: _Stream(), subjects.PROGRESS: _Stream(), subjects.ATTEMPTS: _Stream()}
+        self.seconds = 0.0
+        self._worker_holds: int | None = None
+        self._last_on_jobs = 0
+
+    @property
+    def over(self) -> bool:
+        return not self.events
+
+    def publish_next(self) -> None:
+        """The worker (or at first, the gateway) publishes, then settles what it held."""
+        if not self.events:
+            return
+        event = self.events.pop(0)
+        if isinstance(event, Progress):
+            stream = self.streams[subjects.PROGRESS]
+            for sequence, older in list(stream.kept.items()):
+                if older.stage == event.stage:  # one message a subject
+                    del stream.kept[sequence]
+            stream.publish(event)
+            return
+        if isinstance(event, AttemptFailed):
+            self.streams[subjects.ATTEMPTS].publish(event)
+            return
+        follows, self._last_on_jobs = self._last_on_jobs, self.streams[subjects.JOBS].publish(event)
+        if follows:
+            self._worker_holds = None
+            self._drop(follows)
+        self._worker_holds = self._last_on_jobs if isinstance(event, messages.Due) else None
+
+    def record(self) -> None:
+        """The store commits what was delivered to it: no lower ranks, ticks only for their own step's row."""
+        if not (self.store_up and self.postgres_up):
+            return
+        batch = [
+            (stream, sequence, event)
+            for stream in self.streams.values()
+            for sequence, event in stream.deliveries
+            if sequence not in stream.recorded
+        ]
+        for stream, sequence, event in batch:
+            seen = snapshot(event)
+            if isinstance(event, Progress) and (self.row is None or self.row.step < event.step):
+                continue
+            stream.recorded.add(sequence)
+            if self.row is None:
+                self.row = seen
+            elif seen.rank >= self.row.rank:
+                self.row = merge(self.row, seen)
+
+    def acknowledge(self) -> None:
+        """What was committed before is acknowledged."""
+        for name, stream in self.streams.items():
+            for sequence in stream.recorded - stream.acknowledged:
+                stream.acknowledged.add(sequence)
+                if name == subjects.JOBS:
+                    self._drop(sequence)
+
+    def _drop(self, sequence: int) -> None:
+        """Interest: a message leaves once both its readers have acknowledged it."""
+        jobs = self.streams[subjects.JOBS]
+        if sequence in jobs.acknowledged and sequence != self._worker_holds:
+            jobs.kept.pop(sequence, None)
+
+    def step(self) -> None:
+        """One thing happens somewhere."""
+        stream = self.random.choice(list(self.streams.values()))
+        happenings = [self.publish_next, self.record, self.acknowledge, stream.deliver, stream.deliver]
+        if self.time_passes:
+            happenings.append(self._pass_time)
+        if self.outages:
+            happenings += [self._toggle_postgres, self._toggle_store]
+        self.random.choice(happenings)()
+
+    def _pass_time(self) -> None:
+        self.seconds += self.random.choice([0.2, 0.6, 1.1, 3.0])
+
+    def _toggle_postgres(self) -> None:
+        self.acknowledge()
+        self.postgres_up = not self.postgres_up
+
+    def _toggle_store(self) -> None:
+        self.store_up = not self.store_up
+
+    async def _meanwhile(self) -> None:
+        for _ in range(self.random.choice([0, 0, 1, 3, 8])):
+            self.step()
+        await asyncio.sleep(0)
+
+    # As the gateway's broker ------------------------------------------------------------------------------------
+
+    async def last_message(self, stream: str, subject_filter: str, timeout: float = 2.0) -> Stored | None:
+        await self._meanwhile()
+        kept = self.streams[stream].kept
+        found = None
+        if kept:
+            sequence = max(kept)
+            event = kept[sequence]
+            if isinstance(event, Progress):
+                subject = subjects.progress_subject(event.stage, event.job_id)
+            else:
+                assert not isinstance(event, AttemptFailed)
+                subject = subjects.job_subject(messages.token(event), event.job_id)
+            found = Stored(subject, sequence, messages.encode(event), {})
+        await self._meanwhile()
+        return found
+
+    async def api(self, call: str, body: Any = None, timeout: float = 3.0) -> dict[str, Any]:
+        await self._meanwhile()
+        stream = call.split(".")[2]
+        answer = self.streams[stream].info()
+        await self._meanwhile()
+        return answer
+
+    # As the gateway's database ----------------------------------------------------------------------------------
+
+    async def job(self, job_id: str) -> Snapshot | None:
+        await self._meanwhile()
+        if not self.postgres_up:
+            raise DatabaseUnavailable("the world says so")
+        row = self.row
+        await self._meanwhile()
+        return row
+
+
+class BrokenBroker:
+    """Answers nothing."""
+
+    async def last_message(self, *_: Any, **__: Any) -> Stored | None:
+        raise BrokerUnavailable("not connected to NATS")
+
+    async def api(self, *_: Any, **__: Any) -> dict[str, Any]:
+        raise BrokerUnavailable("not connected to NATS")

@@ -1,0 +1,307 @@
+"""Every way in which a stage's function can end, as one outcome."""
+
+import asyncio
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.errors import SettingsError
+from heimdex_stage_worker.attempt import LONGEST_ERROR, Attempt, load_stage
+from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
+
+FOREVER = 3600.0
+MakeAttempt = Callable[..., Attempt]
+
+
+def context(fail_at_stage: str | None = None) -> StageContext:
+    return StageContext(
+        job_id="some-id",
+        job_type="made_up",
+        stage="painting",
+        attempt=1,
+        expected_seconds=1,
+        mock_time_scale=0,
+        fail_at_stage=fail_at_stage,
+    )
+
+
+@pytest.fixture
+def attempt() -> Iterator[MakeAttempt]:
+    threads = ThreadPoolExecutor(2)
+
+    def make(function: Any, timeout: float | None = None, ctx: StageContext | None = None) -> Attempt:
+        return Attempt(function, ctx or context(), timeout, threads)
+
+    yield make
+    threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def ended(attempt: Attempt) -> Outcome:
+    return await asyncio.wait_for(attempt.run(), 20)
+
+
+async def finishing(_: StageContext) -> str:
+    return "ignored"
+
+
+async def endless(_: StageContext) -> None:
+    await asyncio.sleep(FOREVER)
+
+
+class Deaf:
+    """A stage that swallows every cancellation until the test is over."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.over = False
+
+    async def __call__(self, _: StageContext) -> None:
+        self.started.set()
+        while not self.over:
+            try:
+                await asyncio.sleep(0.02)
+            except asyncio.CancelledError:
+                continue
+        self.ended.set()
+
+    async def end(self) -> None:
+        """Let it end, so that nothing outlives its test."""
+        self.over = True
+        if self.started.is_set():
+            await self.ended.wait()
+
+
+class AsyncCallable:
+    async def __call__(self, _: StageContext) -> None:
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        finishing,
+        lambda ctx: None,
+        lambda ctx: 42,
+        lambda ctx: asyncio.sleep(0),
+        functools.partial(finishing),
+        AsyncCallable(),
+    ],
+    ids=["async", "sync", "sync with a value", "sync that returns an awaitable", "partial", "callable object"],
+)
+async def test_an_attempt_is_finished_when_the_function_returns(attempt: MakeAttempt, function: Any) -> None:
+    assert await ended(attempt(function)) == Finished()
+
+
+async def test_a_blocking_function_runs_beside_the_event_loop(attempt: MakeAttempt) -> None:
+    loop_thread, seen, go = threading.get_ident(), [], threading.Event()
+
+    def blocking(_: StageContext) -> None:
+        seen.append(threading.get_ident())
+        assert go.wait(20)
+
+    running = asyncio.create_task(ended(attempt(blocking)))
+    await asyncio.sleep(0)
+    go.set()  # only reached if the loop was not blocked
+    assert await running == Finished()
+    assert seen != [loop_thread]
+
+
+def raises(error: BaseException) -> tuple[Any, Any]:
+    async def in_async(_: StageContext) -> None:
+        raise error
+
+    def in_sync(_: StageContext) -> None:
+        raise error
+
+    return in_async, in_sync
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["async", "sync"])
+async def test_an_exception_is_an_error_that_names_its_type_and_text(attempt: MakeAttempt, kind: int) -> None:
+    assert await ended(attempt(raises(ValueError("no space"))[kind])) == Errored("ValueError: no space")
+    assert await ended(attempt(raises(RuntimeError())[kind])) == Errored("RuntimeError")
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["async", "sync"])
+async def test_a_permanent_error_is_permanent_with_its_own_text(attempt: MakeAttempt, kind: int) -> None:
+    assert await ended(attempt(raises(PermanentError("bad file"))[kind])) == Errored("bad file", permanent=True)
+    assert await ended(attempt(raises(PermanentError())[kind])) == Errored("PermanentError", permanent=True)
+
+
+TEXTS = {"NUL": "nul \x00 inside", "surrogate": "lone surrogate \ud800", "long": "x" * 100_000}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttempt, kind: str) -> None:
+    outcome = await ended(attempt(raises(ValueError(TEXTS[kind]))[0]))
+    assert isinstance(outcome, Errored)
+    try:
+        text = outcome.error.encode()
+    except UnicodeEncodeError as error:
+        pytest.fail(f"it is no UTF-8: {error}", pytrace=False)  # nor could this test's report be sent anywhere
+    assert b"\x00" not in text
+    assert len(outcome.error) <= LONGEST_ERROR + 100
+
+
+async def test_an_error_that_cannot_be_shown_is_an_error_all_the_same(attempt: MakeAttempt) -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not telling")
+
+    outcome = await ended(attempt(raises(Unspeakable())[0]))
+    assert isinstance(outcome, Errored)
+    assert "Unspeakable" in outcome.error
+
+
+async def test_a_blocking_stage_that_exits_does_not_end_its_worker(attempt: MakeAttempt) -> None:
+    outcome = await ended(attempt(lambda ctx: sys.exit(3)))
+    assert isinstance(outcome, Errored)
+    assert "SystemExit" in outcome.error
+
+
+def test_an_async_stage_that_exits_does_not_end_its_worker() -> None:
+    async def exits(_: StageContext) -> None:
+        sys.exit(3)
+
+    async def run() -> Outcome:
+        return await ended(Attempt(exits, context(), None, ThreadPoolExecutor(1)))
+
+    # In a loop of its own, which the exit would end.
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(asyncio.run, run())
+        assert not isinstance(future.exception(), SystemExit), "the exit ended the whole event loop"
+        outcome = future.result()
+    assert isinstance(outcome, Errored)
+    assert "SystemExit" in outcome.error
+
+
+async def test_a_stage_that_cancels_itself_is_an_error(attempt: MakeAttempt) -> None:
+    async def cancels(_: StageContext) -> None:
+        raise asyncio.CancelledError
+
+    assert await ended(attempt(cancels)) == Errored("the stage cancelled itself")
+
+
+@pytest.mark.parametrize("name", ["async", "sync", "deaf"])
+async def test_a_stage_past_its_time_out_is_an_error_that_may_be_retried(attempt: MakeAttempt, name: str) -> None:
+    deaf, over = Deaf(), threading.Event()
+
+    def blocking(_: StageContext) -> None:
+        over.wait(FOREVER)
+
+    function = {"async": endless, "sync": blocking, "deaf": deaf}[name]
+    try:
+        outcome = await ended(attempt(function, timeout=0.05))
+    finally:
+        await deaf.end()
+        over.set()
+    assert isinstance(outcome, Errored)
+    assert "time-out of 0.05 s" in outcome.error
+    assert not outcome.permanent
+
+
+async def test_a_function_faster_than_its_time_out_is_finished(attempt: MakeAttempt) -> None:
+    assert await ended(attempt(finishing, timeout=30)) == Finished()
+
+
+@pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("overtake", Overtaken())])
+async def test_a_running_attempt_ends_as_it_was_told(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
+    started = asyncio.Event()
+
+    async def waits(ctx: StageContext) -> None:
+        started.set()
+        await endless(ctx)
+
+    made = attempt(waits)
+    running = asyncio.create_task(ended(made))
+    await started.wait()
+    getattr(made, end)()
+    assert await running == outcome
+
+
+async def test_a_blocking_stage_hears_of_its_interruption_when_it_reports(attempt: MakeAttempt) -> None:
+    started, heard = threading.Event(), threading.Event()
+
+    def blocking(ctx: StageContext) -> None:
+        started.set()
+        try:
+            while True:
+                ctx.report(0.1)
+        except StageInterrupted:
+            heard.set()
+            raise
+
+    made = attempt(blocking)
+    running = asyncio.create_task(ended(made))
+    assert await asyncio.to_thread(started.wait, 20)
+    made.interrupt()
+    assert await running == Interrupted()
+    assert await asyncio.to_thread(heard.wait, 20)
+
+
+async def test_a_deaf_stage_that_is_interrupted_is_handed_back_all_the_same(attempt: MakeAttempt) -> None:
+    deaf = Deaf()
+
+    async def function(ctx: StageContext) -> None:
+        await deaf(ctx)
+
+    made = attempt(function)
+    running = asyncio.ensure_future(made.run())
+    await deaf.started.wait()
+    made.interrupt()
+    done, _ = await asyncio.wait({running}, timeout=10)
+    await deaf.end()
+    assert done, "the interrupted attempt never ended"
+    assert running.result() == Interrupted()
+
+
+async def test_an_attempt_told_to_end_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
+    called = []
+    made = attempt(called.append)
+    made.overtake()
+    assert await ended(made) == Overtaken()
+    assert called == []
+
+
+async def test_the_first_reason_to_end_wins_and_a_finished_attempt_stays_finished(attempt: MakeAttempt) -> None:
+    made = attempt(endless)
+    running = asyncio.create_task(ended(made))
+    await asyncio.sleep(0)
+    made.overtake()
+    made.interrupt()
+    assert await running == Overtaken()
+
+    made = attempt(finishing)
+    assert await ended(made) == Finished()
+    made.interrupt()
+    assert await ended(attempt(finishing)) == Finished()
+
+
+async def test_fail_at_stage_is_an_error_at_the_start_of_that_stage_only(attempt: MakeAttempt) -> None:
+    called: list[Any] = []
+    outcome = await ended(attempt(called.append, ctx=context("painting")))
+    assert isinstance(outcome, Errored)
+    assert "painting" in outcome.error
+    assert (called, outcome.permanent) == ([], False)
+    assert await ended(attempt(called.append, ctx=context("sculpting"))) == Finished()
+
+
+def test_load_stage_finds_the_function() -> None:
+    from heimdex_stage_worker.stages import analyzing
+
+    assert load_stage("heimdex_stage_worker.stages.analyzing:run") is analyzing.run
+
+
+@pytest.mark.parametrize(
+    "code", ["no.such.module:run", "heimdex_stage_worker.stages.analyzing:gone", "json:__name__", "json", "", ":run"]
+)
+def test_load_stage_refuses_code_that_is_no_function(code: str) -> None:
+    with pytest.raises(SettingsError):
+        load_stage(code)
