@@ -13,7 +13,7 @@ from litestar.openapi.spec import Tag
 from litestar.static_files import create_static_files_router
 
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_gateway import documentation, problems, routes
+from heimdex_gateway import documentation, parameters, problems, routes
 from heimdex_gateway.micro_counts import counting
 from heimdex_gateway.service import Gateway
 
@@ -29,7 +29,7 @@ effect on the job's status exactly once, and the status never runs backwards. Ev
 
 def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     """The application around this gateway; it opens and closes nothing."""
-    documentation.describe(gateway.pipelines.types, gateway.pipelines.stage_names)
+    parameters.describe(gateway.pipelines.types, gateway.pipelines.stage_names)
     return Litestar.from_config(
         AppConfig(
             route_handlers=[

@@ -1,17 +1,14 @@
 """What the OpenAPI document says of each route beyond its types: bodies, examples, every error answer."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
-from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
+from litestar.openapi.spec import Example
 
-from heimdex_gateway import listing
-from heimdex_gateway.asking import LONGEST_DELAY, MOST_IN_A_BATCH
+from heimdex_gateway import details, parameters
 from heimdex_gateway.events import EventList
 from heimdex_gateway.listing import JobList
 from heimdex_gateway.problems import ErrorBody
@@ -40,6 +37,8 @@ COMPLETED: Final[dict[str, Any]] = {
     "result": {"stages_completed": ["extracting", "analyzing", "indexing"], "total_duration_seconds": 6.021},
     "updated_at": "2025-10-28T12:00:06.021377Z",
 }
+CANCELED: Final[dict[str, Any]] = {**PROCESSING, "status": "canceled"}
+AGAIN: Final[dict[str, Any]] = {**PROCESSING, "status": "pending", "stage": None, "progress": 33}
 FAILED: Final[dict[str, Any]] = {
     **PROCESSING,
     "status": "failed",
@@ -140,32 +139,17 @@ EVENTS_ANSWERS: Final = {
 }
 
 
-@dataclass
-class ListOperation(Operation):
-    """GET /jobs: the route reads its query itself, so its parameters are told here."""
-
-    def __post_init__(self) -> None:
-        text = Schema(type=OpenAPIType.STRING)
-        time = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
-        limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=listing.MOST, default=listing.USUAL)
-        self.parameters = [
-            _query("status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(listing.STATUSES))),
-            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
-            _query("created_after", "only jobs created later than this", time),
-            _query("created_before", "only jobs created earlier than this", time),
-            _query("limit", "how many jobs a page has at most", limit),
-            _query("cursor", "the `next_cursor` of the page before", text),
-        ]
-
-
-def _query(name: str, description: str, schema: Schema) -> Parameter:
-    return Parameter(name=name, param_in="query", required=False, description=description, schema=schema)
-
-
+CHANGED: Final = [
+    Example(id="canceled", summary="after a cancel", value=CANCELED),
+    Example(id="again", summary="after a retry", value=AGAIN),
+]
 CHANGES: Final = {
-    200: ResponseSpec(JobObject, description="Done and recorded.", generate_examples=False),
+    200: ResponseSpec(JobObject, description="Done and recorded.", generate_examples=False, examples=CHANGED),
     202: ResponseSpec(
-        JobObject, description="Done; the status store has not recorded it yet.", generate_examples=False
+        JobObject,
+        description="Done; the status store has not recorded it yet.",
+        generate_examples=False,
+        examples=CHANGED,
     ),
     404: problem("There is no such job.", "Job not found"),
     409: problem(
@@ -190,86 +174,6 @@ WRONG_WAIT: Final = problem(
     "The parameter is wrong.", "The parameter 'wait' must be seconds from 0 to 300, not 'long'.", field="wait"
 )
 READ_ERRORS: Final = {422: WRONG_WAIT, 404: problem("There is no such job.", "Job not found"), 500: UNAVAILABLE}
-
-
-def _job_schema() -> Schema:
-    null = Schema(type=OpenAPIType.NULL)
-    return Schema(
-        title="JobRequest",
-        type=OpenAPIType.OBJECT,
-        additional_properties=False,
-        required=["type"],
-        properties={
-            "type": Schema(type=OpenAPIType.STRING, description="a known job type", enum=list(_TYPES)),
-            "fail_at_stage": Schema(
-                one_of=[Schema(type=OpenAPIType.STRING, enum=list(_STAGES)), null],
-                description="null, or the stage at whose start the job fails on every attempt",
-            ),
-            "run_at": Schema(
-                one_of=[Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME), null],
-                description="not before this time, with its zone; excludes delay_seconds",
-            ),
-            "delay_seconds": Schema(
-                one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=LONGEST_DELAY.total_seconds()), null],
-                description="not before so many seconds from now; excludes run_at",
-            ),
-        },
-    )
-
-
-def _body(description: str, schema: Schema, examples: dict[str, Example]) -> RequestBody:
-    media = OpenAPIMediaType(schema=schema, examples=dict(examples))
-    return RequestBody(required=True, description=description, content={"application/json": media})
-
-
-@dataclass
-class SubmitOperation(Operation):
-    """POST /jobs: the route reads its body itself, so its shape is told here."""
-
-    def __post_init__(self) -> None:
-        self.request_body = _body(
-            "The job to run.",
-            _job_schema(),
-            {
-                "completes": Example(summary="runs to its end", value={"type": "mock_process"}),
-                "fails": Example(
-                    summary="fails at analyzing, after its retries",
-                    value={"type": "mock_process", "fail_at_stage": "analyzing"},
-                ),
-                "later": Example(summary="starts in a minute", value={"type": "mock_process", "delay_seconds": 60}),
-            },
-        )
-
-
-@dataclass
-class BatchOperation(Operation):
-    """POST /jobs/batch, likewise."""
-
-    def __post_init__(self) -> None:
-        jobs = Schema(type=OpenAPIType.ARRAY, items=_job_schema(), min_items=1, max_items=MOST_IN_A_BATCH)
-        schema = Schema(
-            title="BatchRequest",
-            type=OpenAPIType.OBJECT,
-            additional_properties=False,
-            required=["jobs"],
-            properties={"jobs": jobs},
-        )
-        value = {"jobs": [{"type": "mock_process"}, {"type": "mock_process", "delay_seconds": 60}]}
-        self.request_body = _body("The jobs to run.", schema, {"two": Example(summary="two jobs", value=value)})
-
-
-@dataclass
-class RetryManyOperation(Operation):
-    """POST /jobs/retry: the route reads its query itself."""
-
-    def __post_init__(self) -> None:
-        status = Schema(type=OpenAPIType.STRING, enum=["failed", "canceled"])
-        self.parameters = [
-            Parameter(
-                name="status", param_in="query", required=True, description="which jobs to run again", schema=status
-            ),
-            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
-        ]
 
 
 BATCH_ANSWERS: Final = {
@@ -298,10 +202,13 @@ RETRY_MANY_ANSWERS: Final = {
 }
 
 
+_JOB_REQUEST: Final = {"$ref": "#/components/schemas/JobRequest"}
 _WITH_NULLS: Final[dict[str, Any]] = {
     "processing": PROCESSING,
     "completed": COMPLETED,
     "failed": FAILED,
+    "canceled": CANCELED,
+    "again": AGAIN,
     "history": EVENTS,
     "page": {"jobs": [COMPLETED, FAILED], "next_cursor": None},
 }
@@ -327,6 +234,11 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
         ref_template="#/components/schemas/{name}",
     )
     document["components"]["schemas"] = components
+    # By name, so that a generated client calls it so too.
+    components["JobRequest"] = parameters.job_schema().to_schema()
+    bodies = {name: document["paths"][name]["post"]["requestBody"]["content"] for name in ("/jobs", "/jobs/batch")}
+    bodies["/jobs"]["application/json"]["schema"] = _JOB_REQUEST
+    bodies["/jobs/batch"]["application/json"]["schema"]["properties"]["jobs"]["items"] = _JOB_REQUEST
     for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
         example.pop("id", None)
         example["value"] = _WITH_NULLS.get(name, example["value"])
@@ -340,6 +252,7 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
         for operation in path.values():
             if operation["operationId"] not in {"submitJob", "submitJobs"}:
                 operation["responses"].pop("400", None)
+    details.add(document)
     return document
 
 
@@ -366,13 +279,3 @@ class FinishedPage(SwaggerRenderPlugin):
     def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
         """The page around the finished document."""
         return super().render(request, finish(openapi_schema))
-
-
-_TYPES: list[str] = []
-_STAGES: list[str] = []
-
-
-def describe(types: tuple[str, ...], stages: tuple[str, ...]) -> None:
-    """Tell the document which job types and stages this gateway knows."""
-    _TYPES[:] = types
-    _STAGES[:] = stages

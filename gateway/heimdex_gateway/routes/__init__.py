@@ -5,6 +5,7 @@ from heimdex_gateway.routes import changes, jobs, operations
 HANDLERS = (
     operations.healthz,
     operations.readyz,
+    operations.jobs_options,
     jobs.submit_job,
     jobs.submit_jobs,
     jobs.list_jobs,

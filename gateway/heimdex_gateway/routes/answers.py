@@ -12,6 +12,7 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from heimdex_contracts import messages
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.publishing import Refused
+from heimdex_gateway import listing
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.reads import Unanswerable
 from heimdex_gateway.room import RETRY_AFTER_SECONDS, NoRoom
@@ -92,3 +93,13 @@ async def _discard_rest(request: AnyRequest) -> None:
                 if event["type"] != "http.request" or not event.get("more_body"):
                     return
                 left -= len(event["body"])
+
+
+def check_query(request: AnyRequest, *known: str) -> None:
+    """Raises Problem 422 for a parameter that is not known here, or is given twice: a misspelt one is no default."""
+    if not request.scope["query_string"]:
+        return
+    for name in listing.single(request.query_params.multi_items()):
+        if name not in known:
+            allowed = f"the parameters are {', '.join(map(repr, known))}" if known else "there are none"
+            raise Problem(422, f"There is no parameter {name[:60]!r}; {allowed}.", field=name[:100])

@@ -5,11 +5,11 @@ from typing import Annotated, Literal, cast
 from litestar import Response, post
 from litestar.params import Parameter
 
-from heimdex_gateway import changes, documentation, listing
+from heimdex_gateway import changes, documentation, listing, parameters
 from heimdex_gateway.changes import Changed, Conflict, From
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
-from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, encoded, gateway_of, in_time, job_id_of
+from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, check_query, encoded, gateway_of, in_time, job_id_of
 from heimdex_gateway.routes.jobs import JobId, Traceparent
 from heimdex_gateway.schemas import JobsRetried, job_object
 
@@ -54,6 +54,7 @@ async def retry_job(
     traceparent: Traceparent = None,
 ) -> Response[bytes]:
     """A failed or canceled job runs again as its next run, its history kept. 409 for any other."""
+    check_query(request, "from")
     if start_from not in {None, "failed", "start"}:
         raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
     where = cast("From", start_from or "failed")
@@ -69,7 +70,7 @@ async def retry_job(
     operation_id="retryJobs",
     summary="Run many ended jobs again",
     tags=["jobs"],
-    operation_class=documentation.RetryManyOperation,
+    operation_class=parameters.RetryManyOperation,
     responses=documentation.RETRY_MANY_ANSWERS,
 )
 async def retry_jobs(request: AnyRequest) -> Response[bytes]:

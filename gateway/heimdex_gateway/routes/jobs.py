@@ -9,11 +9,20 @@ from litestar.params import Parameter
 from litestar.response import Stream
 
 from heimdex_contracts import tracing
-from heimdex_gateway import asking, documentation, events, idempotency, listing, waiting
+from heimdex_gateway import asking, documentation, events, idempotency, listing, parameters, waiting
 from heimdex_gateway.asking import LARGEST_BODY_BYTES
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
-from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, encoded, gateway_of, in_time, job_id_of, json_body
+from heimdex_gateway.routes.answers import (
+    NOT_FOUND,
+    AnyRequest,
+    check_query,
+    encoded,
+    gateway_of,
+    in_time,
+    job_id_of,
+    json_body,
+)
 from heimdex_gateway.schemas import JobAccepted, JobObject, JobsAccepted, job_object
 from heimdex_gateway.submissions import new_job, submit, submit_all
 
@@ -29,7 +38,7 @@ Traceparent = Annotated[
     operation_id="submitJob",
     summary="Submit a job",
     tags=["jobs"],
-    operation_class=documentation.SubmitOperation,
+    operation_class=parameters.SubmitOperation,
     request_max_body_size=LARGEST_BODY_BYTES,
     responses={
         202: ResponseSpec(
@@ -72,7 +81,7 @@ async def submit_job(
     operation_id="submitJobs",
     summary="Submit up to 1,000 jobs, all or none",
     tags=["jobs"],
-    operation_class=documentation.BatchOperation,
+    operation_class=parameters.BatchOperation,
     request_max_body_size=LARGEST_BODY_BYTES,
     responses=documentation.BATCH_ANSWERS,
 )
@@ -91,7 +100,7 @@ async def submit_jobs(request: AnyRequest, traceparent: Traceparent = None) -> R
     operation_id="listJobs",
     summary="List jobs, newest first",
     tags=["jobs"],
-    operation_class=documentation.ListOperation,
+    operation_class=parameters.ListOperation,
     responses=documentation.LIST_ANSWERS,
 )
 async def list_jobs(request: AnyRequest) -> Response[bytes]:
@@ -127,6 +136,7 @@ async def get_job(
     ] = None,
 ) -> Response[bytes]:
     """Never an older answer than one already given."""
+    check_query(request, "wait")
     gateway = gateway_of(request)
     seconds, known = waiting.seconds(wait), job_id_of(job_id)
     if seconds > 0:

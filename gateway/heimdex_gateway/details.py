@@ -1,0 +1,51 @@
+"""What the framework cannot know for the OpenAPI document: parameters that the routes read themselves, and links."""
+
+from typing import Any, Final
+
+from heimdex_gateway import waiting
+from heimdex_gateway.idempotency import LONGEST_KEY
+
+#: By name; the framework takes each for any string, or null.
+_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
+    "job_id": {"type": "string", "format": "uuid"},
+    "wait": {"type": "number", "minimum": 0, "maximum": waiting.LONGEST_SECONDS},
+    "from": {"type": "string", "enum": ["failed", "start"], "default": "failed"},
+    "traceparent": {"type": "string"},
+    "Last-Event-ID": {"type": "string"},
+    "Idempotency-Key": {
+        "type": "string",
+        "minLength": 1,
+        # Bare, or in quotes.
+        "maxLength": LONGEST_KEY + 2,
+        "pattern": f'^([!#-~]([ -~]{{0,{LONGEST_KEY - 2}}}[!-~])?|"[ !#-\\[\\]-~]{{1,{LONGEST_KEY}}}")$',
+    },
+}
+
+#: What may be asked next, by the operation and status that answered: the next operation, and where its job's id is.
+_JOB: Final = ("getJob", "listJobEvents", "cancelJob", "retryJob")
+_LINKS: Final = (
+    ("submitJob", "202", "/job_id", _JOB),
+    ("submitJobs", "202", "/job_ids/0", _JOB),
+    ("listJobs", "200", "/jobs/0/id", _JOB),
+    ("cancelJob", "200", "/id", _JOB),
+    ("cancelJob", "202", "/id", _JOB),
+    ("retryJob", "200", "/id", _JOB),
+    ("retryJob", "202", "/id", _JOB),
+)
+
+
+def add(document: dict[str, Any]) -> None:
+    """Put them in, in place. Safe to repeat."""
+    operations = {found["operationId"]: found for path in document["paths"].values() for found in path.values()}
+    for operation in operations.values():
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _PARAMETERS.get(parameter["name"], parameter["schema"])
+    for name, status, pointer, targets in _LINKS:
+        operations[name]["responses"][status]["links"] = {
+            target: {"operationId": target, "parameters": {"job_id": f"$response.body#{pointer}"}} for target in targets
+        }
+    operations["listJobs"]["responses"]["200"]["links"]["listJobs"] = {
+        "operationId": "listJobs",
+        "parameters": {"cursor": "$response.body#/next_cursor"},
+        "description": "the page after this one; where `next_cursor` is null there is none",
+    }
