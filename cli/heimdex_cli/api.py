@@ -116,11 +116,12 @@ class JobsApi:
             size = LARGEST_PAGE if limit is None else min(limit, LARGEST_PAGE)
             wanted = {"status": status, "type": job_type, "limit": str(size), "cursor": cursor}
             page = self._ask("GET", "/jobs", query={name: value for name, value in wanted.items() if value is not None})
-            yield from cast(list[Job], page["jobs"])
+            found = cast(list[Job], page["jobs"])
+            yield from found
             cursor = page["next_cursor"]
             if cursor is None:
                 return
-            limit = None if limit is None else limit - size
+            limit = None if limit is None else limit - len(found)
 
     def cancel(self, job_id: str) -> Job:
         """POST /jobs/{job_id}/cancel. Returns the job as it then is."""

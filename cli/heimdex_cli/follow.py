@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from heimdex_cli.api import ENDED, Job, JobsApi, Told
@@ -28,16 +29,18 @@ def follow(api: JobsApi, job_id: str, board: Board, sleep: Callable[[float], Non
     heard_at = time.monotonic()
     last_id: str | None = None
     while job["status"] not in ENDED:
-        try:
+        # Broken, or never there: GET says how the job is, and whether the API is there at all.
+        with suppress(Unreachable):
             for told in api.listen(job_id, last_id):
                 heard_at = time.monotonic()
                 last_id = told.id or last_id
                 # The history is told first; what the answer of GET has in it already is not shown again.
-                if told.data["at"] > job["updated_at"]:
+                if told.data.get("at", "") > job["updated_at"]:
                     _note(board, job_id, told)
                     job = advanced(job, told)
                     board.show(job_id, job)
-            # The whole answer, with its result or error; or the stream ended early, and this says where the job is.
+        try:
+            # The whole answer, with the result or the error.
             job = api.get(job_id)
             heard_at = time.monotonic()
             board.show(job_id, job)

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from .standin import Gateway, serve
 from .standin import commands as make_commands
 
 Eventually = Callable[..., None]
@@ -54,3 +56,22 @@ def processes_below() -> Callable[[Path], list[str]]:
         return found
 
     return find
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A stand-in API with no jobs in it, and the environment that leads `heimdex` to it."""
+    server = serve(0)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("HEIMDEX_URL", url)
+    monkeypatch.setenv("STANDIN_SPEED", "20")
+    monkeypatch.delenv("HEIMDEX_API_KEY", raising=False)
+    for kept in (Gateway.jobs, Gateway.canceled, Gateway.asked):
+        kept.clear()  # type: ignore[attr-defined]
+    yield url
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -2,7 +2,8 @@
 
 `commands` makes the console scripts; run as a program, this file is one of them. STANDIN_SPEED: how many times
 faster than real the jobs run. STANDIN_STUBBORN: a service that ignores SIGTERM. STANDIN_EXIT: a service that ends
-at once, and with which code (`analyzing=2`). STANDIN_NEVER_FAILS: a job that should fail completes.
+at once, and with which code (`analyzing=2`). STANDIN_NEVER_FAILS: a job that should fail completes. STANDIN_CUT: the
+live stream breaks after so many events, every time.
 """
 
 import json
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 STAGES = ["extracting", "analyzing", "indexing"]
 SERVICES = ["gateway", *STAGES, "status-store"]
@@ -34,37 +36,137 @@ def commands(folder: Path) -> Path:
 
 
 class Gateway(BaseHTTPRequestHandler):
-    """Jobs in memory; where a job is follows from the time since it was submitted."""
+    """Jobs in memory; where a job is follows from the time since it was submitted.
+
+    `asked` notes every request: method, path with query, and the headers that a caller may send.
+    """
 
     jobs: dict[str, tuple[float, str | None]] = {}  # noqa: RUF012
+    canceled: set[str] = set()  # noqa: RUF012
+    asked: list[tuple[str, str, dict[str, str]]] = []  # noqa: RUF012
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.note()
+        parts = urlsplit(self.path).path.split("/")[2:]
+        body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or "{}")
+        if parts:
+            return self.change(parts[0], parts[1])
         if body["type"] != "mock_process":
             return self.answer(422, {"detail": "type: must be mock_process"})
         job_id = str(uuid.uuid4())
         self.jobs[job_id] = (time.monotonic(), body.get("fail_at_stage"))
         return self.answer(202, {"job_id": job_id})
 
-    def do_GET(self) -> None:
-        job_id = self.path.rpartition("/")[2]
-        if self.path == "/readyz":
-            self.answer(200, {})
-        elif job_id in self.jobs:
-            self.answer(200, self.job(job_id))
+    def change(self, job_id: str, what: str) -> None:
+        if job_id not in self.jobs:
+            return self.answer(404, {"detail": "Job not found"})
+        if what == "cancel":
+            if self.job(job_id)["status"] != "processing":
+                return self.answer(409, {"detail": "The job has ended."})
+            self.canceled.add(job_id)
         else:
-            self.answer(404, {"detail": "Job not found"})
+            self.canceled.discard(job_id)
+            self.jobs[job_id] = (time.monotonic(), None)
+        return self.answer(200, self.job(job_id))
+
+    def do_GET(self) -> None:
+        self.note()
+        if self.path == "/readyz":
+            return self.answer(200, {})
+        url = urlsplit(self.path)
+        parts = url.path.split("/")[2:]
+        if not parts:
+            return self.answer(200, self.page(dict(parse_qsl(url.query))))
+        if parts[0] not in self.jobs or parts[1:] not in ([], ["events"]):
+            return self.answer(404, {"detail": "Job not found"})
+        if not parts[1:]:
+            return self.answer(200, self.job(parts[0]))
+        if self.headers["accept"] == "text/event-stream":
+            return self.stream(parts[0])
+        return self.answer(200, {"events": self.events(parts[0])})
+
+    def page(self, query: dict[str, str]) -> dict[str, Any]:
+        found = [self.job(job_id) for job_id in reversed(self.jobs)]
+        found = [job for job in found if query.get("status") in (None, job["status"])]
+        start = int(query.get("cursor", 0))
+        end = start + min(int(query["limit"]), 3)  # its pages are small, and so often more than one
+        return {"jobs": found[start:end], "next_cursor": str(end) if end < len(found) else None}
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """What happened so far."""
+        job, seconds = self.job(job_id), self.seconds(job_id)
+        fails = self.jobs[job_id][1] is not None
+        told = [(0.0, "submitted", "extracting", None), (2.0, "handed_over", "analyzing", None)]
+        told += [(4.0, "attempt_failed", "analyzing", 1)] if fails else [(5.0, "handed_over", "indexing", None)]
+        told = [one for one in told if one[0] <= seconds]
+        if job["status"] != "processing":
+            told.append((6.0, job["status"], job["stage"], None))
+        return [
+            {
+                "id": f"{number}.0",
+                "event": kind,
+                "run": 1,
+                "stage": stage,
+                "at": f"2025-10-28T12:00:{at + 1:09.6f}Z",
+                "ended": {"stage": stage, "attempt": attempt, "started_at": None, "duration_seconds": 0.5}
+                if attempt
+                else None,
+                "error": "it was told to" if attempt else None,
+                "retry_in_seconds": 1.5 if attempt else None,
+            }
+            for number, (at, kind, stage, attempt) in enumerate(told)
+        ]
+
+    def stream(self, job_id: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(b"retry: 1000\n\n")
+        sent = int((self.headers["last-event-id"] or "-1.0").partition(".")[0])
+        left = int(os.environ.get("STANDIN_CUT", "1000"))
+        while True:
+            for entry in self.events(job_id)[sent + 1 :]:
+                if not left:
+                    return
+                left -= 1
+                sent += 1
+                lines = f"id: {entry['id']}\nevent: {entry['event']}\ndata: {json.dumps(entry)}\n\n"
+                self.wfile.write(lines.encode())
+                if entry["event"] in ("completed", "failed", "canceled"):
+                    return
+            at = f"2025-10-28T12:00:{self.seconds(job_id) + 1:09.6f}Z"
+            tick = {
+                "stage": self.job(job_id)["stage"],
+                "attempt": 1,
+                "progress": self.job(job_id)["progress"],
+                "at": at,
+            }
+            self.wfile.write(f": still here\n\nevent: progress\ndata: {json.dumps(tick)}\n\n".encode())
+            time.sleep(0.01)
+
+    def seconds(self, job_id: str) -> float:
+        return (time.monotonic() - self.jobs[job_id][0]) * float(os.environ.get("STANDIN_SPEED", "1"))
+
+    def note(self) -> None:
+        headers = {name: self.headers[name] for name in ("authorization", "last-event-id") if self.headers[name]}
+        self.asked.append((self.command, self.path, headers))
 
     def job(self, job_id: str) -> dict[str, Any]:
-        submitted_at, failing_stage = self.jobs[job_id]
-        seconds = (time.monotonic() - submitted_at) * float(os.environ.get("STANDIN_SPEED", "1"))
+        failing_stage = self.jobs[job_id][1]
+        seconds = self.seconds(job_id)
         fails = failing_stage is not None and "STANDIN_NEVER_FAILS" not in os.environ
         done = seconds >= 6
         stage = "extracting" if seconds < 2 else "analyzing" if fails or seconds < 5 else "indexing"
         progress = min(int(seconds / 6 * 100), 33 if fails else 99 if not done else 100)
         return {
             "id": job_id,
-            "status": "processing" if not done else "failed" if fails else "completed",
+            "status": "canceled"
+            if job_id in self.canceled
+            else "processing"
+            if not done
+            else "failed"
+            if fails
+            else "completed",
             "stage": stage,
             "progress": progress,
             "result": {"stages_completed": STAGES, "total_duration_seconds": 6.0} if done and not fails else None,

@@ -1,14 +1,15 @@
 """Following a job through an outage of the API."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
 from heimdex_cli import follow as module
-from heimdex_cli.api import Job, JobsApi
+from heimdex_cli.api import Job, JobsApi, Told
 from heimdex_cli.board import Board
 from heimdex_cli.errors import Unreachable
-from heimdex_cli.follow import follow
+from heimdex_cli.follow import advanced, follow
 
 
 class Api:
@@ -16,6 +17,11 @@ class Api:
 
     def __init__(self, *answers: Job | Unreachable) -> None:
         self.answers = list(answers)
+
+    def listen(self, job_id: str, after: str | None) -> Iterator[Told]:
+        """A stream that breaks at once, so that it is GET that tells how the job is."""
+        raise Unreachable("broken")
+        yield
 
     def get(self, job_id: str) -> Job:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -55,3 +61,29 @@ def test_an_api_that_never_answered_is_said_at_once() -> None:
     api = Api(Unreachable("down"), _job("completed", 100))
     with pytest.raises(Unreachable):
         _follow(api, Shown())
+
+
+def _told(name: str, **data: Any) -> Told:
+    return Told(None, name, {"stage": "indexing", "at": "2025-10-28T12:00:02.000000Z", **data})
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "stage", "progress"),
+    [
+        (_told("progress", progress=60), "processing", "indexing", 60),
+        (_told("progress", progress=30), "processing", "indexing", 40),
+        (_told("handed_over"), "processing", "indexing", 40),
+        (_told("attempt_failed"), "processing", "indexing", 40),
+        (_told("handed_back"), "pending", "analyzing", 40),
+        (_told("retried"), "pending", None, 0),
+        (_told("of a later version"), "pending", "analyzing", 40),
+        (_told("completed"), "pending", "analyzing", 40),
+    ],
+)
+def test_an_event_moves_what_is_shown_and_never_a_progress_backwards(
+    told: Told, status: str, stage: str | None, progress: int
+) -> None:
+    job = cast(Job, {"status": "pending", "stage": "analyzing", "progress": 40, "updated_at": ""})
+    shown = advanced(job, told)
+    assert (shown["status"], shown["stage"], shown["progress"]) == (status, stage, progress)
+    assert shown["updated_at"] == "2025-10-28T12:00:02.000000Z"

@@ -1,29 +1,13 @@
 """The command line against a stand-in API: what it prints, and its exit codes."""
 
 import json
-import threading
-from collections.abc import Iterator
 
 import pytest
 
 from heimdex_cli.embedded.ports import free_port
 from heimdex_cli.main import call
 
-from .standin import Gateway, serve
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = serve(0)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("HEIMDEX_URL", url)
-    monkeypatch.setenv("STANDIN_SPEED", "20")
-    yield url
-    server.shutdown()
-    thread.join()
-    server.server_close()
+from .standin import Gateway
 
 
 def test_submit_prints_the_id_and_get_the_job(api: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,13 +35,11 @@ def test_watch_exits_1_when_failed(api: str, capsys: pytest.CaptureFixture[str])
     assert "The job failed: analyzing failed after 4 attempts" in capsys.readouterr().out
 
 
-def test_watch_exits_3_when_canceled(
-    api: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = Gateway.job
-    monkeypatch.setattr(Gateway, "job", lambda self, job_id: whole(self, job_id) | {"status": "canceled"})
+def test_watch_exits_3_when_canceled(api: str, capsys: pytest.CaptureFixture[str]) -> None:
     call(["submit"])
-    assert call(["watch", capsys.readouterr().out.strip()]) == 3
+    job_id = capsys.readouterr().out.strip()
+    call(["cancel", job_id])
+    assert call(["watch", job_id]) == 3
     assert "The job was canceled." in capsys.readouterr().out
 
 

@@ -1,0 +1,27 @@
+"""What schemathesis may send: values that the document allows, but which a generator would not hit or not bear."""
+
+import contextlib
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+
+_KEY = re.compile('[!#-~]([ -~]{0,253}[!-~])?|"[ !#-\\[\\]-~]{1,255}"')
+
+# `run_at` may be a year ahead at most, which JSON Schema cannot say.
+_MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime.now(UTC).replace(tzinfo=None) + timedelta(days=300))
+schemathesis.openapi.format("date-time", _MOMENTS.map(lambda moment: f"{moment.isoformat(timespec='microseconds')}Z"))
+
+
+@schemathesis.hook
+def before_call(context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    """A wait that is allowed is made short; a key is used once (with the next body it is refused, as it should be)."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        if 0.1 < float(case.query["wait"]) <= 300:
+            case.query["wait"] = "0.1"
+    for name in case.headers or {}:
+        if name.lower() == "idempotency-key" and _KEY.fullmatch(str(case.headers[name])):
+            case.headers[name] = uuid.uuid4().hex

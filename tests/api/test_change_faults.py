@@ -1,0 +1,139 @@
+"""Cancel and retry where a worker is missing, busy, frozen or late, or the status store is down."""
+
+from itertools import pairwise
+
+from tests.api.asking import cancel, interrupted, retry
+from tests.api.sse import history
+from tests.harness.api import Api
+from tests.harness.pipelines.scripted import STAGES, Script
+from tests.harness.servers import NatsServer
+from tests.harness.services import System
+from tests.harness.waiting import eventually
+from tests.harness.watching import JOBS, Observer
+
+
+async def test_a_queued_job_that_is_canceled_never_starts(scripted: System, api: Api, nats: NatsServer) -> None:
+    scripted.start_all(stages=STAGES, without=("preparing",))
+    await scripted.ready()
+    async with Observer(nats.url) as seen:
+        job_id = await api.submit("scripted")
+        job = await cancel(api, job_id)
+        assert (job["status"], job["stage"], job["progress"]) == ("canceled", None, 0)
+        assert (job["result"], job["error"]) == (None, None)
+        assert job == await api.get(job_id)
+        assert seen.subjects("heimdex.jobs", job_id) == ["preparing", "canceled"]
+        gone = await seen.api(f"STREAM.MSG.GET.{JOBS}", {"last_by_subj": f"heimdex.jobs.preparing.{job_id}"})
+        assert gone["error"]["code"] == 404, "its work is taken out of the queue"
+        another = await api.submit("scripted")
+        scripted.start("preparing")
+        await api.wait_until(another, "completed")
+        assert seen.subjects("heimdex.progress", job_id) == []
+        await eventually(seen.empty)
+    assert [entry["event"] for entry in await history(api, job_id)] == ["submitted", "canceled"]
+
+
+async def test_a_running_job_is_interrupted_on_whichever_replica_it_runs(
+    scripted: System, api: Api, script: Script
+) -> None:
+    scripted.env["HEIMDEX_STAGE_CONCURRENCY"] = "1"
+    script.write("preparing", "hang")
+    scripted.start_all(stages=(*STAGES, "preparing"))
+    await scripted.ready()
+    jobs = [await api.submit("scripted") for _ in range(2)]
+    await eventually(lambda: len(script.runs("preparing")) == 2)
+    assert len({pid for *_, pid in script.runs("preparing")}) == 2, "each replica has one"
+    for job_id in jobs:
+        await api.wait_until(job_id, "processing")
+        job = await cancel(api, job_id)
+        assert (job["status"], job["stage"]) == ("canceled", "preparing")
+        await eventually(lambda job_id=job_id: interrupted(scripted, "preparing", job_id))  # type: ignore[misc]
+        assert [entry["event"] for entry in await history(api, job_id)] == ["submitted", "canceled"]
+    assert len(script.runs()) == 2
+
+
+async def test_a_blocking_stage_is_interrupted_at_its_next_report_and_frees_its_thread(
+    scripted: System, api: Api, script: Script
+) -> None:
+    scripted.env["HEIMDEX_STAGE_CONCURRENCY"] = "1"
+    script.write("grinding", "gate")
+    scripted.start_all(stages=STAGES)
+    await scripted.ready()
+    first = await api.submit("scripted")
+    await eventually(lambda: script.runs("grinding", first))
+    second = await api.submit("scripted")
+    await cancel(api, first)
+    # The worker has one thread: the second job gets it only when the first one's function has returned.
+    await eventually(lambda: script.runs("grinding", second))
+    assert (await api.get(first))["status"] == "canceled"
+    script.open_gate()
+    await api.wait_until(second, "completed")
+
+
+async def test_a_job_stays_canceled_though_its_worker_finishes_later(
+    scripted: System, api: Api, script: Script, nats: NatsServer
+) -> None:
+    script.write("preparing", "gate")
+    scripted.start_all(stages=STAGES)
+    await scripted.ready()
+    async with Observer(nats.url, "heimdex-stored.>") as stored:
+        job_id = await api.submit("scripted")
+        await eventually(lambda: script.runs("preparing", job_id))
+        scripted["preparing"].freeze()
+        script.open_gate()
+        await cancel(api, job_id)
+        scripted["preparing"].thaw()
+        next_one = await api.submit("scripted")
+        await api.wait_until(next_one, "completed")
+        await eventually(lambda: interrupted(scripted, "preparing", job_id) or _refused(scripted, job_id))
+        assert stored.subjects("heimdex-stored.jobs", job_id) == ["preparing", "canceled"]
+        await eventually(lambda: _empty(nats))
+    assert (await api.get(job_id))["status"] == "canceled"
+    assert [entry["event"] for entry in await history(api, job_id)] == ["submitted", "canceled"]
+
+
+def _refused(system: System, job_id: str) -> bool:
+    return bool(system["preparing"].logged("delivery_superseded", job_id=job_id))
+
+
+async def _empty(nats: NatsServer) -> bool:
+    async with Observer(nats.url, "heimdex-nothing") as observer:
+        return await observer.empty()
+
+
+async def test_with_the_status_store_down_a_cancel_is_202_and_no_later_answer_is_older(
+    scripted: System, api: Api, script: Script
+) -> None:
+    script.write("preparing", "hang")
+    scripted.start_all(stages=STAGES)
+    await scripted.ready()
+    job_id = await api.submit("scripted")
+    await api.wait_until(job_id, "processing", "pending")
+    await eventually(lambda: script.runs("preparing", job_id))
+    scripted["status-store"].freeze()
+    job = await cancel(api, job_id, status=202)
+    assert job["status"] == "canceled"
+    seen = [job, *[await api.get(job_id) for _ in range(5)]]
+    assert {one["status"] for one in seen} == {"canceled"}
+    for earlier, later in pairwise(seen):
+        assert str(earlier["updated_at"]) <= str(later["updated_at"])
+    await eventually(lambda: interrupted(scripted, "preparing", job_id))
+    scripted["status-store"].thaw()
+    assert (await api.get(job_id))["status"] == "canceled"
+    await cancel(api, job_id, status=409)
+
+
+async def test_with_the_status_store_down_a_retry_is_202_and_no_later_answer_is_older(
+    scripted: System, api: Api, script: Script
+) -> None:
+    scripted.start_all(stages=STAGES, without=("preparing",))
+    await scripted.ready()
+    job_id = await api.submit("scripted")
+    assert (await api.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
+    scripted["status-store"].freeze()
+    job = await retry(api, job_id, status=202)
+    assert job["status"] == "pending"
+    for _ in range(3):
+        assert (await api.get(job_id))["status"] == "pending"
+    scripted["status-store"].thaw()
+    scripted.start("preparing")
+    await api.wait_until(job_id, "completed")

@@ -1,0 +1,129 @@
+"""The OpenAPI document against the running gateway: schemathesis finds nothing, and a client made from it works."""
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.api import Api
+from tests.harness.services import ROOT, System
+
+#: Of schemathesis, for each operation and phase. The whole takes about half a minute.
+EXAMPLES = 10
+CONFIG = Path(__file__).parent / "contract" / "schemathesis.toml"
+
+
+@pytest.fixture
+async def served(system: System) -> System:
+    system.start_all()
+    await system.ready()
+    return system
+
+
+async def run(folder: Path, *argv: str) -> str:
+    """A command in this folder, which must succeed; returns what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "120"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        said = (await process.communicate())[0].decode(errors="replace")
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    assert process.returncode == 0, said
+    return said
+
+
+async def document(api: Api) -> dict[str, Any]:
+    response = await api.http.get("/schema/openapi.json")
+    assert response.status_code == 200
+    found: dict[str, Any] = response.json()
+    return found
+
+
+@pytest.mark.timeout(300)
+async def test_schemathesis_finds_nothing_with_all_its_checks_along_all_links(
+    served: System, api: Api, tmp_path: Path
+) -> None:
+    said = await run(
+        tmp_path,
+        str(Path(sys.executable).parent / "st"),
+        "--config-file",
+        str(CONFIG),
+        "run",
+        f"{served.url}/schema/openapi.json",
+        "--checks=all",
+        "--phases=examples,coverage,fuzzing,stateful",
+        f"--max-examples={EXAMPLES}",
+        "--request-timeout=20",
+        "--seed=1",
+        "--output-truncate=false",
+    )
+    assert "No issues found" in said, said
+
+
+async def test_the_document_links_each_answer_with_a_job_to_what_can_be_asked_of_it(served: System, api: Api) -> None:
+    paths = (await document(api))["paths"]
+    for method, path, status in (
+        ("post", "/jobs", "202"),
+        ("post", "/jobs/{job_id}/cancel", "200"),
+        ("post", "/jobs/{job_id}/retry", "200"),
+    ):
+        links = paths[path][method]["responses"][status]["links"]
+        assert {link["operationId"] for link in links.values()} == {
+            "getJob",
+            "listJobEvents",
+            "cancelJob",
+            "retryJob",
+        }
+
+
+async def test_every_answer_of_every_operation_on_jobs_has_an_example(served: System, api: Api) -> None:
+    for path, operations in (await document(api))["paths"].items():
+        if not path.startswith("/jobs"):
+            continue
+        for method, operation in operations.items():
+            assert "500" in operation["responses"], f"{method} {path}"
+            for status, answer in operation["responses"].items():
+                media = answer["content"]["application/json"]
+                assert media.get("examples"), f"{method} {path} {status}"
+
+
+async def test_a_client_generated_from_the_document_submits_a_job_and_gets_it(
+    served: System, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openapi.json").write_text(json.dumps(await document(api)))
+    # Without its formatting of what it wrote.
+    (tmp_path / "config.yml").write_text("post_hooks: []\n")
+    package = tmp_path / "generated_heimdex_client"
+    words = "generate --path openapi.json --meta none --config config.yml --fail-on-warning --output-path"
+    generator = str(Path(sys.executable).parent / "openapi-python-client")
+    await run(tmp_path, generator, *words.split(), str(package))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def module(name: str) -> Any:
+        return importlib.import_module(f"{package.name}.{name}")
+
+    models = module("models")
+    async with module("client").Client(base_url=served.url, timeout=60) as client:
+        wanted = models.JobRequest(type_=models.JobRequestType.MOCK_PROCESS)
+        accepted = await module("api.jobs.submit_job").asyncio(client=client, body=wanted)
+        assert isinstance(accepted, models.JobAccepted)
+        job = await module("api.jobs.get_job").asyncio(accepted.job_id, client=client, wait=30)
+        assert isinstance(job, models.JobObject)
+        assert (job.id, job.status, job.progress) == (accepted.job_id, models.JobObjectStatus.COMPLETED, 100)
+        history = await module("api.jobs.list_job_events").asyncio(accepted.job_id, client=client)
+        assert [event.event for event in history.events][-1] == "completed"
+        refused = await module("api.jobs.cancel_job").asyncio(accepted.job_id, client=client)
+        assert isinstance(refused, models.ErrorBody)
+        assert "completed" in refused.detail

@@ -1,0 +1,73 @@
+"""GET /jobs/{id}?wait=: answers when the job ends, or when the time is up."""
+
+import asyncio
+
+import pytest
+
+from tests.api.conftest import Live
+from tests.harness.api import Api
+from tests.harness.waiting import eventually
+
+
+@pytest.mark.parametrize(("behaviour", "status"), [("gate", "completed"), ("raise", "failed")])
+async def test_the_answer_comes_when_the_job_ends(http: Api, live: Live, behaviour: str, status: str) -> None:
+    live.script.write("preparing", "gate")
+    live.script.write("closing", "permanent" if behaviour == "raise" else "ok")
+    job_id = await http.submit("scripted")
+    await eventually(lambda: live.script.runs("preparing", job_id))
+    waiting = asyncio.create_task(http.http.get(f"/jobs/{job_id}", params={"wait": "120"}, timeout=130))
+    assert (await http.get(job_id))["status"] in {"pending", "processing"}
+    assert not waiting.done()
+    live.script.open_gate()
+    response = await asyncio.wait_for(waiting, 60)
+    assert response.status_code == 200
+    assert response.json()["status"] == status
+    assert response.json() == await http.get(job_id), "a plain GET says the same from then on"
+
+
+async def test_many_callers_may_wait_for_the_same_job(http: Api, live: Live) -> None:
+    live.script.write("preparing", "gate")
+    job_id = await http.submit("scripted")
+    waiting = [asyncio.create_task(http.http.get(f"/jobs/{job_id}?wait=120", timeout=130)) for _ in range(20)]
+    await eventually(lambda: live.script.runs("preparing", job_id))
+    live.script.open_gate()
+    answers = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+    assert {answer.json()["status"] for answer in answers} == {"completed"}
+
+
+async def test_the_answer_comes_when_the_time_is_up(http: Api) -> None:
+    job_id = await http.submit("mock_process")
+    for wait in ("0.3", "0", "1e-3", "0.0"):
+        response = await http.http.get(f"/jobs/{job_id}", params={"wait": wait})
+        assert response.status_code == 200
+        assert response.json()["status"] == "pending"
+
+
+async def test_a_job_that_has_ended_is_not_waited_for(http: Api) -> None:
+    job_id = await http.submit("scripted")
+    await http.wait_until(job_id, "completed")
+    response = await http.http.get(f"/jobs/{job_id}", params={"wait": "300"}, timeout=60)
+    assert response.json()["status"] == "completed"
+
+
+async def test_a_cancel_ends_the_wait(http: Api) -> None:
+    job_id = await http.submit("mock_process")
+    waiting = asyncio.create_task(http.http.get(f"/jobs/{job_id}?wait=120", timeout=130))
+    assert (await http.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
+    assert (await asyncio.wait_for(waiting, 60)).json()["status"] == "canceled"
+
+
+@pytest.mark.parametrize("wait", ["-1", "300.1", "301", "x", "", "nan", "inf", "-inf", "1e400", "1_0", "٣", "0x10"])
+async def test_a_time_that_cannot_be_waited_is_422_and_named(http: Api, wait: str) -> None:
+    job_id = await http.submit("mock_process")
+    response = await http.http.get(f"/jobs/{job_id}", params={"wait": wait})
+    assert response.status_code == 422, response.text
+    assert response.json()["field"] == "wait"
+    assert "'wait'" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "x", "%00"])
+async def test_no_job_is_not_waited_for(http: Api, job_id: str) -> None:
+    response = await http.http.get(f"/jobs/{job_id}", params={"wait": "300"}, timeout=60)
+    assert response.status_code == 404
+    assert response.json() == {"detail": "Job not found"}

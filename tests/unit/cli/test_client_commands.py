@@ -1,0 +1,174 @@
+"""list, cancel, retry, events and watch against a stand-in API: tables for people, lines for scripts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heimdex_cli.main import call
+
+from .standin import Gateway
+
+Printed = pytest.CaptureFixture[str]
+
+
+def submit(printed: Printed, *words: str) -> str:
+    call(["submit", *words])
+    return printed.readouterr().out.strip()
+
+
+def test_list_is_a_table_newest_first_and_follows_the_pages(api: str, capsys: Printed) -> None:
+    made = [submit(capsys) for _ in range(7)]
+    assert call(["list"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["id", "status", "stage", "progress", "created", "took", "error"]
+    assert [row.split()[0] for row in rows] == made[::-1]
+
+
+def test_list_with_json_is_one_job_a_line(api: str, capsys: Printed) -> None:
+    made = [submit(capsys) for _ in range(4)]
+    assert call(["list", "--json", "--all"]) == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == made[::-1]
+    assert captured.err == ""
+
+
+def test_list_says_when_there_are_more_than_its_limit(api: str, capsys: Printed) -> None:
+    made = [submit(capsys) for _ in range(5)]
+    assert call(["list", "--limit", "4", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == made[:0:-1]
+    assert captured.err == "There are more: these are the newest 4 (--limit, --all).\n"
+    assert call(["list", "--limit", "5"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_list_sends_its_filters(api: str, capsys: Printed) -> None:
+    submit(capsys)
+    assert call(["list", "--status", "failed", "--type", "a b&c", "--limit", "9"]) == 0
+    assert Gateway.asked[-1][1] == "/jobs?status=failed&type=a+b%26c&limit=10"
+
+
+def test_cancel_and_retry_say_what_they_did_or_print_the_job(api: str, capsys: Printed) -> None:
+    job_id = submit(capsys)
+    assert call(["cancel", job_id]) == 0
+    assert capsys.readouterr().out == "The job is canceled.\n"
+    assert call(["cancel", job_id]) == 2
+    assert "The job has ended. (409 from" in capsys.readouterr().err
+    assert call(["retry", job_id]) == 0
+    assert Gateway.asked[-1][1] == f"/jobs/{job_id}/retry"
+    assert capsys.readouterr().out == "The job runs again.\n"
+    assert call(["cancel", job_id, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "canceled"
+    assert call(["retry", job_id, "--from-start", "--json"]) == 0
+    assert Gateway.asked[-1][1] == f"/jobs/{job_id}/retry?from=start"
+    assert json.loads(capsys.readouterr().out)["status"] == "processing"
+
+
+def test_retry_may_watch_the_job_to_its_end(api: str, capsys: Printed) -> None:
+    job_id = submit(capsys)
+    call(["cancel", job_id])
+    assert call(["retry", job_id, "--watch"]) == 0
+    assert capsys.readouterr().out.endswith("The job completed in 6.0 s.\n")
+
+
+def test_events_is_a_table_or_one_event_a_line(api: str, capsys: Printed) -> None:
+    job_id = submit(capsys, "--fail-at", "analyzing")
+    assert call(["watch", job_id]) == 1
+    capsys.readouterr()
+    assert call(["events", job_id]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["id", "at", "run", "event", "stage", "took", "attempt", "error"]
+    assert [row.split()[4] for row in rows] == ["submitted", "handed_over", "attempt_failed", "failed"]
+    assert rows[2].split(maxsplit=6)[6].rstrip() == "0.5 s  1 of analyzing  it was told to; next try in 1.5 s"
+    assert call(["events", job_id, "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["0.0", "1.0", "2.0", "3.0"]
+
+
+def test_watch_tells_each_failed_attempt(api: str, capsys: Printed) -> None:
+    job_id = submit(capsys, "--fail-at", "analyzing")
+    assert call(["watch", job_id]) == 1
+    assert f"{job_id}  attempt 1 at analyzing failed: it was told to; next try in 1.5 s" in capsys.readouterr().out
+
+
+def test_watch_takes_a_broken_stream_up_again_behind_the_last_event(
+    api: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_CUT", "1")
+    monkeypatch.setenv("STANDIN_SPEED", "5")
+    job_id = submit(capsys)
+    before = len(Gateway.asked)
+    assert call(["watch", job_id, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["status"] == "completed"
+    assert "analyzing" in captured.err
+    asked = [headers for _, path, headers in Gateway.asked[before:] if path.endswith("/events")]
+    assert [headers.get("last-event-id") for headers in asked[:3]] == [None, "0.0", "1.0"]
+
+
+def test_the_key_is_sent_as_a_bearer_token_where_it_is_set(
+    api: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(capsys)
+    assert "authorization" not in Gateway.asked[-1][2]
+    monkeypatch.setenv("HEIMDEX_API_KEY", "s3cret")
+    job_id = submit(capsys)
+    assert Gateway.asked[-1][2] == {"authorization": "Bearer s3cret"}
+    call(["watch", job_id])
+    assert all(headers["authorization"] == "Bearer s3cret" for *_, headers in Gateway.asked[-3:])
+
+
+@pytest.mark.parametrize("key", ["two words", "line\nbreak", "clé"])
+def test_a_key_that_cannot_be_sent_is_exit_code_2_and_is_not_shown(
+    api: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("HEIMDEX_API_KEY", key)
+    assert call(["list"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("heimdex: HEIMDEX_API_KEY cannot be sent")
+    assert key not in said
+
+
+def test_an_api_that_is_too_busy_is_exit_code_4(api: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gateway, "do_GET", lambda self: self.answer(429, {"detail": "Too many requests."}))
+    assert call(["list"]) == 4
+    assert "Too many requests. (429 from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["list", "--status", "done"], "--status"),
+        (["list", "--limit", "0"], "--limit"),
+        (["list", "--limit", "x"], "--limit"),
+        (["cancel", "no-such-job"], "Job not found"),
+        (["retry", "no-such-job"], "Job not found"),
+        (["events", "no-such-job"], "Job not found"),
+        (["watch", "no-such-job"], "Job not found"),
+        (["cancel"], "job-id"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
+    api: str, capsys: Printed, arguments: list[str], words: str
+) -> None:
+    assert call(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("heimdex: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err.lower() or words in captured.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_for_a_shell(
+    capsys: Printed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shell: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ZSH", "ZSH_CUSTOM"):
+        monkeypatch.delenv(name, raising=False)
+    assert call(["--install-completion", "--shell", shell]) == 0
+    written = [path.read_text() for path in tmp_path.rglob("*heimdex*") if path.is_file()]
+    assert len(written) == 1
+    for word in ("submit", "watch", "list", "cancel", "retry", "events", "from-start", "canceled"):
+        assert word in written[0]
