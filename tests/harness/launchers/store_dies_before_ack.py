@@ -9,9 +9,9 @@ from tests.harness.launchers.crash_points import die_once
 acknowledge = Recorder._acknowledge
 
 
-async def die_then_acknowledge(self: Recorder, batch: Any) -> None:
+async def die_then_acknowledge(self: Recorder, *arguments: Any) -> None:
     die_once()
-    await acknowledge(self, batch)
+    await acknowledge(self, *arguments)
 
 
 Recorder._acknowledge = die_then_acknowledge  # type: ignore[method-assign]

@@ -9,9 +9,9 @@ from tests.harness.launchers.crash_points import die_once
 decide = StageWorker._outcome_of
 
 
-async def die_then_decide(self: StageWorker, held: Any) -> Any:
+async def die_then_decide(self: StageWorker, *arguments: Any) -> Any:
     die_once()
-    return await decide(self, held)
+    return await decide(self, *arguments)
 
 
 StageWorker._outcome_of = die_then_decide  # type: ignore[method-assign]

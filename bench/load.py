@@ -1,0 +1,244 @@
+"""The load generator: a process of its own that speaks just enough HTTP, so that it is not the bottleneck.
+
+It reads one JSON request a line on stdin and answers each with one JSON line: seconds of wall time and of its own
+CPU, latencies in milliseconds. `Load` is the other end, for the process that measures.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+
+#: How often a follower asks, from one question to the next.
+FOLLOW_EVERY_SECONDS = 0.002
+#: No answer may take longer than this.
+ANSWER_SECONDS = 30.0
+
+BODY = b'{"type": "mock_process"}'
+
+
+class Connection(asyncio.Protocol):
+    """One kept-alive connection with one request under way at a time."""
+
+    def __init__(self) -> None:
+        self.answered: Callable[[int, bytes], None] = lambda status, body: None
+        self.lost: Callable[[], None] = lambda: None
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.lost()
+
+    def send(self, request: bytes) -> None:
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer + data if self._buffer else data
+        head_end = buffer.find(b"\r\n\r\n")
+        if head_end < 0:
+            self._buffer = buffer
+            return
+        at = buffer.lower().find(b"content-length:", 0, head_end)
+        length = int(buffer[at + 15 : buffer.index(b"\r\n", at)]) if at >= 0 else 0
+        end = head_end + 4 + length
+        if len(buffer) < end:
+            self._buffer = buffer
+            return
+        self._buffer = b""
+        self.answered(int(buffer[9:12]), buffer[head_end + 4 : end])
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """One request and its answer."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+        self.answered = lambda status, body: answer.set_result((status, body))
+        self.lost = lambda: _fail(answer, ConnectionError("the connection was closed"))
+        self.send(request)
+        return await asyncio.wait_for(answer, ANSWER_SECONDS)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+async def _connect(port: int) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+    return connection
+
+
+def post_request(body: bytes = BODY) -> bytes:
+    """POST /jobs."""
+    head = f"POST /jobs HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
+
+
+def get_request(job_id: str) -> bytes:
+    """GET /jobs/{job_id}."""
+    return f"GET /jobs/{job_id} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+
+
+async def hammer(port: int, requests: list[bytes], connections: int, expected: int) -> dict[str, Any]:
+    """Send all of these, as fast as they are answered; `bodies` are the answers. Raises on any other status."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    latencies: list[float] = []
+    bodies: list[bytes] = []
+    pending = iter(requests)
+    clock = time.perf_counter
+
+    def serve(connection: Connection) -> None:
+        sent_at = clock()
+
+        def next_one() -> None:
+            nonlocal sent_at
+            request = next(pending, None)
+            if request is not None:
+                sent_at = clock()
+                connection.send(request)
+
+        def answered(status: int, body: bytes) -> None:
+            latencies.append(clock() - sent_at)
+            bodies.append(body)
+            if status != expected:
+                _fail(done, RuntimeError(f"answered {status}, not {expected}: {body[:200]!r}"))
+            if len(latencies) == len(requests) and not done.done():
+                done.set_result(None)
+            next_one()
+
+        connection.answered = answered
+        connection.lost = lambda: _fail(done, ConnectionError("a connection was closed"))
+        next_one()
+
+    opened = [await _connect(port) for _ in range(min(connections, len(requests)))]
+    cpu, began = time.process_time(), clock()
+    for connection in opened:
+        serve(connection)
+    await asyncio.wait_for(done, 600)
+    seconds = clock() - began
+    cpu = time.process_time() - cpu
+    for connection in opened:
+        connection.lost = lambda: None
+        connection.transport.close()
+    return {"seconds": seconds, "cpu": cpu, "ms": [round(1000 * each, 3) for each in latencies], "bodies": bodies}
+
+
+async def follow(connection: Connection) -> float:
+    """POST, then GET every 2 ms until the job has completed; milliseconds from the first byte to that answer."""
+    clock = time.perf_counter
+    began = clock()
+    status, body = await connection.ask(post_request())
+    if status != 202:
+        raise RuntimeError(f"POST answered {status}: {body[:200]!r}")
+    request = get_request(json.loads(body)["job_id"])
+    while True:
+        asked_at = clock()
+        status, body = await connection.ask(request)
+        now = clock()
+        if status != 200 or b'"failed"' in body:
+            raise RuntimeError(f"GET answered {status}: {body[:200]!r}")
+        if b'"completed"' in body:
+            return 1000 * (now - began)
+        if now - began > ANSWER_SECONDS:
+            raise RuntimeError(f"not completed after {ANSWER_SECONDS:g} s: {body[:200]!r}")
+        await asyncio.sleep(max(0.0, asked_at + FOLLOW_EVERY_SECONDS - now))
+
+
+async def _post(port: int, count: int, connections: int, body: str | None = None) -> dict[str, Any]:
+    request = post_request(body.encode()) if body else post_request()
+    found = await hammer(port, [request] * count, connections, 202)
+    found["ids"] = [json.loads(body)["job_id"] for body in found.pop("bodies")]
+    return found
+
+
+async def _get(port: int, ids: list[str], count: int, connections: int, status: str | None) -> dict[str, Any]:
+    requests = [get_request(job_id) for job_id in ids]
+    found = await hammer(port, (requests * (count // len(ids) + 1))[:count], connections, 200)
+    if status is not None:
+        wrong = [body for body in found["bodies"] if json.loads(body)["status"] != status]
+        if wrong:
+            raise RuntimeError(f"{len(wrong)} of {count} jobs are not {status}: {wrong[0]!r}")
+    del found["bodies"]
+    return found
+
+
+async def _idle(port: int, rounds: int, together: int, silence: float) -> dict[str, Any]:
+    """`together` jobs at once after `silence` seconds, so many rounds."""
+    ms: list[float] = []
+    for _ in range(rounds):
+        await asyncio.sleep(silence)
+        # New ones: a server closes connections that are silent for long. Connecting is not measured.
+        connections = [await _connect(port) for _ in range(together)]
+        ms += await asyncio.gather(*(follow(connection) for connection in connections))
+        for connection in connections:
+            connection.lost = lambda: None
+            connection.transport.close()
+    return {"ms": [round(each, 3) for each in ms]}
+
+
+async def _serve() -> None:
+    actions: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {"post": _post, "get": _get, "idle": _idle}
+    reader = asyncio.StreamReader(limit=2**30)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        request = json.loads(line)
+        try:
+            answer = await actions[request.pop("do")](**request)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+class Load:
+    """The load generator of one HTTP port. Every method raises RuntimeError for a wrong answer."""
+
+    def __init__(self, port: int, connections: int = 16) -> None:
+        self._port = port
+        self._connections = connections
+
+    def __enter__(self) -> "Load":
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(10)
+
+    def post(self, count: int, body: str | None = None) -> dict[str, Any]:
+        """POST so many jobs; also `ids`."""
+        return self._ask(do="post", count=count, connections=self._connections, body=body)
+
+    def get(self, ids: list[str], count: int, status: str | None = None) -> dict[str, Any]:
+        """GET these jobs in turn; each must have this status."""
+        return self._ask(do="get", ids=ids, count=count, connections=self._connections, status=status)
+
+    def idle(self, rounds: int, together: int, silence: float) -> dict[str, Any]:
+        """`ms`: of each job from POST to the GET that shows it completed."""
+        return self._ask(do="idle", rounds=rounds, together=together, silence=silence)
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        request["port"] = self._port
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline() or b'{"error": "it ended"}')
+        if "error" in answer:
+            raise RuntimeError(f"the load generator: {answer['error']}")
+        return answer
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve())

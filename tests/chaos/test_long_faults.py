@@ -1,0 +1,46 @@
+"""The fault tests at the length and the size that the promises name; only `make chaos` takes that long."""
+
+import os
+from typing import Any
+
+import pytest
+
+from tests.conftest import NewSystem
+from tests.faults import test_cluster, test_nats_lost, test_postgres_lost, test_retry_storm
+from tests.harness.api import Api
+from tests.harness.cluster import Cluster
+from tests.harness.pipelines.duties import Duties
+from tests.harness.servers import NatsServer
+from tests.harness.services import System
+
+pytestmark = [
+    pytest.mark.skipif(
+        float(os.environ.get("HEIMDEX_CHAOS_SECONDS", "0")) < 60, reason="make chaos runs the long ones"
+    ),
+    pytest.mark.timeout(900),
+]
+
+
+async def test_nats_is_silent_for_thirty_seconds(system: System, api: Api, nats: Any, database_url: str) -> None:
+    await test_nats_lost.go_through_a_silence(system, api, nats, database_url, seconds=30)
+
+
+@pytest.mark.parametrize("fault", ["locked", "frozen", "stopped", "killed"])
+async def test_postgres_is_of_no_use_for_twenty_seconds(
+    new_system: NewSystem, own_postgres: Any, nats: NatsServer, fault: str
+) -> None:
+    system = new_system(nats.url, own_postgres.url)
+    await test_postgres_lost.go_through(system, own_postgres, nats, fault, seconds=20)
+
+
+async def test_three_thousand_jobs_fail_at_one_stage(
+    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+) -> None:
+    await test_retry_storm.fail(3000, system, api, nats, duties, database_url)
+
+
+async def test_a_node_of_the_cluster_is_killed_ten_times(
+    new_system: NewSystem, cluster: Cluster, database_url: str
+) -> None:
+    system = new_system(cluster.url, database_url, HEIMDEX_STREAM_REPLICAS="3", HEIMDEX_MOCK_TIME_SCALE="0.05")
+    await test_cluster.kill_nodes(system, cluster, database_url, times=10)

@@ -1,0 +1,108 @@
+"""Fault 3: a worker frozen past its ack wait, thawed when another has finished its job: one completion."""
+
+import asyncio
+
+import pytest
+
+from tests.harness.api import Api
+from tests.harness.ends import published
+from tests.harness.following import Follower
+from tests.harness.pipelines.duties import STAGES, Duties
+from tests.harness.rows import events
+from tests.harness.servers import NatsServer
+from tests.harness.services import Service, System
+from tests.harness.waiting import eventually
+from tests.harness.watching import JOBS, Observer
+
+
+async def freeze_one_and_finish_with_another(
+    system: System, api: Api, duties: Duties, follower: Follower
+) -> tuple[str, Service]:
+    """A job that a frozen worker still believes to hold, and that another has brought to its next stage."""
+    job_id = await api.submit("gated")
+    follower.add(job_id)
+    await eventually(lambda: duties.runs(job_id), what="the first worker runs the job")
+    frozen = system["working"]
+    frozen.freeze()
+    system.start("working")
+    await eventually(lambda: len(duties.runs(job_id)) == 2, what="after the ack wait another one runs it")
+    duties.open_gate()
+    return job_id, frozen
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "nats-restarted-in-between"])
+async def test_a_late_hand_over_is_refused_by_the_broker(
+    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str, restarted: bool
+) -> None:
+    system.start_all(stages=STAGES)
+    await system.ready()
+    async with Follower([system.url]) as follower:
+        async with Observer(nats.url) as seen:
+            job_id, frozen = await freeze_one_and_finish_with_another(system, api, duties, follower)
+            await api.wait_until(job_id, "completed")
+            await eventually(seen.empty)
+        if restarted:
+            # Which also empties the window in which a repeated Nats-Msg-Id would be noticed.
+            await asyncio.to_thread(nats.kill)
+            await asyncio.to_thread(nats.start)
+        await follow_the_thaw(nats, system, api, frozen, job_id)
+        kinds = [event["kind"] for event in await events(database_url, job_id)]
+        assert kinds == ["submitted", "handed_over", "completed"]
+    follower.check()
+
+
+async def follow_the_thaw(nats: NatsServer, system: System, api: Api, frozen: Service, job_id: str) -> None:
+    """Nothing of the job is stored any more, and the worker that was frozen is as good as any other."""
+    async with Observer(nats.url) as seen:
+        before = (await seen.api(f"STREAM.INFO.{JOBS}"))["state"]["last_seq"]
+        frozen.thaw()
+        await frozen.wait_log("delivery_superseded", job_id=job_id)
+        await eventually(seen.empty)
+        # A plain subscriber sees the attempt; the stream has refused it.
+        assert (await seen.api(f"STREAM.INFO.{JOBS}"))["state"]["last_seq"] == before
+        assert (await api.get(job_id))["status"] == "completed"
+        other = system["working"]
+        other.freeze()
+        await api.wait_until(await api.submit("quick"), "completed")
+        other.thaw()
+
+
+async def test_it_is_refused_while_the_status_store_is_down_too(
+    system: System, api: Api, nats: NatsServer, duties: Duties
+) -> None:
+    system.start_all(stages=STAGES)
+    await system.ready()
+    await system["status-store"].terminate()
+    async with Observer(nats.url) as seen, Follower([system.url]) as follower:
+        job_id, frozen = await freeze_one_and_finish_with_another(system, api, duties, follower)
+        await published(seen, [job_id])
+        frozen.thaw()
+        await frozen.wait_log("delivery_superseded", job_id=job_id)
+        system.start("status-store")
+        await api.wait_until(job_id, "completed")
+        await eventually(seen.empty)
+        assert await seen.count("HEIMDEX_UNUSABLE") == 0
+    follower.check()
+
+
+async def test_a_frozen_store_that_thaws_beside_another_records_nothing_older(
+    system: System, api: Api, nats: NatsServer, duties: Duties
+) -> None:
+    system.start_all(stages=STAGES)
+    await system.ready()
+    async with Observer(nats.url) as seen, Follower([system.url]) as follower:
+        frozen = system["status-store"]
+        first = await api.submit("quick")
+        await api.wait_until(first, "completed")
+        frozen.freeze()
+        system.start("status-store")
+        jobs = [await api.submit("quick") for _ in range(5)]
+        follower.add(*jobs)
+        await system.ready()
+        # What the frozen store was given comes to the other one after the store's ack wait, or with the thaw.
+        await published(seen, jobs)
+        frozen.thaw()
+        for job_id in jobs:
+            await api.wait_until(job_id, "completed")
+        await eventually(seen.empty)
+    follower.check()

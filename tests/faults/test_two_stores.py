@@ -1,0 +1,90 @@
+"""Two status stores and two gateways: no answer is older than one that was given, whoever gave it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from heimdex_cli.embedded.ports import free_port
+from tests.conftest import NewSystem
+from tests.harness.api import Api
+from tests.harness.ends import published, told
+from tests.harness.following import Follower
+from tests.harness.pipelines.duties import STAGES, Duties
+from tests.harness.servers import NatsServer
+from tests.harness.services import LAUNCHERS, System
+from tests.harness.waiting import eventually
+from tests.harness.watching import JOBS, Observer
+
+
+@pytest.fixture
+def system(new_system: NewSystem, nats: NatsServer, own_postgres: Any) -> System:
+    return new_system(nats.url, own_postgres.url)
+
+
+async def test_a_left_over_that_a_frozen_store_holds_is_not_told_as_a_jobs_state_when_postgres_goes_away(
+    system: System, nats: NatsServer, own_postgres: Any, duties: Duties
+) -> None:
+    system.start_all(stages=STAGES, without=("status-store",))
+    frozen = system.start("status-store", launcher=LAUNCHERS / "store_that_takes_five.py")
+    await system.ready()
+    async with Api(system.url) as api, Observer(nats.url) as seen, Follower([system.url]) as follower:
+        await api.wait_until(await api.submit("quick"), "completed")
+        # It has asked for five messages, gets them, and acknowledges none; the other store gets what comes after.
+        frozen.freeze()
+        jobs = [await api.submit("gated") for _ in range(5)]
+        await eventually(lambda: len(duties.runs()) == 6)
+        store = await seen.api(f"CONSUMER.INFO.{JOBS}.status-store")
+        assert store["num_ack_pending"] >= 2
+        await system.start("status-store").wait_log("ready")
+        duties.open_gate()
+        await published(seen, jobs)
+        await eventually(lambda: _ended(api, jobs), what="the other store has recorded the ends")
+        follower.add(*jobs)
+        await eventually(lambda: all(follower.seen(job_id) for job_id in jobs))
+        await asyncio.to_thread(own_postgres.stop)
+        try:
+            asked = follower.asked
+            await eventually(lambda: follower.asked > asked + 10)
+        finally:
+            await asyncio.to_thread(own_postgres.start)
+        frozen.thaw()
+        await eventually(seen.empty, 60)
+    follower.check()
+
+
+async def _ended(api: Api, jobs: list[str]) -> bool:
+    answers = [(await api.get(job_id))["status"] for job_id in jobs]
+    return set(answers) == {"completed"}
+
+
+async def test_two_gateways_tell_the_same_story_while_the_store_lags_and_one_of_them_starts_anew(
+    system: System, nats: NatsServer, duties: Duties
+) -> None:
+    other = free_port()
+    system.start_all(stages=STAGES)
+    system.start("gateway", port=other)
+    await system.ready()
+    urls = [system.url, f"http://127.0.0.1:{other}"]
+    async with Api(system.url) as api, Observer(nats.url) as seen, Follower(urls, pause=0.01) as follower:
+        first = await api.submit("gated")
+        await eventually(lambda: duties.runs(first))
+        follower.add(first)
+        await eventually(lambda: follower.seen(first).get("status") == "processing")
+        store = system["status-store"]
+        for _ in range(2):
+            store.freeze()
+            duties.open_gate()
+            jobs = [await api.submit("quick") for _ in range(3)]
+            follower.add(*jobs)
+            await published(seen, [first, *jobs])
+            # At least one of the gateways has noticed, and tells what the stream says.
+            await told(follower, jobs, status="completed")
+            system.all("gateway")[-1].kill()
+            new = system.start("gateway", port=other)
+            await new.wait_log("ready")
+            asked = follower.asked
+            await eventually(lambda asked=asked: follower.asked > asked + 20, what="both are asked again")
+            store.thaw()
+            await eventually(seen.empty)
+    follower.check()
