@@ -54,7 +54,8 @@ async def _watch(gateway: Gateway, job_id: str, deadline: float) -> Snapshot | N
                 if event is not None and snapshot(event).status in TERMINAL:
                     break
         except Interrupted:
-            pass
+            # The gateway stops, or was away: tell how it is now; the caller comes again.
+            return await gateway.reads.job(job_id)
     recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
     job = await gateway.reads.job(job_id)
     while loop.time() < min(recorded_by, deadline) and job is not None and not job.ended:
