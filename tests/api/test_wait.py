@@ -71,3 +71,16 @@ async def test_no_job_is_not_waited_for(http: Api, job_id: str) -> None:
     response = await http.http.get(f"/jobs/{job_id}", params={"wait": "300"}, timeout=60)
     assert response.status_code == 404
     assert response.json() == {"detail": "Job not found"}
+
+
+async def test_a_parameter_that_is_misspelt_or_given_twice_is_422_and_named(http: Api) -> None:
+    job_id = await http.submit("mock_process")
+    for method, path, field in (
+        ("GET", f"/jobs/{job_id}?wiat=30", "wiat"),
+        ("GET", f"/jobs/{job_id}?wait=0&wait=1", "wait"),
+        ("POST", f"/jobs/{job_id}/retry?form=start", "form"),
+        ("POST", f"/jobs/{job_id}/retry?from=start&from=failed", "from"),
+    ):
+        response = await http.http.request(method, path)
+        assert response.status_code == 422, f"{method} {path}: {response.text}"
+        assert response.json()["field"] == field

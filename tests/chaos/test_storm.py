@@ -91,6 +91,6 @@ async def check_rows(database_url: str, ends: dict[str, str], to_fail: set[str])
             assert job_id not in to_fail
         else:
             assert "worker lost" in row["error"] or (job_id in to_fail and "fail_at_stage" in row["error"]), row
-    # No attempt was counted twice, and none past the policy of one try and three retries.
-    worst = await fetch(database_url, "SELECT max(ended_attempt) AS worst FROM job_events")
-    assert (worst[0]["worst"] or 0) <= 5, worst
+    # No stage was run past the policy of one try and three retries. (Giving up may itself take another delivery.)
+    worst = await fetch(database_url, "SELECT max(ended_attempt) AS n FROM job_events WHERE kind <> 'failed'")
+    assert (worst[0]["n"] or 0) <= 4, worst

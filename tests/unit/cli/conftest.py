@@ -67,9 +67,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("HEIMDEX_URL", url)
-    monkeypatch.setenv("STANDIN_SPEED", "20")
+    monkeypatch.setenv("STANDIN_WAITS", "1")
     monkeypatch.delenv("HEIMDEX_API_KEY", raising=False)
-    for kept in (Gateway.jobs, Gateway.canceled, Gateway.asked):
+    for kept in (Gateway.jobs, Gateway.listened, Gateway.canceled, Gateway.asked):
         kept.clear()  # type: ignore[attr-defined]
     yield url
     server.shutdown()

@@ -3,7 +3,8 @@
 `commands` makes the console scripts; run as a program, this file is one of them. STANDIN_SPEED: how many times
 faster than real the jobs run. STANDIN_STUBBORN: a service that ignores SIGTERM. STANDIN_EXIT: a service that ends
 at once, and with which code (`analyzing=2`). STANDIN_NEVER_FAILS: a job that should fail completes. STANDIN_CUT: the
-live stream breaks after so many events, every time.
+live stream breaks after so many events, every time. STANDIN_WAITS: a job's time passes only while somebody listens
+to its live stream, so that nothing is missed however slow the machine is.
 """
 
 import json
@@ -42,6 +43,7 @@ class Gateway(BaseHTTPRequestHandler):
     """
 
     jobs: dict[str, tuple[float, str | None]] = {}  # noqa: RUF012
+    listened: dict[str, float] = {}  # noqa: RUF012
     canceled: set[str] = set()  # noqa: RUF012
     asked: list[tuple[str, str, dict[str, str]]] = []  # noqa: RUF012
 
@@ -66,6 +68,7 @@ class Gateway(BaseHTTPRequestHandler):
             self.canceled.add(job_id)
         else:
             self.canceled.discard(job_id)
+            self.listened.pop(job_id, None)
             self.jobs[job_id] = (time.monotonic(), None)
         return self.answer(200, self.job(job_id))
 
@@ -142,9 +145,12 @@ class Gateway(BaseHTTPRequestHandler):
                 "at": at,
             }
             self.wfile.write(f": still here\n\nevent: progress\ndata: {json.dumps(tick)}\n\n".encode())
+            self.listened[job_id] = self.listened.get(job_id, 0) + 0.5
             time.sleep(0.01)
 
     def seconds(self, job_id: str) -> float:
+        if "STANDIN_WAITS" in os.environ:
+            return self.listened.get(job_id, 0)
         return (time.monotonic() - self.jobs[job_id][0]) * float(os.environ.get("STANDIN_SPEED", "1"))
 
     def note(self) -> None:
