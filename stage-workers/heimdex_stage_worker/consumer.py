@@ -100,7 +100,13 @@ class StageWorker:
         #: Event-loop time after which nothing more is tried; set when the process is told to stop.
         self._deadline: float | None = None
         self._puller = Puller(
-            self._broker, subjects.JOBS, stage, settings.stage_concurrency, self._on_delivery, self._log
+            self._broker,
+            subjects.JOBS,
+            stage,
+            settings.stage_concurrency,
+            settings.ack_wait_seconds,
+            self._on_delivery,
+            self._log,
         )
 
     async def serve(self) -> None:
@@ -266,11 +272,13 @@ class StageWorker:
                 case delivery.Drop():
                     log.info("delivery_dropped", message="the job goes on without this delivery")
                 case delivery.Retry(error=error, delay_seconds=delay):
-                    # First the mark, which callers may hear of: what follows it then is never older.
-                    # One that vanished stays suspect: its next attempt runs apart from the worker too.
-                    if held.reporter and not (isinstance(outcome, Errored) and outcome.vanished):
-                        await held.reporter.mark(ended=True)
-                    await self._publish_attempt(held, error, delay)
+                    # First the mark, which callers may hear of, with the time of what follows it: neither is older.
+                    at = messages.later_of(messages.now(), held.started_at)
+                    if held.reporter:
+                        # One that vanished stays suspect: its next attempt runs apart from the worker too.
+                        vanished = isinstance(outcome, Errored) and outcome.vanished
+                        await held.reporter.mark(ended=not vanished, at=at)
+                    await self._publish_attempt(held, error, delay, at)
                     log.warning("attempt_failed", error=error, delay_seconds=delay)
                     await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))
                     return
@@ -290,7 +298,7 @@ class StageWorker:
                     raise
                 await asyncio.sleep(1)
 
-    async def _publish_attempt(self, held: Delivery, error: str, delay: float) -> None:
+    async def _publish_attempt(self, held: Delivery, error: str, delay: float, at: datetime) -> None:
         """Store the failed attempt: the history must be whole, so the nak waits for it."""
         due = held.due
         payload = messages.encode(
@@ -304,7 +312,7 @@ class StageWorker:
                 error=error,
                 delay_seconds=delay,
                 started_at=held.started_at,
-                at=messages.later_of(messages.now(), held.started_at),
+                at=at,
                 created_at=due.created_at,
                 progress=held.reporter.percent() if held.reporter else held.told,
             )

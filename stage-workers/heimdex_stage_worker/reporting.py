@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import datetime
 from typing import Final
 
 import nats.errors
@@ -39,10 +40,10 @@ class Reporter:
         """Report from now on."""
         self._timer = asyncio.get_running_loop().call_later(FIRST_AFTER_SECONDS, self._tick)
 
-    async def mark(self, *, ended: bool) -> None:
+    async def mark(self, *, ended: bool, at: datetime | None = None) -> None:
         """Leave word, before a repeated attempt starts, or after one ended in an error: see `suspicion`."""
         if self._broker.connected:
-            await self._send(ended=ended)
+            await self._send(ended=ended, at=at)
 
     def stop(self) -> None:
         """The attempt is over."""
@@ -61,7 +62,7 @@ class Reporter:
         if self._broker.connected:  # a tick that waited for the reconnection would be old news
             self._sending = asyncio.ensure_future(self._send())
 
-    async def _send(self, *, ended: bool = False) -> None:
+    async def _send(self, *, ended: bool = False, at: datetime | None = None) -> None:
         due, ctx = self._due, self._ctx
         self._number += 1
         tick = messages.Progress(
@@ -72,7 +73,7 @@ class Reporter:
             stage=ctx.stage,
             attempt=ctx.attempt,
             progress=self.percent(),
-            at=messages.later_of(messages.now(), due.at),
+            at=at or messages.later_of(messages.now(), due.at),
             created_at=due.created_at,
             ended=ended,
         )

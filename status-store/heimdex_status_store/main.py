@@ -40,10 +40,9 @@ async def serve(running: Process) -> None:
     if not await running.unless_stopped(topology.ensure()) or not await running.unless_stopped(_wait_for(database)):
         return
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
-    leases = Leases(
-        broker, topology, min(stream.consumers[0].ack_wait_seconds for stream in streams if stream.consumers)
-    )
-    recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, log)
+    ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in streams if stream.consumers)
+    leases = Leases(broker, topology, ack_wait)
+    recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, ack_wait, log)
 
     async def on_reconnect() -> None:
         await topology.ensure()

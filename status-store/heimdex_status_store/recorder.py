@@ -64,8 +64,10 @@ class Recorder:
         leases: Leases,
         unusable: SettingAside,
         counters: Counters,
+        ack_wait_seconds: float,
         log: Logger,
     ) -> None:
+        self._ack_wait_seconds = ack_wait_seconds
         self._broker = broker
         self._topology = topology
         self._database = database
@@ -124,7 +126,9 @@ class Recorder:
             self._waiting.append(_Held(event, msg, puller))
             self._arrived.set()
 
-        puller = Puller(self._broker, stream, subjects.STATUS_STORE, CAPACITY, deliver, self._log)
+        puller = Puller(
+            self._broker, stream, subjects.STATUS_STORE, CAPACITY, self._ack_wait_seconds, deliver, self._log
+        )
         return puller
 
     def _set_aside(self, msg: Msg, puller: Puller, reason: str) -> None:

@@ -1,6 +1,7 @@
 """Fault 3: a worker frozen past its ack wait, thawed when another has finished its job: one completion."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -19,12 +20,13 @@ async def freeze_one_and_finish_with_another(
     system: System, api: Api, duties: Duties, follower: Follower
 ) -> tuple[str, Service]:
     """A job that a frozen worker still believes to hold, and that another has brought to its next stage."""
+    await system.start("working").wait_log("ready")
     job_id = await api.submit("gated")
     follower.add(job_id)
     await eventually(lambda: duties.runs(job_id), what="the first worker runs the job")
-    frozen = system["working"]
+    pid = duties.runs(job_id)[0][2]
+    frozen = next(worker for worker in system.all("working") if worker.pid == pid)
     frozen.freeze()
-    system.start("working")
     await eventually(lambda: len(duties.runs(job_id)) == 2, what="after the ack wait another one runs it")
     duties.open_gate()
     return job_id, frozen
@@ -61,10 +63,9 @@ async def follow_the_thaw(nats: NatsServer, system: System, api: Api, frozen: Se
         # A plain subscriber sees the attempt; the stream has refused it.
         assert (await seen.api(f"STREAM.INFO.{JOBS}"))["state"]["last_seq"] == before
         assert (await api.get(job_id))["status"] == "completed"
-        other = system["working"]
-        other.freeze()
+        other = next(worker for worker in system.all("working") if worker is not frozen)
+        other.kill()
         await api.wait_until(await api.submit("quick"), "completed")
-        other.thaw()
 
 
 async def test_it_is_refused_while_the_status_store_is_down_too(
@@ -83,6 +84,29 @@ async def test_it_is_refused_while_the_status_store_is_down_too(
         await eventually(seen.empty)
         assert await seen.count("HEIMDEX_UNUSABLE") == 0
     follower.check()
+
+
+async def test_a_worker_that_is_frozen_alone_uses_up_few_attempts_of_what_it_holds_and_of_what_comes(
+    system: System, api: Api, nats: NatsServer, duties: Duties
+) -> None:
+    system.start_all(stages=STAGES)
+    await system.ready()
+    held = await api.submit("gated")
+    await eventually(lambda: duties.runs(held), what="the worker runs the job")
+    system["working"].freeze()
+    # Its standing request for more is still with the server.
+    came = await api.submit("gated")
+    async with Observer(nats.url) as seen:
+        ack_wait = float(system.env["HEIMDEX_ACK_WAIT_SECONDS"] or 0)
+        lapsed = time.monotonic() + 6 * ack_wait
+        await eventually(lambda: time.monotonic() > lapsed, what="six ack waits pass")
+        system.start("working")
+        await eventually(lambda: len(duties.runs(held)) == 2, what="another one runs it")
+        await eventually(lambda: duties.runs(came), what="another one runs what came meanwhile")
+        duties.open_gate()
+        for job_id in (held, came):
+            await api.wait_until(job_id, "completed")
+        await eventually(seen.empty)
 
 
 async def test_a_frozen_store_that_thaws_beside_another_records_nothing_older(

@@ -9,7 +9,6 @@ does not pay a request a message.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 import nats.errors
@@ -19,10 +18,6 @@ from nats.aio.subscription import Subscription
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
-
-#: How long the server keeps a pull request, and how often it says on an idle one that it still has it.
-EXPIRES_SECONDS: Final = 60
-HEARTBEAT_SECONDS: Final = 10
 
 
 class Puller:
@@ -37,9 +32,15 @@ class Puller:
         stream: str,
         durable: str,
         capacity: int,
+        ack_wait_seconds: float,
         deliver: Callable[[Msg], None],
         log: Logger,
     ) -> None:
+        # A request must not outlive a lease: while its owner is frozen, the server goes on sending to it, and each
+        # message that is swallowed so costs its job an attempt.
+        self._expires_seconds = min(60.0, ack_wait_seconds / 2)
+        # How often the server says on an idle request that it still has it.
+        self._heartbeat_seconds = self._expires_seconds / 2.5
         self._broker = broker
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._capacity = capacity
@@ -108,8 +109,8 @@ class Puller:
         body = msgspec.json.encode(
             {
                 "batch": room,
-                "expires": EXPIRES_SECONDS * NANOSECOND,
-                "idle_heartbeat": HEARTBEAT_SECONDS * NANOSECOND,
+                "expires": int(self._expires_seconds * NANOSECOND),
+                "idle_heartbeat": int(self._heartbeat_seconds * NANOSECOND),
             }
         )
         asyncio.ensure_future(self._send(body))  # noqa: RUF006  # a buffered write
@@ -163,9 +164,9 @@ class Puller:
     async def _watch_requests(self) -> None:
         """Ask anew when the server has been silent for longer than its heartbeats allow."""
         while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS / 2)
+            await asyncio.sleep(self._expires_seconds)
             silent = time.monotonic() - self._heard_at
-            if self._asked > 0 and silent > 2.5 * HEARTBEAT_SECONDS and self._broker.connected:
+            if self._asked > 0 and silent > 2 * self._expires_seconds + 1 and self._broker.connected:
                 self._log.info(
                     "pull_forgotten",
                     message="the server forgot a pull request: asking again",
