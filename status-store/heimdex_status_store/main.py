@@ -42,7 +42,7 @@ async def serve(running: Process) -> None:
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
     ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in streams if stream.consumers)
     leases = Leases(broker, topology, ack_wait)
-    recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, ack_wait, log)
+    recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, log, ack_wait)
 
     async def on_reconnect() -> None:
         await topology.ensure()

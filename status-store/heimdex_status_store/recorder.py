@@ -64,8 +64,8 @@ class Recorder:
         leases: Leases,
         unusable: SettingAside,
         counters: Counters,
-        ack_wait_seconds: float,
         log: Logger,
+        ack_wait_seconds: float = 30.0,
     ) -> None:
         self._ack_wait_seconds = ack_wait_seconds
         self._broker = broker

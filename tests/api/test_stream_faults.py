@@ -10,6 +10,7 @@ from tests.harness.api import Api
 from tests.harness.pipelines.scripted import STAGES, Script
 from tests.harness.services import System
 from tests.harness.waiting import eventually
+from tests.harness.watching import Observer
 
 
 @pytest.fixture
@@ -121,6 +122,8 @@ async def test_without_postgres_the_list_and_a_recorded_history_are_500_with_a_s
     async with Api(system.url) as api:
         job_id = await api.submit()
         await api.wait_until(job_id, "completed")
+        async with Observer(nats.url) as seen:
+            await eventually(seen.empty)  # what the stream still held would be told
         await asyncio.to_thread(own_postgres.kill)
         for path in ("/jobs", f"/jobs/{job_id}/events"):
             response = await api.http.get(path)
