@@ -11,8 +11,6 @@ from heimdex_contracts.runtime.broker import Broker, JetStreamError
 
 #: How old a count may be; what this gateway accepted since is added to it.
 RENEW_AFTER_SECONDS: Final = 1.0
-#: Before it refuses, a gateway counts again, unless it did so just now.
-RECOUNT_AFTER_SECONDS: Final = 0.1
 RETRY_AFTER_SECONDS: Final = 5
 
 
@@ -41,8 +39,10 @@ class Room:
         if age > RENEW_AFTER_SECONDS:
             self._count()
         if self._used + jobs > self._most:
-            if age > RECOUNT_AFTER_SECONDS:
-                await asyncio.wait({self._count()})
+            for _ in range(2):
+                # A count that is under way may count what was stored meanwhile twice; the one after it does not.
+                if self._used + jobs > self._most:
+                    await asyncio.wait({self._count()})
             if self._used + jobs > self._most:
                 raise NoRoom(
                     f"{self._used} jobs are waiting or running, and {self._most} are allowed: "
