@@ -8,6 +8,7 @@ import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.subjects import RESERVED_TOKENS, STATUS_STORE
@@ -30,7 +31,7 @@ class Stage:
     timeout_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pipeline:
     """A job type. `retry_backoff_seconds`: one pause a retry, so a stage is tried 1 + len(...) times."""
 
@@ -53,7 +54,7 @@ class Pipeline:
         if any(stage.expected_seconds < 0 for stage in self.stages):
             raise ValueError(f"the job type {self.type!r} expects a stage to take less than no time")
 
-    @property
+    @cached_property
     def stage_names(self) -> tuple[str, ...]:
         """In the order in which they run."""
         return tuple(stage.name for stage in self.stages)
@@ -91,18 +92,18 @@ class Pipeline:
         return min(99, int(100 * done / sum(weights)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pipelines:
     """The job types that this deployment knows, by type."""
 
     by_type: dict[str, Pipeline]
 
-    @property
+    @cached_property
     def types(self) -> tuple[str, ...]:
         """Sorted, for messages to people."""
         return tuple(sorted(self.by_type))
 
-    @property
+    @cached_property
     def stage_names(self) -> tuple[str, ...]:
         """Every stage of every pipeline, once each, in order of first appearance."""
         return tuple(dict.fromkeys(name for entry in self.by_type.values() for name in entry.stage_names))

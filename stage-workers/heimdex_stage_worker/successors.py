@@ -1,17 +1,17 @@
 """Builds the message that follows a delivery: the next stage's, how the job ended, or the same work anew. Pure."""
 
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from heimdex_contracts import messages, tracing
 from heimdex_contracts.messages import Completed, Due, Failed, Follows, StageRun
 from heimdex_contracts.pipelines import Pipeline
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """The delivery that is followed. `began`: by the monotonic clock; `ran`: whether the stage's code was begun."""
 
     attempt: int
