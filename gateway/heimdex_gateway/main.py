@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from typing import Final
 
 import uvicorn
 
@@ -19,8 +20,12 @@ from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health, moment
 from heimdex_gateway.service import Gateway
 from heimdex_gateway.watching import Watches
+from heimdex_gateway.whole_answers import WholeAnswers
 
 NAME = "heimdex-gateway"
+#: While so many requests wait for NATS, one more may wait this long for company (see `runtime.client`).
+BUSY: Final = 6
+PATIENCE_SECONDS: Final = 0.002
 #: What /healthz calls the service.
 SHOWN_NAME = "heimdex-api"
 
@@ -71,12 +76,13 @@ async def serve(running: Process, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(gateway, log, counters),
-            http="httptools",
+            http=WholeAnswers,
             ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # nothing here depends on the caller's address
             timeout_graceful_shutdown=max(1, int(found.shutdown_grace_seconds) - 1),
         )
     )
@@ -89,6 +95,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         await micro.register(broker.nc, NAME, "the HTTP API", counters)
         log.info("ready")
 
+    broker.nc.patience = lambda: PATIENCE_SECONDS if broker.nc.asking >= BUSY else 0.0
     running.health.append(topology.ready.is_set)
     connecting = asyncio.create_task(connect())
     serving = asyncio.create_task(server.serve(sockets=[listener]))

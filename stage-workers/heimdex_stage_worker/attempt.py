@@ -44,6 +44,7 @@ class Attempt:
         self._threads = threads
         self._ended_by: Outcome | None = None
         self._task: asyncio.Future[Any] | None = None
+        #: Resolved when the function has ended, or must end.
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def interrupt(self) -> None:
@@ -60,10 +61,17 @@ class Attempt:
             return Errored(f"fail_at_stage asked this job to fail at {self._ctx.stage}")
         if self._ended_by is not None:
             return self._ended_by
-        self._task = asyncio.ensure_future(self._call())
-        await asyncio.wait({self._task, self._over}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._call())
+        self._task.add_done_callback(self._set_over)
+        timer = None if self._timeout is None else loop.call_later(self._timeout, self._time_out)
+        try:
+            # One future for every way to end: asyncio.wait for the task and the others would cost a set of its own.
+            await self._over
+        finally:
+            if timer:
+                timer.cancel()
         if not self._task.done():
-            self._end(Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s"))
             # A function that swallows its cancellation must not hold the slot for ever.
             await asyncio.wait({self._task}, timeout=SWALLOWED_SECONDS)
         if self._ended_by is not None:
@@ -88,9 +96,16 @@ class Attempt:
         if self._ended_by is None and not (self._task and self._task.done()):
             self._ended_by = outcome
             self._ctx.interrupt()
-            self._over.set_result(None)
             if self._task:
                 self._task.cancel()
+            self._set_over()
+
+    def _time_out(self) -> None:
+        self._end(Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s"))
+
+    def _set_over(self, _: object = None) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
 
 def _call_blocking(function: StageFunction, ctx: StageContext) -> Any:

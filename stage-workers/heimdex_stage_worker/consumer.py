@@ -5,13 +5,13 @@ between leaves a delivery that comes back, finds that its job has a successor, a
 """
 
 import asyncio
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Final
 
 import msgspec
-from nats.aio.msg import Msg
 
 from heimdex_contracts import delivery, messages, subjects, tracing
 from heimdex_contracts.delivery import Errored, Interrupted, Lost, Outcome, Overtaken
@@ -20,7 +20,9 @@ from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_contracts.runtime import micro
 from heimdex_contracts.runtime.broker import JetStreamError
+from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.publishing import Publisher, Refused
 from heimdex_contracts.runtime.pulling import Puller
@@ -37,6 +39,9 @@ from heimdex_stage_worker.suspicion import is_suspect, last_tick
 MOST_THREADS: Final = 32
 #: How many canceled jobs are remembered.
 MOST_CANCELED: Final = 10_000
+#: A worker that holds so many jobs may let a hand-over wait this long for company (see `runtime.client`).
+BUSY: Final = 8
+PATIENCE_SECONDS: Final = 0.004
 #: Kept of the grace period for handing back what did not finish.
 HAND_BACK_SECONDS: Final = 2.0
 
@@ -44,14 +49,14 @@ HAND_BACK_SECONDS: Final = 2.0
 class Delivery:
     """One message held by this worker, from its arrival to its settling."""
 
-    def __init__(self, msg: Msg, due: Due, pipeline: Pipeline) -> None:
-        place = msg.metadata
+    def __init__(self, msg: Delivered, due: Due, pipeline: Pipeline) -> None:
+        place = msg.place
         self.msg = msg
         self.due = due
         self.pipeline = pipeline
-        self.sequence = place.sequence.stream
+        self.sequence = place.sequence
         #: The message, in the stream as it was when it delivered it (see Topology.is_current).
-        self.key = (self.sequence, place.timestamp)
+        self.key = (self.sequence, place.stored_ns)
         #: The progress that callers may have seen already.
         self.told = due.progress
         self.redelivered = place.num_delivered > 1
@@ -94,9 +99,10 @@ class StageWorker:
         #: The last jobs that were canceled, with the step of that message: one may be on its way to us.
         self._canceled: dict[str, int] = {}
         self._isolated = asyncio.Semaphore(MOST_AT_ONCE)
-        self._held: dict[tuple[int, datetime], Delivery] = {}
+        self._held: dict[tuple[int, int], Delivery] = {}
         self._by_job: dict[str, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._broker.nc.patience = lambda: PATIENCE_SECONDS if len(self._held) >= BUSY else 0.0
         #: Event-loop time after which nothing more is tried; set when the process is told to stop.
         self._deadline: float | None = None
         self._puller = Puller(
@@ -117,7 +123,7 @@ class StageWorker:
         process.health.append(self._topology.ready.is_set)
         self._broker.on_reconnect.append(self._on_reconnect)
         await micro.register(self._broker.nc, f"heimdex-{self._stage}", f"runs the stage {self._stage}", self._counters)
-        await self._broker.nc.subscribe(subjects.job_subject(subjects.CANCELED, "*"), cb=self._on_canceled)
+        await self._broker.nc.listen(subjects.job_subject(subjects.CANCELED, "*"), self._on_canceled)
         self._leases.start()
         await self._puller.start()
         self._log.info("ready", concurrency=process.settings.stage_concurrency)
@@ -129,9 +135,9 @@ class StageWorker:
         self._leases.renew_all()
         self._puller.reset()
 
-    async def _on_canceled(self, msg: Msg) -> None:
+    def _on_canceled(self, subject: bytes, _: bytes, data: bytes, __: bytes) -> None:
         try:
-            canceled = messages.decode_job(msg.subject, msg.data)
+            canceled = messages.decode_job(subject.decode(errors="replace"), data)
         except UnusableMessage:
             return  # the status store sets it aside
         self._canceled[canceled.job_id] = canceled.step
@@ -141,12 +147,12 @@ class StageWorker:
         if held and held.running and held.due.step < canceled.step:
             held.running.overtake()
 
-    def _on_delivery(self, msg: Msg) -> None:
+    def _on_delivery(self, msg: Delivered) -> None:
         task = asyncio.create_task(self._handle(msg))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, msg: Msg) -> None:
+    async def _handle(self, msg: Delivered) -> None:
         began = time.monotonic_ns()
         error: str | None = None
         try:
@@ -224,7 +230,7 @@ class StageWorker:
             held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
         held.reporter = Reporter(self._broker, due, pipeline, ctx, held.told)
         if held.redelivered:
-            await held.reporter.mark(ended=False)
+            held.reporter.mark(ended=False)
         held.reporter.start()
         try:
             return await held.running.run()
@@ -257,34 +263,38 @@ class StageWorker:
     async def _settle(self, held: Delivery, outcome: Outcome) -> None:
         backoff = self._backoff(held.pipeline)
         settlement = delivery.settle(outcome, self._stage, held.attempt, backoff)
-        log = self._log.bind(job_id=held.due.job_id, attempt=held.attempt)
         try:
             match settlement:
                 case delivery.Advance():
                     await self._publish(held, completed_or_next(held.due, held.pipeline, held.ended()))
-                    log.debug("stage_finished", seconds=round(time.monotonic() - held.began, 3))
+                    self._log.debug("stage_finished", job_id=held.due.job_id, attempt=held.attempt)
                 case delivery.GiveUp(error=error):
                     await self._publish(held, failed(held.due, held.ended(), error))
-                    log.warning("job_failed", error=error)
+                    self._log_of(held).warning("job_failed", error=error)
                 case delivery.HandBack():
                     await self._publish(held, handed_back(held.due, held.ended()))
-                    log.info("job_handed_back")
+                    self._log_of(held).info("job_handed_back")
                 case delivery.Drop():
-                    log.info("delivery_dropped", message="the job goes on without this delivery")
+                    self._log_of(held).info("delivery_dropped", message="the job goes on without this delivery")
                 case delivery.Retry(error=error, delay_seconds=delay):
                     # First the mark, which callers may hear of, with the time of what follows it: neither is older.
                     at = messages.later_of(messages.now(), held.started_at)
                     if held.reporter:
                         # One that vanished stays suspect: its next attempt runs apart from the worker too.
                         vanished = isinstance(outcome, Errored) and outcome.vanished
-                        await held.reporter.mark(ended=not vanished, at=at)
+                        held.reporter.mark(ended=not vanished, at=at)
                     await self._publish_attempt(held, error, delay, at)
-                    log.warning("attempt_failed", error=error, delay_seconds=delay)
+                    self._log_of(held).warning("attempt_failed", error=error, delay_seconds=delay)
                     await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))
                     return
         except Superseded as reason:
-            log.info("delivery_superseded", message="the broker refused a late message", reason=str(reason))
+            self._log_of(held).info(
+                "delivery_superseded", message="the broker refused a late message", reason=str(reason)
+            )
         await self._answer(held, b"+ACK")
+
+    def _log_of(self, held: Delivery) -> Logger:
+        return self._log.bind(job_id=held.due.job_id, attempt=held.attempt)
 
     async def _publish(self, held: Delivery, message: messages.AnyJobMessage) -> None:
         while True:
@@ -339,8 +349,9 @@ class StageWorker:
         # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
         if not self._topology.ready.is_set():
             await self._process.unless_stopped(self._topology.ready.wait())
-        if self._topology.is_current(reply):
-            await self._broker.nc.publish(reply, answer)
+        if self._topology.is_current_place(held.msg.place):
+            with contextlib.suppress(BrokerUnavailable):  # it comes back, and is dropped
+                self._broker.send(reply, answer)
 
     async def _stop(self, stop_by: float) -> None:
         loop = asyncio.get_running_loop()

@@ -1,13 +1,13 @@
 """Tells how far a running stage is, on `heimdex.progress.<stage>.<job_id>`, while it runs."""
 
 import asyncio
+import contextlib
 import time
 from datetime import datetime
 from typing import Final
 
-import nats.errors
-
 from heimdex_contracts import messages, subjects, tracing
+from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline
 from heimdex_contracts.runtime.broker import Broker
@@ -34,16 +34,14 @@ class Reporter:
         self._began = time.monotonic()
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._sending: asyncio.Future[None] | None = None
 
     def start(self) -> None:
         """Report from now on."""
         self._timer = asyncio.get_running_loop().call_later(FIRST_AFTER_SECONDS, self._tick)
 
-    async def mark(self, *, ended: bool, at: datetime | None = None) -> None:
+    def mark(self, *, ended: bool, at: datetime | None = None) -> None:
         """Leave word, before a repeated attempt starts, or after one ended in an error: see `suspicion`."""
-        if self._broker.connected:
-            await self._send(ended=ended, at=at)
+        self._send(ended=ended, at=at)
 
     def stop(self) -> None:
         """The attempt is over."""
@@ -59,10 +57,9 @@ class Reporter:
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._tick)
-        if self._broker.connected:  # a tick that waited for the reconnection would be old news
-            self._sending = asyncio.ensure_future(self._send())
+        self._send()
 
-    async def _send(self, *, ended: bool = False, at: datetime | None = None) -> None:
+    def _send(self, *, ended: bool = False, at: datetime | None = None) -> None:
         due, ctx = self._due, self._ctx
         self._number += 1
         tick = messages.Progress(
@@ -81,9 +78,6 @@ class Reporter:
             "Nats-Msg-Id": f"{due.job_id}.{due.step}.{ctx.attempt}.{self._number}",
             "traceparent": tracing.child(due.trace),
         }
-        try:
-            await self._broker.nc.publish(
-                subjects.progress_subject(ctx.stage, due.job_id), messages.encode(tick), headers=headers
-            )
-        except nats.errors.Error:
-            return
+        subject = subjects.progress_subject(ctx.stage, due.job_id)
+        with contextlib.suppress(BrokerUnavailable):  # a tick that waited for the reconnection would be old news
+            self._broker.send(subject, messages.encode(tick), headers=headers)

@@ -1,6 +1,5 @@
 """Every write to Postgres, each a named statement with a function."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -86,7 +85,7 @@ def _job_columns(rows: Sequence[JobRow]) -> list[list[Any]]:
         [row.job.progress for row in rows],
         [row.job.status for row in rows],
         [row.job.stage for row in rows],
-        [None if row.job.result is None else json.dumps(row.job.result) for row in rows],
+        [None if row.job.result is None else msgspec.json.encode(row.job.result).decode() for row in rows],
         [row.job.error for row in rows],
         [row.job.created_at for row in rows],
         [row.job.updated_at for row in rows],

@@ -4,19 +4,20 @@ Each message is acknowledged by itself: with two stores on one durable, an ack-a
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable
 from typing import Final
 
 import asyncpg
-from nats.aio.msg import Msg
 
 from heimdex_contracts import messages, subjects
-from heimdex_contracts.errors import UnusableMessage
+from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
 from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.micro import Counters
@@ -29,6 +30,9 @@ from heimdex_status_store.rows import job_rows
 
 #: One statement's worth. Larger batches gain little and make one bad message cost more.
 LARGEST_BATCH: Final = 500
+#: After so many at once, the next ones are left to gather for a moment: a job's hand-overs then raise its row once.
+BUSY: Final = 16
+GATHER_SECONDS: Final = 0.01
 #: Messages held from each stream, waiting or being written.
 CAPACITY: Final = 2000
 #: What an acknowledgement's subject looks like (with and without a domain and account): we publish to no other.
@@ -47,7 +51,7 @@ Decode = Callable[[str, bytes], AnyMessage]
 class _Held:
     __slots__ = ("event", "msg", "puller")
 
-    def __init__(self, event: AnyMessage, msg: Msg, puller: Puller) -> None:
+    def __init__(self, event: AnyMessage, msg: Delivered, puller: Puller) -> None:
         self.event = event
         self.msg = msg
         self.puller = puller
@@ -97,12 +101,16 @@ class Recorder:
 
     async def run(self) -> None:
         """Record what arrives, until stopped."""
+        busy = False
         while not self._stopping.is_set():
             await self._arrived.wait()
+            if busy and len(self._waiting) < LARGEST_BATCH:
+                await asyncio.sleep(GATHER_SECONDS)
             batch = self._waiting[:LARGEST_BATCH]
             del self._waiting[:LARGEST_BATCH]
             if not self._waiting:
                 self._arrived.clear()
+            busy = len(batch) >= BUSY
             if batch:
                 await self._record(batch)
 
@@ -116,7 +124,7 @@ class Recorder:
         self._arrived.set()
 
     def _puller(self, stream: str, decode: Decode) -> Puller:
-        def deliver(msg: Msg) -> None:
+        def deliver(msg: Delivered) -> None:
             try:
                 event = decode(msg.subject, msg.data)
             except UnusableMessage as error:
@@ -131,7 +139,7 @@ class Recorder:
         )
         return puller
 
-    def _set_aside(self, msg: Msg, puller: Puller, reason: str) -> None:
+    def _set_aside(self, msg: Delivered, puller: Puller, reason: str) -> None:
         async def aside() -> None:
             try:
                 await self._unusable.set_aside(msg, reason)
@@ -160,8 +168,7 @@ class Recorder:
                 await self._narrow(batch, error)
                 return
             spent = (time.monotonic_ns() - began) // len(batch)
-            for _ in batch:
-                self._counters.count(spent)
+            self._counters.count(spent, units=len(batch))
             await self._acknowledge(batch, recorded.early)
             return
 
@@ -178,27 +185,34 @@ class Recorder:
         self._set_aside(held.msg, held.puller, f"Postgres refused it: {type(error).__name__}: {error}")
 
     async def _acknowledge(self, batch: list[_Held], early: frozenset[str]) -> None:
-        publish, is_current = self._broker.nc.publish, self._topology.is_current
         if not self._topology.ready.is_set():
             # Not while the broker is away: it may come back with streams that know these sequences by other messages.
             await asyncio.wait(
                 {asyncio.ensure_future(self._topology.ready.wait()), asyncio.ensure_future(self._stopping.wait())},
                 return_when=asyncio.FIRST_COMPLETED,
             )
+        done: dict[Puller, int] = {}
         for held in batch:
-            event, reply = held.event, held.msg.reply
-            self._leases.remove(reply)
-            predecessor = None if isinstance(event, (Progress, AttemptFailed)) else event.follows
-            if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack) and is_current(predecessor.ack):
-                # First the predecessor, for a worker killed between its publish and its ack (messages.Follows).
-                await publish(predecessor.ack, b"+ACK")
-            if is_current(reply):
-                await publish(reply, _AGAIN if self._comes_again(held, early) else b"+ACK")
-            held.puller.release()
+            self._leases.remove(held.msg.reply)
+            # Where it cannot be answered it comes back, and its record changes nothing.
+            with contextlib.suppress(BrokerUnavailable):
+                self._answer(held, early)
+            done[held.puller] = done.get(held.puller, 0) + 1
+        for puller, count in done.items():
+            puller.release(count)
+
+    def _answer(self, held: _Held, early: frozenset[str]) -> None:
+        event, send = held.event, self._broker.send
+        predecessor = None if isinstance(event, (Progress, AttemptFailed)) else event.follows
+        if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack) and self._topology.is_current(predecessor.ack):
+            # First the predecessor, for a worker killed between its publish and its ack (messages.Follows).
+            send(predecessor.ack, b"+ACK")
+        if self._topology.is_current_place(held.msg.place):
+            send(held.msg.reply, _AGAIN if self._comes_again(held, early) else b"+ACK")
 
     @staticmethod
     def _comes_again(held: _Held, early: frozenset[str]) -> bool:
         """Whether this is a tick whose hand-over is not recorded yet, and may still be."""
         if not early or not isinstance(held.event, Progress) or held.event.job_id not in early:
             return False
-        return held.msg.metadata.num_delivered < MOST_DELIVERIES_OF_A_TICK
+        return held.msg.place.num_delivered < MOST_DELIVERIES_OF_A_TICK

@@ -8,6 +8,8 @@ import pytest_asyncio
 
 from heimdex_contracts import subjects
 from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.client import header_block
+from heimdex_contracts.runtime.delivered import Delivered, Place, place_of
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
 from tests.harness.journal import Journal
@@ -77,7 +79,7 @@ async def count(broker: Broker, name: str = subjects.JOBS) -> int:
     return int((await stream(broker, name))["state"]["messages"])
 
 
-async def take(broker: Broker, durable: str, number: int = 1) -> list[Any]:
+async def take(broker: Broker, durable: str, number: int = 1) -> list[Delivered]:
     """Pull this many messages by hand."""
     inbox = broker.nc.new_inbox()
     subscription = await broker.nc.subscribe(inbox)
@@ -85,4 +87,7 @@ async def take(broker: Broker, durable: str, number: int = 1) -> list[Any]:
     await broker.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS}.{durable}", body, reply=inbox)
     taken = [await subscription.next_msg(timeout=10) for _ in range(number)]
     await subscription.unsubscribe()
-    return taken
+    return [
+        Delivered(msg.subject, msg.reply, msg.data, header_block(msg.headers or {}), cast("Place", place_of(msg.reply)))
+        for msg in taken
+    ]

@@ -1,15 +1,17 @@
 """The standing pull request against a real server: prompt, bounded, and nothing lost in its hands."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
 import pytest_asyncio
-from nats.aio.msg import Msg
 
 from heimdex_contracts import subjects
+from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.pulling import Puller
 from heimdex_contracts.runtime.topology import Topology
 from tests.harness.journal import Journal
@@ -23,21 +25,22 @@ class Owner:
 
     def __init__(self, broker: Broker, capacity: int, journal: Journal) -> None:
         self.broker = broker
-        self.held: list[Msg] = []
+        self.held: list[Delivered] = []
         self.got: list[int] = []
         self.most_held = 0
         self.puller = Puller(broker, subjects.JOBS, "extracting", capacity, 20.0, self.take, cast("Any", journal))
 
-    def take(self, msg: Msg) -> None:
+    def take(self, msg: Delivered) -> None:
         self.held.append(msg)
-        self.got.append(msg.metadata.sequence.stream)
+        self.got.append(msg.place.sequence)
         self.most_held = max(self.most_held, len(self.held))
 
     async def let_go(self, number: int = 1_000_000) -> None:
         """Acknowledge and release this many of those held."""
         for _ in range(min(number, len(self.held))):
             msg = self.held.pop(0)
-            await msg.ack()
+            with contextlib.suppress(BrokerUnavailable):
+                self.broker.send(msg.reply, b"+ACK")
             self.puller.release()
 
     async def serve(self) -> None:

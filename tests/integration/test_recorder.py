@@ -185,7 +185,7 @@ async def test_a_message_acknowledges_the_one_that_it_follows(
     await publish(ready, writer.due)
     (held,) = await take(ready, "extracting")
     writer.finish_stage()
-    sequence = held.metadata.sequence.stream
+    sequence = held.place.sequence
     following = msgspec.structs.replace(writer.events[-1], follows=Follows(sequence, held.reply))
     await publish(ready, following)
     await start_recorder()

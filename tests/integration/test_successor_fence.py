@@ -81,7 +81,7 @@ async def test_a_late_successor_is_refused_after_everything_was_acknowledged_and
     end = await publishing.publish(failed(job), expected=first)
     for durable, number in (("extracting", 1), ("status-store", 2)):
         for msg in await take(ready, durable, number):
-            await msg.ack_sync(timeout=5)
+            await ready.request(msg.reply, b"+ACK", timeout=5)
 
     async def gone() -> bool:
         return await count(ready) == 0

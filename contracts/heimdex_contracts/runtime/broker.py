@@ -1,7 +1,7 @@
 """The NATS connection of a process: connected for ever, or the process ends. Requests whose outcome is known.
 
-Of nats-py only the core client is used. JetStream's API is requests and replies on `$JS.API.>`, and asking it
-directly leaves each time-out, error code and header in our hands.
+Of nats-py only the core client is used (see `client`). JetStream's API is requests and replies on `$JS.API.>`, and
+asking it directly leaves each time-out, error code and header in our hands.
 """
 
 import asyncio
@@ -11,10 +11,9 @@ from typing import Any, Final
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.client import UNHURRIED_SECONDS, Answer, DirectClient, headers_of, status_of
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.settings import Settings
 
@@ -65,27 +64,11 @@ class JetStreamError(Exception):
 _ack_decoder: Final = msgspec.json.Decoder(PubAck)
 
 
-class TolerantClient(Client):
-    """nats-py's client, but a subject that is no UTF-8 does not end the reading of everything that follows it."""
-
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg:
-        return Msg(
-            _client=self,
-            subject=subject.decode(errors="replace"),
-            reply=reply.decode(errors="replace"),
-            data=data,
-            headers=headers,
-            _sid=sid,
-        )
-
-
 class Broker:
     """One connection. Reconnects for ever; `closed` is set when nats-py gave up all the same: the process then ends."""
 
     def __init__(self, settings: Settings, name: str, log: Logger) -> None:
-        self.nc = TolerantClient()
+        self.nc = DirectClient()
         self.closed = asyncio.Event()
         #: Run after every reconnection, before anything else is told of it.
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
@@ -122,6 +105,7 @@ class Broker:
             reconnected_cb=self._on_reconnected,
             closed_cb=self._on_closed,
         )
+        await self.nc.open()
         self._said_waiting = False
         self._log.info("nats_connected", message="connected to NATS", server=self._server())
 
@@ -138,12 +122,26 @@ class Broker:
         except (TimeoutError, nats.errors.Error):
             self._log.debug("nats_close_slow", message="NATS did not close in time")
 
-    async def request(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None) -> Msg:
-        """One request, one reply. Raises BrokerUnavailable when none came within `timeout` seconds."""
-        if not self.connected:
-            raise BrokerUnavailable("not connected to NATS")
+    def send(
+        self,
+        subject: str,
+        payload: bytes,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+        within: float = UNHURRIED_SECONDS,
+    ) -> None:
+        """Publish, waiting for nothing, `within` so many seconds. Raises BrokerUnavailable when it cannot be sent."""
         try:
-            return await self.nc.request(subject, payload, timeout=timeout, headers=headers)
+            self.nc.send(subject, payload, reply, headers, within)
+        except (nats.errors.Error, ConnectionError) as error:
+            raise BrokerUnavailable(str(error)) from None
+
+    async def request(
+        self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """One request, one answer. Raises BrokerUnavailable when none came within `timeout` seconds."""
+        try:
+            return await self.nc.ask(subject, payload, timeout, headers)
         except (nats.errors.Error, TimeoutError, ConnectionError) as error:
             raise BrokerUnavailable(f"NATS did not answer on {subject}: {error or type(error).__name__}") from error
 
@@ -168,12 +166,13 @@ class Broker:
         if self._direct:
             body = msgspec.json.encode({"last_by_subj": subject_filter})
             reply = await self.request(f"$JS.API.DIRECT.GET.{stream}", body, timeout)
-            headers = dict(reply.headers or {})
+            headers = headers_of(reply.header_block)
             if "Nats-Sequence" in headers:
                 return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), reply.data, headers)
-            if headers.get("Status") == "404":
+            status, _ = status_of(reply.header_block)
+            if status == "404":
                 return None
-            raise BrokerUnavailable(f"{stream} answered a direct get with {headers.get('Status', 'nothing')}")
+            raise BrokerUnavailable(f"{stream} answered a direct get with {status or 'nothing'}")
         try:
             answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject_filter}, timeout)
         except JetStreamError as error:
@@ -252,15 +251,5 @@ def _stored(message: dict[str, Any]) -> Stored:
         message["subject"],
         message["seq"],
         base64.b64decode(message.get("data", "")),
-        _headers(base64.b64decode(message.get("hdrs", ""))),
+        headers_of(base64.b64decode(message.get("hdrs", ""))),
     )
-
-
-def _headers(block: bytes) -> dict[str, str]:
-    """A stored header block, `NATS/1.0\\r\\nName: value\\r\\n...`, as a dictionary."""
-    found: dict[str, str] = {}
-    for line in block.decode(errors="replace").split("\r\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            found[name.strip()] = value.strip()
-    return found

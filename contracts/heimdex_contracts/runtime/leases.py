@@ -3,8 +3,7 @@
 import asyncio
 from typing import Final
 
-import nats.errors
-
+from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.topology import Topology
 
@@ -34,8 +33,14 @@ class Leases:
         self._task = asyncio.create_task(self._run())
 
     def renew_all(self) -> None:
-        """At once: after a reconnection, when the streams are known again."""
-        self._renewing = asyncio.ensure_future(self._renew())
+        """At once: also after a reconnection, when the streams are known again."""
+        for reply in self._held:
+            if not self._topology.is_current(reply):
+                continue
+            try:
+                self._broker.send(reply, b"+WPI")
+            except BrokerUnavailable:
+                return  # the reconnection renews them
 
     async def stop(self) -> None:
         """Renew nothing more."""
@@ -45,14 +50,4 @@ class Leases:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._pause)
-            await self._renew()
-
-    async def _renew(self) -> None:
-        for reply in list(self._held):
-            # Some may be settled while we are writing.
-            if reply not in self._held or not self._topology.is_current(reply):
-                continue
-            try:
-                await self._broker.nc.publish(reply, b"+WPI")
-            except nats.errors.Error:
-                return  # the reconnection renews them
+            self.renew_all()

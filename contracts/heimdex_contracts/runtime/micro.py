@@ -27,10 +27,10 @@ class Counters:
     busy_ns: int = 0
     last_error: str = ""
 
-    def count(self, nanoseconds: int, error: str | None = None) -> None:
-        """One more unit, and how long it took."""
-        self.done += 1
-        self.busy_ns += nanoseconds
+    def count(self, nanoseconds: int, error: str | None = None, units: int = 1) -> None:
+        """One more unit, or several, and how long each took."""
+        self.done += units
+        self.busy_ns += nanoseconds * units
         if error is not None:
             self.errors += 1
             self.last_error = error

@@ -5,6 +5,7 @@ back or finishes what it holds before it returns.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,9 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.settings import Settings
 
 EXIT_UNUSABLE_SETTINGS = 2
+#: Objects made between two looks for cyclic garbage. Of what a job is made of next to nothing is cyclic, and Python's
+#: own threshold of 700 costs a process 5 % of its time.
+GC_THRESHOLDS = (20_000, 20, 20)
 EXIT_BROKEN = 1
 
 
@@ -69,6 +73,9 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
         print(error, file=sys.stderr)
         raise SystemExit(EXIT_UNUSABLE_SETTINGS) from None
     log = logs.configure(settings.log_level, name)
+    gc.collect()
+    gc.freeze()  # what was imported stays; it need not be looked at again
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         code = uvloop.run(_live(settings, name, log, service))
     except Exception:

@@ -7,7 +7,6 @@ accepts one successor only. That is the fence against twins, thawed workers and 
 import asyncio
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC
 from typing import Final
 
@@ -39,8 +38,7 @@ class Refused(HeimdexError):
     """JetStream refused the message for a reason of its own (no space, limits); nothing was stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """A message ready to publish."""
 
     subject: str
@@ -152,7 +150,7 @@ class Publisher:
                 if answer.data:  # an answer without a body: go on
                     return msgspec.json.decode(answer.data, type=PubAck).error
             else:
-                await self._broker.nc.publish(entry.subject, entry.payload, headers=headers)
+                self._broker.send(entry.subject, entry.payload, headers=headers, within=0)
         return None
 
     async def last(self, job_id: str) -> Stored | None:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
+from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.client import headers_of, status_of
+from heimdex_contracts.runtime.delivered import Delivered, place_of
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
 
@@ -33,7 +34,7 @@ class Puller:
         durable: str,
         capacity: int,
         ack_wait_seconds: float,
-        deliver: Callable[[Msg], None],
+        deliver: Callable[[Delivered], None],
         log: Logger,
     ) -> None:
         # A request must not outlive a lease: while its owner is frozen, the server goes on sending to it, and each
@@ -48,7 +49,7 @@ class Puller:
         self._deliver = deliver
         self._log = log.bind(stream=stream, consumer=durable)
         self._inbox = ""
-        self._subscription: Subscription | None = None
+        self._subscription: int | None = None
         self._watch: asyncio.Task[None] | None = None
         self._held = 0
         self._asked = 0
@@ -64,10 +65,7 @@ class Puller:
     async def start(self) -> None:
         """Subscribe and ask for the first messages."""
         self._inbox = self._broker.nc.new_inbox()
-        # Our own capacity bounds what can be waiting here: the client's limits must never drop a message.
-        self._subscription = await self._broker.nc.subscribe(
-            self._inbox, cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        self._subscription = await self._broker.nc.listen(self._inbox, self._on_message)
         self._watch = asyncio.create_task(self._watch_requests())
         self.reset()
 
@@ -78,10 +76,9 @@ class Puller:
             self._watch.cancel()
         if self._retry:
             self._retry.cancel()
-        if self._subscription and self._broker.connected:
+        if self._subscription is not None and self._broker.connected:
             try:
-                async with asyncio.timeout(1):
-                    await self._subscription.drain()  # type: ignore[no-untyped-call]
+                await self._broker.nc.forget(self._subscription, timeout=1)
             except (TimeoutError, nats.errors.Error):
                 self._log.debug(
                     "pull_not_drained",
@@ -113,36 +110,33 @@ class Puller:
                 "idle_heartbeat": int(self._heartbeat_seconds * NANOSECOND),
             }
         )
-        asyncio.ensure_future(self._send(body))  # noqa: RUF006  # a buffered write
-
-    async def _send(self, body: bytes) -> None:
         try:
-            await self._broker.nc.publish(self._subject, body, reply=self._inbox)
-        except nats.errors.Error as error:
+            self._broker.send(self._subject, body, self._inbox, within=0)
+        except BrokerUnavailable as error:
             self._log.debug(
                 "pull_not_sent",
                 message="a pull request could not be sent; the next one follows the reconnection",
                 error=str(error),
             )
 
-    async def _on_message(self, msg: Msg) -> None:
+    def _on_message(self, subject: bytes, reply: bytes, data: bytes, block: bytes) -> None:
         self._heard_at = time.monotonic()
-        status = msg.headers.get("Status") if msg.headers else None
-        if status is not None and not msg.reply.startswith("$JS.ACK."):
-            self._on_status(msg, status)
+        answer = reply.decode(errors="replace")
+        place = place_of(answer)
+        if place is None:
+            self._on_status(block)
             return
         self._held += 1
         self._asked = max(0, self._asked - 1)
-        self._deliver(msg)
+        self._deliver(Delivered(subject.decode(errors="replace"), answer, data, block, place))
         if self._asked == 0:
             self._ask()
 
-    def _on_status(self, msg: Msg, status: str) -> None:
-        headers = msg.headers or {}
-        description = headers.get("Description", "")
-        if status == "100":  # idle heartbeat
+    def _on_status(self, block: bytes) -> None:
+        status, description = status_of(block)
+        if status in {"", "100"}:  # an idle heartbeat, or no word of the server's
             return
-        pending = headers.get("Nats-Pending-Messages")
+        pending = headers_of(block).get("Nats-Pending-Messages")
         if pending is not None:
             # The end of one request: what it still had to deliver is no longer asked for.
             self._asked = max(0, self._asked - int(pending))

@@ -10,6 +10,7 @@ from typing import Any
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.broker import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, Broker, JetStreamError
+from heimdex_contracts.runtime.delivered import Place, place_of
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream
 
@@ -35,8 +36,12 @@ class Topology:
 
     def is_current(self, reply: str) -> bool:
         """Whether this reply subject answers a delivery of a stream as it is now; False while that is not known."""
-        place = delivered_at(reply)
-        return self.ready.is_set() and place is not None and place[1] >= self._created_ns.get(place[0], 0)
+        place = place_of(reply)
+        return place is not None and self.is_current_place(place)
+
+    def is_current_place(self, place: Place) -> bool:
+        """The same, of a delivery whose place is known."""
+        return self.ready.is_set() and place.stored_ns >= self._created_ns.get(place.stream, 0)
 
     async def ensure(self) -> None:
         """Return when every stream and consumer exists. Waits and tries again while JetStream is not there yet."""
@@ -103,19 +108,6 @@ class Topology:
 def _covers(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether the server's configuration already says all that we want of it."""
     return all(found.get(name) == value for name, value in wanted.items())
-
-
-def delivered_at(reply: str) -> tuple[str, int] | None:
-    """The stream of a delivery, and when its message was stored there (ns), from the subject that answers it.
-
-    `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or the same after a domain
-    and an account (nats-server ADR-15). None for anything else.
-    """
-    tokens = reply.split(".")
-    if len(tokens) < 9 or tokens[0] != "$JS" or tokens[1] != "ACK":
-        return None
-    stream, stored = (tokens[2], tokens[7]) if len(tokens) == 9 else (tokens[4], tokens[9])
-    return (stream, int(stored)) if stored.isascii() and stored.isdigit() else None
 
 
 def _nanoseconds(moment: str) -> int:

@@ -4,13 +4,13 @@ They go to the stream HEIMDEX_UNUSABLE on `heimdex.unusable.<rest of the subject
 `nats stream view HEIMDEX_UNUSABLE` shows them, `nats pub <Heimdex-Subject> ...` replays one.
 """
 
+import contextlib
 from typing import Final
-
-from nats.aio.msg import Msg
 
 from heimdex_contracts import subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.logs import Logger
 
 #: Room for our headers under the server's limit of 1 MiB a message.
@@ -25,13 +25,13 @@ class SettingAside:
         self._broker = broker
         self._log = log
 
-    async def set_aside(self, msg: Msg, reason: str) -> None:
+    async def set_aside(self, msg: Delivered, reason: str) -> None:
         """Store a copy, log it once, acknowledge the original; leave it for a redelivery if NATS is away.
 
         Two consumers may find the same message unusable: its id makes the copy one, and only the first one logs it.
         """
-        place = msg.metadata
-        sequence = place.sequence.stream
+        place = msg.place
+        sequence = place.sequence
         payload = msg.data[:LARGEST_PAYLOAD_BYTES]
         # A header is one line.
         headers = {
@@ -39,7 +39,7 @@ class SettingAside:
             "Heimdex-Reason": " ".join(reason.split())[:1000],
             "Heimdex-Subject": msg.subject,
             "Heimdex-Stream-Sequence": str(sequence),
-            "traceparent": tracing.start((msg.headers or {}).get("traceparent")),
+            "traceparent": tracing.start(msg.headers.get("traceparent")),
         }
         if len(payload) < len(msg.data):
             headers["Heimdex-Truncated"] = f"{len(payload)} of {len(msg.data)} bytes"
@@ -60,7 +60,7 @@ class SettingAside:
                 subject=msg.subject,
                 error=ack.error.description,
             )
-            await msg.nak(delay=30)
+            self._answer(msg, b'-NAK {"delay": %d}' % (30 * subjects.NANOSECOND))
             return
         if not ack.duplicate:
             self.count += 1
@@ -74,4 +74,9 @@ class SettingAside:
                 reason=reason[:1000],
                 count=self.count,
             )
-        await msg.term()
+        self._answer(msg, b"+TERM")
+
+    def _answer(self, msg: Delivered, answer: bytes) -> None:
+        # Where it cannot be told it comes back, and its copy is known by its id.
+        with contextlib.suppress(BrokerUnavailable):
+            self._broker.send(msg.reply, answer)

@@ -1,0 +1,215 @@
+"""nats-py's client, with a shorter way for what a job is made of: publishes, their answers, and deliveries.
+
+nats-py keeps a queue and a task for each subscription, a handful of objects for each request and a wake-up for each
+flush; at one message a time that is most of what a hand-over costs. Here a handler is called where the message was
+read, an answer resolves its request's future at once, and what one turn of the event loop publishes is written in one
+piece. Connecting, reconnecting, pings and all other subscriptions stay nats-py's. Private names of its are relied on
+(that of the outbound buffer, the transport, the subscriptions), so its version is bounded in pyproject.toml, and
+tests/integration/test_client.py holds what is needed of them.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+#: Called with subject, reply, payload and header block as they were read; must neither block nor raise.
+Handler = Callable[[bytes, bytes, bytes, bytes], None]
+
+#: How long what nobody waits for (an acknowledgement, a tick) may wait for company: a write of its own costs this
+#: process, and the server that is woken by it, more than the message.
+UNHURRIED_SECONDS: Final = 0.005
+
+_VERSION: Final = b"NATS/1.0"
+_NO_RESPONDERS: Final = "503"
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What came in answer to a request; `header_block`: see `headers_of`."""
+
+    data: bytes
+    header_block: bytes
+
+
+class DirectClient(Client):
+    """Of one process; `open` must be awaited once after it has connected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handlers: dict[int, Handler] = {}
+        self._inbox = ""
+        self._tokens = itertools.count()
+        self._asked: dict[bytes, asyncio.Future[Answer]] = {}
+        #: How long a request may wait for company; its owner knows when it is so busy that this costs nobody anything.
+        self.patience: Callable[[], float] = lambda: 0.0
+        self._write_at = float("inf")
+        self._write_timer: asyncio.Handle | None = None
+
+    @property
+    def asking(self) -> int:
+        """How many requests wait for their answers."""
+        return len(self._asked)
+
+    async def open(self) -> None:
+        """Be ready for answers."""
+        self._inbox = f"{self.new_inbox()}."
+        await self.listen(f"{self._inbox}*", self._on_answer)
+
+    async def listen(self, subject: str, handler: Handler) -> int:
+        """Call `handler` with each message on this subject, also after reconnections. Returns what `forget` takes."""
+        # Known before the server is asked, so that no message comes too early.
+        number: int = self._sid + 1
+        self._handlers[number] = handler
+        await self.subscribe(subject, cb=_never)
+        return number
+
+    async def forget(self, number: int, timeout: float) -> None:
+        """Stop listening; returns when what the server had sent by now was handled. Raises nats-py's errors."""
+        await self._send_unsubscribe(number)
+        try:
+            await self.flush(timeout)  # type: ignore[arg-type]  # seconds; asyncio takes fractions
+        finally:
+            self._handlers.pop(number, None)
+            subscription = self._subs.get(number)
+            if subscription is not None:
+                subscription._stop_processing()
+                self._remove_sub(number)
+
+    def send(
+        self,
+        subject: str,
+        payload: bytes,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+        within: float = UNHURRIED_SECONDS,
+    ) -> None:
+        """Publish, without waiting; what is sent while the connection is lost may be lost with it.
+
+        within: seconds after which it must be on its way; 0: with this turn of the event loop.
+        Raises ConnectionError when there is no connection, nats.errors.MaxPayloadError for too large a message,
+        ValueError for a header that is no single line.
+        """
+        if self._status != Client.CONNECTED:
+            raise ConnectionError("not connected to NATS")
+        block = header_block(headers) if headers else b""
+        size = len(block) + len(payload)
+        if size > self._max_payload:
+            raise nats.errors.MaxPayloadError
+        if block:
+            line = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
+        else:
+            line = f"PUB {subject} {reply} {size}\r\n".encode()
+        self._pending += (line, block, payload, b"\r\n")
+        self._pending_data_size += len(line) + size + 2
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += size
+        self._write_within(within)
+
+    async def ask(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None) -> Answer:
+        """One request, one answer. Raises TimeoutError after `timeout` seconds, NoRespondersError, or as `send`."""
+        loop = asyncio.get_running_loop()
+        token = b"%d" % next(self._tokens)
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._asked[token] = future
+        timer = loop.call_later(timeout, _expire, future)
+        try:
+            self.send(subject, payload, self._inbox + token.decode(), headers, self.patience())
+            return await future
+        finally:
+            timer.cancel()
+            del self._asked[token]
+
+    def _on_answer(self, subject: bytes, _: bytes, data: bytes, block: bytes) -> None:
+        future = self._asked.get(subject[subject.rfind(b".") + 1 :])
+        if future is None or future.done():
+            return
+        if block and not data and status_of(block)[0] == _NO_RESPONDERS:
+            future.set_exception(nats.errors.NoRespondersError())
+        else:
+            future.set_result(Answer(data, block))
+
+    def _write_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if self._write_at <= at:
+            return
+        if self._write_timer:
+            self._write_timer.cancel()
+        self._write_at = at
+        self._write_timer = loop.call_later(seconds, self._write) if seconds > 0 else loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._write_at, self._write_timer = float("inf"), None
+        # What could not be written stays, and nats-py sends it once it has connected again.
+        if not self._pending or self._status != Client.CONNECTED or self._transport is None:
+            return
+        try:
+            self._transport.write(b"".join(self._pending))
+        except (OSError, RuntimeError, AttributeError):
+            return  # the connection just broke: its reader will say so
+        self._pending = []
+        self._pending_data_size = 0
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self._handlers.get(sid)
+        if handler is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            handler(subject, reply, data, headers or b"")
+        except Exception as error:
+            # The reading of everything that follows must go on.
+            await self._error_cb(error)
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        # A subject that is no UTF-8 must not end the reading of everything that follows it.
+        return Msg(
+            _client=self,
+            subject=subject.decode(errors="replace"),
+            reply=reply.decode(errors="replace"),
+            data=data,
+            headers=headers,
+            _sid=sid,
+        )
+
+
+async def _never(_: Msg) -> None:
+    """What nats-py would call; the handler is called instead."""
+
+
+def _expire(future: asyncio.Future[Answer]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
+
+
+def header_block(headers: dict[str, str]) -> bytes:
+    """As it goes over the wire. Raises ValueError for a name or a value that is no single line."""
+    text = "NATS/1.0\r\n" + "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) + "\r\n"
+    if text.count("\n") != len(headers) + 2 or text.count("\r") != len(headers) + 2:
+        raise ValueError("a header's value must be a single line")
+    return text.encode()
+
+
+def headers_of(block: bytes) -> dict[str, str]:
+    """The headers of a block (`NATS/1.0[ <status>[ <description>]]\\r\\nName: value\\r\\n...`), without its status."""
+    found: dict[str, str] = {}
+    for line in block.decode(errors="replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def status_of(block: bytes) -> tuple[str, str]:
+    """The status and its description; empty where a block has none, as that of any message in a stream."""
+    if not block.startswith(_VERSION + b" "):
+        return "", ""
+    status, _, description = block[len(_VERSION) + 1 : block.find(b"\r\n")].decode(errors="replace").partition(" ")
+    return status, description.strip()
