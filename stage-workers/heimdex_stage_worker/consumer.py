@@ -230,7 +230,7 @@ class StageWorker:
             held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
         held.reporter = Reporter(self._broker, due, pipeline, ctx, held.told)
         if held.redelivered:
-            held.reporter.mark(ended=False)
+            await held.reporter.mark_begin()
         held.reporter.start()
         try:
             return await held.running.run()
@@ -281,8 +281,7 @@ class StageWorker:
                     at = messages.later_of(messages.now(), held.started_at)
                     if held.reporter:
                         # One that vanished stays suspect: its next attempt runs apart from the worker too.
-                        vanished = isinstance(outcome, Errored) and outcome.vanished
-                        held.reporter.mark(ended=not vanished, at=at)
+                        held.reporter.mark_end(vanished=isinstance(outcome, Errored) and outcome.vanished, at=at)
                     await self._publish_attempt(held, error, delay, at)
                     self._log_of(held).warning("attempt_failed", error=error, delay_seconds=delay)
                     await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))

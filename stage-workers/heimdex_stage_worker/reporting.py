@@ -17,6 +17,8 @@ from heimdex_stage_worker.context import StageContext
 FIRST_AFTER_SECONDS: Final = 0.05
 #: The contract is at least every 0.5 s; a busy event loop may be late by some.
 EVERY_SECONDS: Final = 0.4
+#: How long a repeated attempt waits for the server to know of it.
+MARKED_WITHIN_SECONDS: Final = 1.0
 #: How far a stage that reports nothing itself is taken to be, at most.
 MOST_ESTIMATED: Final = 0.95
 
@@ -39,9 +41,15 @@ class Reporter:
         """Report from now on."""
         self._timer = asyncio.get_running_loop().call_later(FIRST_AFTER_SECONDS, self._tick)
 
-    def mark(self, *, ended: bool, at: datetime | None = None) -> None:
-        """Leave word, before a repeated attempt starts, or after one ended in an error: see `suspicion`."""
-        self._send(ended=ended, at=at)
+    async def mark_begin(self) -> None:
+        """Leave word before a repeated attempt starts, which may end this process at once: see `suspicion`."""
+        self._send()
+        with contextlib.suppress(BrokerUnavailable):
+            await self._broker.flush(MARKED_WITHIN_SECONDS)
+
+    def mark_end(self, *, vanished: bool, at: datetime) -> None:
+        """Leave word that an attempt ended in an error, unless it vanished: it then stays suspect."""
+        self._send(ended=not vanished, at=at)
 
     def stop(self) -> None:
         """The attempt is over."""

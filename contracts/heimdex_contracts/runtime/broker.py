@@ -136,6 +136,15 @@ class Broker:
         except (nats.errors.Error, ConnectionError) as error:
             raise BrokerUnavailable(str(error)) from None
 
+    async def flush(self, timeout: float) -> None:
+        """Return when NATS has handled all that was sent by now. Raises BrokerUnavailable after `timeout` seconds."""
+        if not self.connected:
+            raise BrokerUnavailable("not connected to NATS")
+        try:
+            await self.nc.flush(timeout)
+        except (nats.errors.Error, TimeoutError, ConnectionError) as error:
+            raise BrokerUnavailable(f"NATS did not answer: {error or type(error).__name__}") from error
+
     async def request(
         self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None
     ) -> Answer:

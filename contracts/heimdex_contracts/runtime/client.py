@@ -72,13 +72,18 @@ class DirectClient(Client):
         """Stop listening; returns when what the server had sent by now was handled. Raises nats-py's errors."""
         await self._send_unsubscribe(number)
         try:
-            await self.flush(timeout)  # type: ignore[arg-type]  # seconds; asyncio takes fractions
+            await self.flush(timeout)
         finally:
             self._handlers.pop(number, None)
             subscription = self._subs.get(number)
             if subscription is not None:
                 subscription._stop_processing()
                 self._remove_sub(number)
+
+    async def flush(self, timeout: float = 10) -> None:
+        """Return when the server has handled all that was sent by now. Raises nats-py's errors."""
+        self._write()  # nats-py's ping would overtake what waits
+        await super().flush(timeout)  # type: ignore[arg-type]  # asyncio takes fractions of a second
 
     def send(
         self,
