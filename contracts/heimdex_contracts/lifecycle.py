@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from heimdex_contracts.messages import (
+    DEFAULT_TENANT,
     AnyMessage,
     AttemptFailed,
     Canceled,
@@ -47,6 +48,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
     created_at: datetime
     updated_at: datetime
+    tenant: str = DEFAULT_TENANT
 
     @property
     def rank(self) -> Rank:
@@ -98,6 +100,7 @@ def snapshot(event: AnyMessage) -> Snapshot:
         error=error,
         created_at=event.created_at,
         updated_at=later_of(event.at, event.created_at),
+        tenant=event.tenant,
     )
 
 

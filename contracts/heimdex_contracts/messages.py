@@ -24,6 +24,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
+#: Whose a job is where nobody said whose: on a gateway without keys, and in every message of before there were any.
+DEFAULT_TENANT: Final = "default"
+
 #: Why a job is due at a stage.
 Reason = Literal["submitted", "handed_over", "handed_back", "retried", "restored"]
 
@@ -56,10 +59,12 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     progress: percent of the whole job. finished: the stages that succeeded in this run, in order.
     not_before: a job for later starts then; its first message lies on `heimdex.jobs.later.<job_id>` until that time.
     trace: the W3C traceparent of this message, for those that are fired by the server, which sends no headers.
+    tenant: whose the job is; the same in each of its messages.
     """
 
     job_id: JobId
     type: Name
+    tenant: Name = DEFAULT_TENANT
     step: Count
     run: Count = 1
     created_at: Moment
@@ -119,6 +124,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     job_id: JobId
     type: Name
+    tenant: Name = DEFAULT_TENANT
     step: Count
     run: Count = 1
     stage: Name
@@ -136,6 +142,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     job_id: JobId
     type: Name
+    tenant: Name = DEFAULT_TENANT
     step: Count
     run: Count = 1
     stage: Name

@@ -9,11 +9,11 @@ from litestar.config.app import AppConfig
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.spec import Tag
+from litestar.openapi.spec import Components, Tag
 from litestar.static_files import create_static_files_router
 
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_gateway import documentation, parameters, problems, routes
+from heimdex_gateway import cors, documentation, parameters, problems, routes
 from heimdex_gateway.micro_counts import counting
 from heimdex_gateway.service import Gateway
 
@@ -30,7 +30,7 @@ effect on the job's status exactly once, and the status never runs backwards. Ev
 def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     """The application around this gateway; it opens and closes nothing."""
     parameters.describe(gateway.pipelines.types, gateway.pipelines.stage_names)
-    return Litestar.from_config(
+    app = Litestar.from_config(
         AppConfig(
             route_handlers=[
                 *routes.HANDLERS,
@@ -39,7 +39,8 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                 ),
             ],
             state=State({"gateway": gateway}),
-            middleware=[counting(counters)],
+            middleware=[counting(counters), *gateway.doors.middleware],
+            cors_config=gateway.doors.cors,
             exception_handlers={
                 problems.Problem: problems.on_problem,
                 HTTPException: problems.on_http_exception,
@@ -54,6 +55,8 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                     Tag("jobs", "Submit and follow jobs."),
                     Tag("operations", "For load balancers and operators."),
                 ],
+                components=Components(security_schemes={documentation.SCHEME: documentation.KEY}),
+                security=[{documentation.SCHEME: []}] if gateway.doors.keys else None,
                 render_plugins=[
                     # Served from here, so that the page works without the internet.
                     documentation.FinishedPage(
@@ -70,6 +73,9 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
             debug=False,
         )
     )
+    if gateway.doors.cors is not None:
+        app.asgi_handler = cors.explained(app.asgi_handler)
+    return app
 
 
 def swagger_ui() -> Path:

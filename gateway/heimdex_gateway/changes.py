@@ -39,21 +39,21 @@ class Changed(msgspec.Struct, frozen=True):
     recorded: bool
 
 
-async def cancel(gateway: Gateway, job_id: str, traceparent: str | None) -> Changed | None:
+async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | None) -> Changed | None:
     """End the job as canceled; None where there is no such job.
 
     A queued job never starts, a running stage is interrupted. Raises Conflict when the job has ended, Unanswerable or
     BrokerUnavailable when it cannot be known.
     """
     for _ in range(LOOKS):
-        job = await gateway.reads.job(job_id)
+        job = await gateway.reads.job(job_id, tenant)
         if job is None:
             return None
         found = await _newest(gateway, job_id)
         if found is None:
             if job.ended:
                 raise Conflict(ENDED.format(job.status))
-            again = await gateway.reads.job(job_id)
+            again = await gateway.reads.job(job_id, tenant)
             if again is not None and again.ended:
                 raise Conflict(ENDED.format(again.status))
             raise Unanswerable("The job's messages are being restored. Try again in a few seconds.")
@@ -82,7 +82,7 @@ async def cancel(gateway: Gateway, job_id: str, traceparent: str | None) -> Chan
 
 
 async def retry(
-    gateway: Gateway, job_id: str, start_from: From, traceparent: str | None, *, wait: bool = True
+    gateway: Gateway, tenant: str, job_id: str, start_from: From, traceparent: str | None, *, wait: bool = True
 ) -> Changed | None:
     """Run a failed or canceled job again, as its next run; None where there is no such job.
 
@@ -90,7 +90,7 @@ async def retry(
     Raises Conflict for a job that is not failed or canceled.
     """
     for _ in range(LOOKS):
-        job = await gateway.reads.job(job_id)
+        job = await gateway.reads.job(job_id, tenant)
         if job is None:
             return None
         if job.status not in {"failed", "canceled"}:
@@ -126,19 +126,19 @@ async def retry(
     raise Unanswerable("The job's state changes too fast to run it again. Try again.")
 
 
-async def retry_all(gateway: Gateway, status: str, job_type: str | None, most: int) -> tuple[int, bool]:
-    """Run again the jobs of this status, newest first, at most so many; returns how many, and whether there are more.
+async def retry_all(gateway: Gateway, tenant: str, status: str, job_type: str | None, most: int) -> tuple[int, bool]:
+    """Run again this tenant's jobs of this status, newest first, at most so many.
 
-    Raises DatabaseUnavailable where they cannot be listed, and as `retry`.
+    Returns how many, and whether there are more. Raises as `retry`, and DatabaseUnavailable.
     """
     wanted = Wanted(status=status, type=job_type, created_after=None, created_before=None, limit=most, cursor=None)
-    found = await gateway.database.jobs(wanted)
+    found = await gateway.database.jobs(wanted, tenant)
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def one(job: Snapshot) -> int:
         async with slots:
             try:
-                return int(await retry(gateway, job.job_id, "failed", None, wait=False) is not None)
+                return int(await retry(gateway, tenant, job.job_id, "failed", None, wait=False) is not None)
             except Conflict:
                 return 0  # somebody else was faster
 
@@ -150,6 +150,7 @@ def _carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[
     return {
         "job_id": last.job_id,
         "type": last.type,
+        "tenant": last.tenant,
         "step": last.step + 1,
         "created_at": last.created_at,
         "at": messages.later_of(messages.now(), messages.later_of(last.at, job.updated_at)),
@@ -185,7 +186,7 @@ async def _recorded(gateway: Gateway, message: AnyJobMessage) -> Changed:
     pause = 0.005
     while asyncio.get_running_loop().time() < deadline:
         with contextlib.suppress(HeimdexError):
-            row = await gateway.database.job(message.job_id)
+            row = await gateway.database.job(message.job_id, message.tenant)
             if row is not None and row.rank >= after.rank:
                 return Changed(row, True)
         await asyncio.sleep(pause)

@@ -1,6 +1,7 @@
 """The gateway's SELECTs, each within a time that leaves room for an answer; they read the status store's views only."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
@@ -11,17 +12,51 @@ from heimdex_contracts.errors import HeimdexError, UnusableMessage
 from heimdex_contracts.history import EventRow
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage
-from heimdex_gateway.listing import Wanted
+from heimdex_gateway.listing import STATUSES, Wanted
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 2.0
 
-COLUMNS: Final = "type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at"
-ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1"  # noqa: S608  # our own columns
+#: Where a list begins and ends that nobody bounds.
+BEGIN_OF_TIME: Final = datetime.min.replace(tzinfo=UTC)
+END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
+#: Before every job of its moment: no job has this id.
+FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
+
+COLUMNS: Final = "type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at, tenant"
+ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1 AND tenant = $2"  # noqa: S608  # our own columns
 HISTORY: Final = """
 SELECT job_id::text, step, attempt, run, kind, stage, at, ended_stage, ended_attempt, started_at, seconds, error,
        delay_seconds
 FROM job_history WHERE job_id = $1 ORDER BY step, attempt
+"""
+
+
+#: The types of which this tenant ($1) has jobs: one look into the index for each.
+KINDS: Final = """
+RECURSIVE kinds (type) AS (
+    (SELECT type FROM job_status WHERE tenant = $1 ORDER BY type LIMIT 1)
+    UNION ALL
+    SELECT next.type FROM kinds CROSS JOIN LATERAL (
+        SELECT type FROM job_status WHERE tenant = $1 AND type > kinds.type ORDER BY type LIMIT 1
+    ) AS next
+)"""
+ONE_KIND: Final = "kinds (type) AS (SELECT $6::text)"
+#: A page is merged from the places of each type and status, where the index has them in order: no filter can make it
+#: scan what it leaves out, and the planner has nothing to choose from. The number of jobs is written in, and is no
+#: argument, since a plan for any number at all would be one for a tenth of the table.
+LIST: Final = """
+WITH {kinds}, found AS (
+    SELECT place.id, place.created_at
+    FROM kinds CROSS JOIN unnest($2::text[]) AS wanted (status) CROSS JOIN LATERAL (
+        SELECT id, created_at FROM job_status
+        WHERE tenant = $1 AND type = kinds.type AND status = wanted.status
+          AND created_at > $3 AND (created_at, id) < ($4, $5::uuid)
+        ORDER BY created_at DESC, id DESC LIMIT {limit}
+    ) AS place
+    ORDER BY place.created_at DESC, place.id DESC LIMIT {limit}
+)
+SELECT {columns}, id::text FROM found JOIN job_status USING (id, created_at) ORDER BY created_at DESC, id DESC
 """
 
 
@@ -43,9 +78,9 @@ class Database:
             server_settings={"application_name": "heimdex-gateway", "default_transaction_read_only": "on"},
         )
 
-    async def job(self, job_id: str) -> Snapshot | None:
-        """The row, or None. Raises DatabaseUnavailable, after TIMEOUT_SECONDS at most."""
-        row = await self._ask(ROW, job_id)
+    async def job(self, job_id: str, tenant: str) -> Snapshot | None:
+        """The row, or None where this tenant has no such job. Raises DatabaseUnavailable, after TIMEOUT_SECONDS."""
+        row = await self._ask(ROW, job_id, tenant)
         if row is None:
             return None
         return _snapshot(row, job_id)
@@ -60,27 +95,24 @@ class Database:
         except UnusableMessage:
             return None
 
-    async def jobs(self, wanted: Wanted) -> list[Snapshot]:
-        """One page, newest first, and one job more where there is another page. Raises as above."""
-        conditions: list[str] = []
-        arguments: list[Any] = []
-        for condition, value in (
-            ("status = {}", wanted.status),
-            ("type = {}", wanted.type),
-            ("created_at > {}", wanted.created_after),
-            ("created_at < {}", wanted.created_before),
-        ):
-            if value is not None:
-                arguments.append(value)
-                conditions.append(condition.format(f"${len(arguments)}"))
-        if wanted.cursor is not None:
-            arguments += [wanted.cursor.created_at, wanted.cursor.id]
-            conditions.append(f"(created_at, id) < (${len(arguments) - 1}, ${len(arguments)}::uuid)")
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        arguments.append(wanted.limit + 1)
-        # Only our own conditions are put together here; every value is an argument.
-        query = f"SELECT {COLUMNS}, id::text FROM job_status {where} ORDER BY created_at DESC, id DESC LIMIT ${len(arguments)}"  # noqa: S608, E501
-        return [_snapshot(row, row[11]) for row in await self._ask(query, *arguments, many=True)]
+    async def jobs(self, wanted: Wanted, tenant: str) -> list[Snapshot]:
+        """One page of this tenant's, newest first, and one more where there is another page. Raises as above."""
+        before, place = wanted.created_before, wanted.cursor
+        if before is not None and (place is None or before <= place.created_at):
+            end = (before, FIRST_ID)
+        else:
+            end = (place.created_at, place.id) if place is not None else (END_OF_TIME, FIRST_ID)
+        # Only our own words and a number are put together here; every value is an argument.
+        query = LIST.format(kinds=ONE_KIND if wanted.type else KINDS, limit=wanted.limit + 1, columns=COLUMNS)
+        statuses = [wanted.status] if wanted.status else STATUSES
+        arguments = [
+            tenant,
+            statuses,
+            wanted.created_after or BEGIN_OF_TIME,
+            *end,
+            *([wanted.type] if wanted.type else []),
+        ]
+        return [_snapshot(row, row[12]) for row in await self._ask(query, *arguments, many=True)]
 
     async def history(self, job_id: str) -> list[EventRow]:
         """The job's history as far as it is recorded, in order. Raises as above."""
@@ -88,7 +120,7 @@ class Database:
 
     async def check(self) -> None:
         """Raises DatabaseUnavailable unless the view can be read."""
-        await self._ask("SELECT FROM job_status LIMIT 0")
+        await self._ask("SELECT tenant FROM job_status LIMIT 0")
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -127,4 +159,5 @@ def _snapshot(row: Any, job_id: str) -> Snapshot:
         error=row[8],
         created_at=row[9],
         updated_at=row[10],
+        tenant=row[11],
     )

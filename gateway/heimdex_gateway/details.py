@@ -21,6 +21,33 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
+
+def _refusal(description: str, detail: str, headers: dict[str, str]) -> dict[str, Any]:
+    media = {"schema": {"$ref": "#/components/schemas/ErrorBody"}, "examples": {"error": {"value": {"detail": detail}}}}
+    shown = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
+    return {"description": description, "headers": shown, "content": {"application/json": media}}
+
+
+#: Answered in front of the routes, where there are keys or a limit.
+_REFUSALS: Final = {
+    "401": _refusal(
+        "No key, or none that is known here.",
+        "This gateway wants a key: send it as 'Authorization: Bearer <key>'.",
+        {"WWW-Authenticate": "Bearer"},
+    ),
+    "429": _refusal(
+        "Too many requests with this key; `Retry-After` says when to try again.",
+        "Too many requests: 50 a second are allowed, 200 of them at once. Try again in 1 s.",
+        {
+            "Retry-After": "seconds after which there is room for one request",
+            "RateLimit-Limit": "requests at once, after silence; with a limit also on every other answer, as the next",
+            "RateLimit-Policy": "the same, and the seconds in which it comes back",
+            "RateLimit-Remaining": "requests that would be answered now",
+            "RateLimit-Reset": "seconds until all of them would be",
+        },
+    ),
+}
+
 #: What may be asked next, by the operation and status that answered: the next operation, and where its job's id is.
 _JOB: Final = ("getJob", "listJobEvents", "cancelJob", "retryJob")
 _LINKS: Final = (
@@ -40,6 +67,10 @@ def add(document: dict[str, Any]) -> None:
     for operation in operations.values():
         for parameter in operation.get("parameters", ()):
             parameter["schema"] = _PARAMETERS.get(parameter["name"], parameter["schema"])
+        if "operations" in operation["tags"]:
+            operation["security"] = []
+        else:
+            operation["responses"] |= _REFUSALS
     for name, status, pointer, targets in _LINKS:
         operations[name]["responses"][status]["links"] = {
             target: {"operationId": target, "parameters": {"job_id": f"$response.body#{pointer}"}} for target in targets

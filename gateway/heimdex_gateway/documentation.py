@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
-from litestar.openapi.spec import Example
+from litestar.openapi.spec import Example, SecurityScheme
 
 from heimdex_gateway import details, parameters
 from heimdex_gateway.events import EventList
@@ -63,6 +63,10 @@ def problem(description: str, example: str, **extra: str) -> ResponseSpec:
         examples=[Example(id="error", value={"detail": example, **extra})],
     )
 
+
+#: How a key is sent.
+SCHEME: Final = "key"
+KEY: Final = SecurityScheme(type="http", scheme="bearer", description="A key of yours; see the operator for one.")
 
 UNAVAILABLE: Final = problem(
     "NATS or Postgres cannot be reached, and the answer cannot be had without it. Try again.",

@@ -63,13 +63,19 @@ def digest(body: bytes) -> str:
     return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).hexdigest()
 
 
+def _of_tenant(key: str, tenant: str) -> str:
+    """Digest of a tenant's key: two tenants may use the same. No key holds a NUL, so that no key can feign a tenant."""
+    whose = "" if tenant == messages.DEFAULT_TENANT else f"{tenant}\0"
+    return hashlib.sha256(f"{whose}{key}".encode()).hexdigest()
+
+
 async def submit_once(gateway: Gateway, key: str, body: str, job: Due) -> str:
     """Submit this job, or find the one that the key made; returns its id. `body`: the digest of what was asked for.
 
     Raises Problem 422 where the key was used with another body, and as `submit`; Unanswerable where it cannot be told
     whether the job of a key is there.
     """
-    subject = subjects.key_subject(hashlib.sha256(key.encode()).hexdigest())
+    subject = subjects.key_subject(_of_tenant(key, job.tenant))
     made = Made(job=job, body=body)
     if await _create(gateway, subject, made):
         await submit(gateway, job)
@@ -83,7 +89,7 @@ async def submit_once(gateway: Gateway, key: str, body: str, job: Due) -> str:
         if age > SURELY_REMEMBERED_SECONDS:
             # Long ago: it may have run and left the stream, which only Postgres knows.
             try:
-                if await gateway.database.job(found.job.job_id) is not None:
+                if await gateway.database.job(found.job.job_id, found.job.tenant) is not None:
                     return found.job.job_id
             except DatabaseUnavailable:
                 raise Unanswerable(BOTH_NEEDED) from None

@@ -16,6 +16,7 @@ from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_gateway.app import create_app
 from heimdex_gateway.database import Database
+from heimdex_gateway.doors import Doors
 from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health, moment
 from heimdex_gateway.service import Gateway
@@ -69,6 +70,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         database=Database(found.database_url),
         pipelines=known,
         watches=Watches(broker),
+        doors=Doors.of(found),
         room=Room(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
     )
@@ -100,6 +102,12 @@ async def serve(running: Process, listener: socket.socket) -> None:
     connecting = asyncio.create_task(connect())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("listening", host=found.host, port=found.port)
+    if not gateway.doors.keys:
+        log.warning(
+            "no_keys",
+            message="HEIMDEX_API_KEYS is not set: whoever reaches this gateway may submit, see and cancel the jobs of "
+            f"the tenant {messages.DEFAULT_TENANT!r}",
+        )
     stop = asyncio.ensure_future(running.stopping.wait())
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")

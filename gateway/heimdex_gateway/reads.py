@@ -41,31 +41,35 @@ class Reads:
         self._broker = broker
         self._database = database
 
-    async def job(self, job_id: str) -> Snapshot | None:
-        """The job, or None where there is no such job. Raises Unanswerable, within 5 s."""
+    async def job(self, job_id: str, tenant: str) -> Snapshot | None:
+        """The job, or None where this tenant has no such job. Raises Unanswerable, within 5 s.
+
+        Another tenant's job is looked for in the same places, and found in none of them: every answer, also the one
+        that it cannot be told now, is that of a job that never was.
+        """
         try:
-            row = await self._database.job(job_id)
+            row = await self._database.job(job_id, tenant)
             if row is not None and row.status == "completed":
                 return row
-            return await self._from_both(job_id, row)
+            return await self._from_both(job_id, tenant, row)
         except DatabaseUnavailable:
-            return await self._from_stream(job_id)
+            return await self._from_stream(job_id, tenant)
 
-    async def _from_both(self, job_id: str, before: Snapshot | None) -> Snapshot | None:
+    async def _from_both(self, job_id: str, tenant: str, before: Snapshot | None) -> Snapshot | None:
         try:
-            found = await self._look(job_id)
+            found = await self._look(job_id, tenant)
         except Unanswerable:
             if before is not None and before.ended:
                 return before  # a next run could only have started through NATS
             raise
-        row = await self._database.job(job_id)
+        row = await self._database.job(job_id, tenant)
         if found is None or row is None:
             return row if found is None else found.view()
         return lifecycle.merge(found.view(), row)
 
-    async def _from_stream(self, job_id: str) -> Snapshot:
+    async def _from_stream(self, job_id: str, tenant: str) -> Snapshot:
         """Postgres is away: the stream's answer, where that cannot be older than what Postgres has told."""
-        found = await self._look(job_id)
+        found = await self._look(job_id, tenant)
         if found is None:
             raise Unanswerable(BOTH_NEEDED)
         try:
@@ -83,8 +87,11 @@ class Reads:
             raise Unanswerable(BOTH_NEEDED)
         return view
 
-    async def _look(self, job_id: str) -> _InStream | None:
-        """The job's newest message, with the newest tick of the same step. Raises Unanswerable where NATS is away."""
+    async def _look(self, job_id: str, tenant: str) -> _InStream | None:
+        """The newest message of this tenant's job, with the newest tick of the same step.
+
+        Raises Unanswerable where NATS is away.
+        """
         try:
             # The tick first: it is then of this message's step or of an older one, never of one that we do not see.
             newest = subjects.progress_subject("*", job_id)
@@ -97,6 +104,8 @@ class Reads:
             raise Unanswerable(NATS_DOWN) from None
         except UnusableMessage:
             return None  # a stranger's: its consumers set it aside
+        if message.tenant != tenant:
+            return None
         progress = None
         if tick is not None:
             try:

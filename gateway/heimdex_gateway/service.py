@@ -7,6 +7,7 @@ from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_gateway.database import Database
+from heimdex_gateway.doors import Doors
 from heimdex_gateway.reads import Reads
 from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health
@@ -25,6 +26,7 @@ class Gateway:
     health: Health
     room: Room
     watches: Watches
+    doors: Doors
     reads: Reads = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,12 +14,13 @@ from heimdex_gateway.service import Gateway
 TIMEOUT_SECONDS: Final = 4.0
 
 
-def new_job(gateway: Gateway, request: JobRequest, traceparent: str | None) -> Due:
-    """The job's first message, with an id of its own: a UUID of version 7, ordered by time."""
+def new_job(gateway: Gateway, tenant: str, request: JobRequest, traceparent: str | None) -> Due:
+    """The first message of the tenant's job, with an id of its own: a UUID of version 7, ordered by time."""
     at = messages.now()
     return Due(
         job_id=str(uuid_utils.uuid7()),
         type=request.type,
+        tenant=tenant,
         step=0,
         created_at=at,
         at=at,

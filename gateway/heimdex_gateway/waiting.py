@@ -30,22 +30,22 @@ def seconds(text: str | None) -> float:
     return value
 
 
-async def until_ended(gateway: Gateway, job_id: str, timeout: float) -> Snapshot | None:
+async def until_ended(gateway: Gateway, tenant: str, job_id: str, timeout: float) -> Snapshot | None:
     """The job when it has ended, or as it is after `timeout` seconds; None where there is none. Raises as Reads.job."""
     deadline = asyncio.get_running_loop().time() + timeout
     try:
-        return await _watch(gateway, job_id, deadline)
+        return await _watch(gateway, tenant, job_id, deadline)
     except BrokerUnavailable:
-        job = await gateway.reads.job(job_id)
+        job = await gateway.reads.job(job_id, tenant)
         if job is None or job.ended:
             return job
         raise Unanswerable(NATS_DOWN) from None
 
 
-async def _watch(gateway: Gateway, job_id: str, deadline: float) -> Snapshot | None:
+async def _watch(gateway: Gateway, tenant: str, job_id: str, deadline: float) -> Snapshot | None:
     loop = asyncio.get_running_loop()
     async with gateway.watches.open(job_id, ticks=False) as watch:
-        job = await gateway.reads.job(job_id)
+        job = await gateway.reads.job(job_id, tenant)
         if job is None or job.ended:
             return job
         try:
@@ -55,10 +55,10 @@ async def _watch(gateway: Gateway, job_id: str, deadline: float) -> Snapshot | N
                     break
         except Interrupted:
             # The gateway stops, or was away: tell how it is now; the caller comes again.
-            return await gateway.reads.job(job_id)
+            return await gateway.reads.job(job_id, tenant)
     recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
-    job = await gateway.reads.job(job_id)
+    job = await gateway.reads.job(job_id, tenant)
     while loop.time() < min(recorded_by, deadline) and job is not None and not job.ended:
         await asyncio.sleep(0.01)
-        job = await gateway.reads.job(job_id)
+        job = await gateway.reads.job(job_id, tenant)
     return job

@@ -314,6 +314,7 @@ class StageWorker:
             messages.AttemptFailed(
                 job_id=due.job_id,
                 type=due.type,
+                tenant=due.tenant,
                 step=due.step,
                 run=due.run,
                 stage=self._stage,

@@ -73,6 +73,7 @@ class Reporter:
         tick = messages.Progress(
             job_id=due.job_id,
             type=due.type,
+            tenant=due.tenant,
             step=due.step,
             run=due.run,
             stage=ctx.stage,

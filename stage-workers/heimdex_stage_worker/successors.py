@@ -27,6 +27,7 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
     return {
         "job_id": due.job_id,
         "type": due.type,
+        "tenant": due.tenant,
         "step": due.step + 1,
         "run": due.run,
         "created_at": due.created_at,

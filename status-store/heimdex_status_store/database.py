@@ -13,11 +13,14 @@ from heimdex_contracts.runtime.logs import Logger
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: The revision that this version of the store writes to: the last file's.
-REVISION: Final = "jobs"
+REVISION: Final = "lists"
 #: What there must be at this revision.
 RELATIONS: Final = ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"]
+_MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
 #: Any number of stores may start at once; this advisory lock lets one of them migrate.
 _MIGRATING: Final = 0x6865696D64657831
+#: An index on a large table takes minutes, and must not be begun again and again.
+LONGEST_MIGRATION_SECONDS: Final = 6 * 3600.0
 
 _T = TypeVar("_T")
 
@@ -60,15 +63,15 @@ class Database:
         return self._connection is not None and not self._connection.is_closed()
 
     async def run(self, work: Callable[[asyncpg.Connection], Awaitable[_T]], timeout: float = 30.0) -> _T:
-        """Run `work` with the connection, alone; one try of at most `timeout` seconds.
+        """Run `work` with the connection, alone; one try of at most `timeout` seconds, and as much to connect.
 
         Raises one of OUTAGE when the same work may succeed later (the reason was logged, once an outage); any other
         asyncpg.PostgresError is about the work itself.
         """
         async with self._lock:
             try:
+                connection = await self._connect(timeout)
                 async with asyncio.timeout(timeout):
-                    connection = await self._connect()
                     result = await work(connection)
             except NO_SCHEMA as error:
                 self._drop()
@@ -94,14 +97,20 @@ class Database:
         """Drop the connection."""
         self._drop()
 
-    async def _connect(self) -> asyncpg.Connection:
+    async def _connect(self, timeout: float) -> asyncpg.Connection:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         connection = await asyncpg.connect(
             self._url, timeout=5, server_settings={"application_name": "heimdex-status-store"}
         )
         try:
-            await migrate(connection)
+            async with asyncio.timeout(timeout):
+                current = await is_current(connection)
+            if not current:
+                self._log.info("schema_migrating", message="bringing the schema up to date", revision=REVISION)
+                async with asyncio.timeout(LONGEST_MIGRATION_SECONDS):
+                    await migrate(connection)
+                self._log.info("schema_migrated", message="the schema is up to date", revision=REVISION)
         except BaseException:
             connection.terminate()
             raise
@@ -122,21 +131,31 @@ class Database:
             self._log.warning("postgres_waiting", message="Postgres cannot be used: waiting for it", error=reason)
 
 
-async def migrate(connection: asyncpg.Connection) -> None:
-    """Bring the schema to REVISION; nothing to do where it is there, or where a newer store has gone further."""
+async def is_current(connection: asyncpg.Connection) -> bool:
+    """Whether everything is there, at REVISION or where a newer store has gone further."""
+    if not await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL"):
+        return False
+    if await connection.fetchval(_MISSING, RELATIONS):
+        return False
+    current = await connection.fetchval("SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1")
     known = {path.stem.rpartition("_up_")[2] for path in MIGRATIONS.glob("*_up_*.sql")}
+    return current == REVISION or (current is not None and current not in known)
+
+
+async def migrate(connection: asyncpg.Connection) -> None:
+    """Bring the schema to REVISION, unless it is current. May take long, and blocks no other store's start."""
     await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATING)
     try:
-        if await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL"):
-            missing = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
-            if await connection.fetchval(missing, RELATIONS):
-                await connection.execute("DELETE FROM migrations")  # somebody removed some: they can be made again
-            current = await connection.fetchval("SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1")
-            if current == REVISION or (current is not None and current not in known):
-                return
+        if await is_current(connection):
+            return
+        if await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL") and await connection.fetchval(
+            _MISSING, RELATIONS
+        ):
+            await connection.execute("DELETE FROM migrations")  # somebody removed some: they can be made again
         backend = AsyncpgBackend(connection)
-        steps = await asyncpg_trek.plan(backend, MIGRATIONS, REVISION, asyncpg_trek.Direction.up)
-        await asyncpg_trek.execute(backend, steps)
+        for step in await asyncpg_trek.plan(backend, MIGRATIONS, REVISION, asyncpg_trek.Direction.up):
+            # Each in a transaction of its own: one that takes long must not hold the locks of the one before.
+            await asyncpg_trek.execute(backend, [step])
     finally:
         if not connection.is_closed():
             await connection.execute("SELECT pg_advisory_unlock($1)", _MIGRATING)

@@ -16,9 +16,10 @@ from heimdex_status_store.rows import JobRow
 RECORD: Final = """
 WITH incoming AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[],
-                         $9::json[], $10::text[], $11::timestamptz[], $12::timestamptz[], $13::json[], $14::bool[])
+                         $9::json[], $10::text[], $11::timestamptz[], $12::timestamptz[], $13::json[], $14::bool[],
+                         $28::text[])
       AS new (id, type, run, step, attempt, progress, status, stage, result, error,
-              created_at, updated_at, message, only_ticks)
+              created_at, updated_at, message, only_ticks, tenant)
 ), early AS (
     -- A tick may only raise the row of the message that it belongs to: what was told of a stage's progress then
     -- implies that the hand-over to this stage is recorded. One that comes before it must come again.
@@ -32,8 +33,8 @@ WITH incoming AS (
     ON CONFLICT DO NOTHING
 ), raised AS (
     INSERT INTO jobs AS old (id, type, run, step, attempt, progress, status, stage, result, error,
-                             created_at, updated_at, message)
-    SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at, message
+                             created_at, updated_at, message, tenant)
+    SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at, message, tenant
     FROM incoming
     WHERE NOT EXISTS (SELECT FROM early WHERE early.id = incoming.id)
     ORDER BY id -- two stores that lock rows in different orders would deadlock
@@ -71,7 +72,8 @@ class Recorded(msgspec.Struct, frozen=True):
 
 async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> Recorded:
     """Write one batch; `jobs` sorted by id, one row a job."""
-    raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events))
+    tenants = [row.job.tenant for row in jobs]
+    raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events), tenants)
     return Recorded(raised, frozenset(early))
 
 
@@ -171,14 +173,25 @@ async def mark_stream_seen(connection: asyncpg.Connection, created: str) -> None
     )
 
 
-#: Ended jobs past their retention, oldest first; another store's batch is stepped over.
+#: Ended jobs past their retention, oldest first; another store's batch is stepped over. Each tenant's jobs of one type
+#: and status lie together in the index jobs_listed, by age: found there, however many others there are.
 PRUNE: Final = """
-WITH old AS (
-    SELECT id FROM jobs
-    WHERE created_at < now() - $1::interval AND updated_at < now() - $1::interval
-      AND status IN ('completed', 'failed', 'canceled')
-    ORDER BY created_at LIMIT $2
-    FOR UPDATE SKIP LOCKED
+WITH RECURSIVE kinds (tenant, type) AS (
+    (SELECT tenant, type FROM jobs ORDER BY tenant, type LIMIT 1)
+    UNION ALL
+    SELECT next.tenant, next.type FROM kinds CROSS JOIN LATERAL (
+        SELECT tenant, type FROM jobs WHERE (tenant, type) > (kinds.tenant, kinds.type) ORDER BY tenant, type LIMIT 1
+    ) AS next
+), old AS (
+    SELECT found.id
+    FROM kinds CROSS JOIN unnest(ARRAY['completed', 'failed', 'canceled']) AS ended (status) CROSS JOIN LATERAL (
+        SELECT id FROM jobs
+        WHERE tenant = kinds.tenant AND type = kinds.type AND status = ended.status
+          AND created_at < now() - $1::interval AND updated_at < now() - $1::interval
+        ORDER BY created_at LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ) AS found
+    LIMIT $2
 ), events AS (
     DELETE FROM job_events USING old WHERE job_id = old.id
 )

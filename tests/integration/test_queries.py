@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.lifecycle import merge, snapshot
-from heimdex_contracts.messages import AnyMessage
+from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage
 from heimdex_gateway.database import Database
 from heimdex_status_store import queries
 from heimdex_status_store.database import migrate
@@ -193,8 +193,8 @@ async def test_the_gateways_view_shows_a_job_as_the_contract_does(
     await write(connection, writer.events)
     gateway = Database(database_url)
     try:
-        assert await gateway.job(writer.due.job_id) == reduce(merge, map(snapshot, writer.events))
-        assert await gateway.job(new_id()) is None
+        assert await gateway.job(writer.due.job_id, DEFAULT_TENANT) == reduce(merge, map(snapshot, writer.events))
+        assert await gateway.job(new_id(), DEFAULT_TENANT) is None
     finally:
         await gateway.close()
 

@@ -13,6 +13,13 @@ from heimdex_contracts.errors import SettingsError
 PREFIX: Final = "HEIMDEX_"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 24 * 3600)]
+#: `<tenant>:<SHA-256 of the key, as hexadecimal>`.
+ApiKey = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}:[0-9A-Fa-f]{64}$")]
+#: As a browser sends it: no path, no slash at its end.
+Origin = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(\*|https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?)$"),
+]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +44,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 30.0
     #: Modules that declare job types, each with `PIPELINES`.
     pipelines: tuple[str, ...] = ("heimdex_contracts.mock_process",)
+    #: Who may use the API; none: whoever reaches it.
+    api_keys: tuple[ApiKey, ...] = ()
+    #: Requests a second of each key, and, where there is a second number, how many at once after silence.
+    rate_limit: tuple[Annotated[float, msgspec.Meta(gt=0, le=1_000_000)], ...] = ()
+    #: Whose pages in a browser may use the API.
+    cors_origins: tuple[Origin, ...] = ()
     #: A file touched every few seconds while the process is connected to what it needs; for container health checks.
     health_file: str | None = None
 
@@ -46,7 +59,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
 
-_LISTS: Final = {"retry_backoff_seconds", "pipelines"}
+_LISTS: Final = {"retry_backoff_seconds", "pipelines", "api_keys", "rate_limit", "cors_origins"}
+#: Never shown, not even when they cannot be used: somebody may have put the key itself there.
+_SECRET: Final = {"api_keys"}
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 _WHAT: Final[dict[str, str]] = {
@@ -63,6 +78,9 @@ _WHAT: Final[dict[str, str]] = {
     "nats_url": "nats://[user:password@]host[:port], several separated by commas",
     "database_url": "a libpq URI such as postgresql://user:password@host:5432/database",
     "pipelines": "the names of Python modules, separated by commas",
+    "api_keys": "entries <tenant>:<SHA-256 of the key in hex>, separated by commas (`heimdex key TENANT` makes one)",
+    "rate_limit": "requests a second, such as 50; or with the most at once after silence, such as 50,200",
+    "cors_origins": "origins such as https://app.example.com (no path, no slash at the end), separated by commas, or *",
 }
 
 
@@ -86,12 +104,19 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         raise _unusable("stream_replicas", str(settings.stream_replicas))
     if not settings.nats_servers or not all(map(_is_nats_url, settings.nats_servers)):
         raise _unusable("nats_url", settings.nats_url)
+    digests = [entry.rpartition(":")[2].lower() for entry in settings.api_keys]
+    if len(set(digests)) < len(digests):
+        raise SettingsError(f"{PREFIX}API_KEYS has a key twice: each belongs to one tenant.")
+    if len(settings.rate_limit) > 2 or (len(settings.rate_limit) == 2 and settings.rate_limit[1] < 1):
+        raise _unusable("rate_limit", environ[f"{PREFIX}RATE_LIMIT"])
     if not _is_database_url(settings.database_url):
         raise _unusable("database_url", settings.database_url)
     return settings
 
 
 def _unusable(field: str, text: str) -> SettingsError:
+    if field in _SECRET:
+        return SettingsError(f"{PREFIX}{field.upper()} cannot be used: it must be {_WHAT[field]}.")
     shown = re.sub(r"//[^@/]*@", "//***@", text)  # a password does not belong in a log
     return SettingsError(f"{PREFIX}{field.upper()} is {shown!r}, but must be {_WHAT.get(field, 'text')}.")
 

@@ -37,6 +37,11 @@ def gateway_of(request: AnyRequest) -> Gateway:
     return gateway
 
 
+def tenant_of(request: AnyRequest) -> str:
+    """Whose jobs this request may see."""
+    return gateway_of(request).doors.tenant_of(request)
+
+
 def encoded(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
     """As JSON."""
     return Response(_json.encode(body), status_code=status, media_type=JSON, headers=headers)

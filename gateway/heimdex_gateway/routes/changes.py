@@ -9,7 +9,16 @@ from heimdex_gateway import changes, documentation, listing, parameters
 from heimdex_gateway.changes import Changed, Conflict, From
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
-from heimdex_gateway.routes.answers import NOT_FOUND, AnyRequest, check_query, encoded, gateway_of, in_time, job_id_of
+from heimdex_gateway.routes.answers import (
+    NOT_FOUND,
+    AnyRequest,
+    check_query,
+    encoded,
+    gateway_of,
+    in_time,
+    job_id_of,
+    tenant_of,
+)
 from heimdex_gateway.routes.jobs import JobId, Traceparent
 from heimdex_gateway.schemas import JobsRetried, job_object
 
@@ -29,7 +38,7 @@ MANY_SECONDS = 10.0
 )
 async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
     """A queued job never starts; a running stage is interrupted. 409 for a job that has ended."""
-    work = changes.cancel(gateway_of(request), job_id_of(job_id), traceparent)
+    work = changes.cancel(gateway_of(request), tenant_of(request), job_id_of(job_id), traceparent)
     try:
         return _answer(await in_time(work))
     except Conflict as error:
@@ -58,8 +67,9 @@ async def retry_job(
     if start_from not in {None, "failed", "start"}:
         raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
     where = cast("From", start_from or "failed")
+    work = changes.retry(gateway_of(request), tenant_of(request), job_id_of(job_id), where, traceparent)
     try:
-        return _answer(await in_time(changes.retry(gateway_of(request), job_id_of(job_id), where, traceparent)))
+        return _answer(await in_time(work))
     except Conflict as error:
         raise Problem(409, str(error)) from None
 
@@ -84,8 +94,9 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
     job_type = listing.one_of("type", query.get("type"), gateway.pipelines.types)
+    work = changes.retry_all(gateway, tenant_of(request), status, job_type, MOST_AT_ONCE)
     try:
-        count, more = await in_time(changes.retry_all(gateway, status, job_type, MOST_AT_ONCE), MANY_SECONDS)
+        count, more = await in_time(work, MANY_SECONDS)
     except DatabaseUnavailable:
         raise Problem(500, "Postgres cannot be reached, and ended jobs are found in it. Try again.") from None
     return encoded(JobsRetried(count, more))

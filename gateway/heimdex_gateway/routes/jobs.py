@@ -22,6 +22,7 @@ from heimdex_gateway.routes.answers import (
     in_time,
     job_id_of,
     json_body,
+    tenant_of,
 )
 from heimdex_gateway.schemas import JobAccepted, JobObject, JobsAccepted, job_object
 from heimdex_gateway.submissions import new_job, submit, submit_all
@@ -65,7 +66,7 @@ async def submit_job(
     """Answers 202 only after the job is stored; from then on it is never lost."""
     gateway = gateway_of(request)
     body = await json_body(request)
-    job = new_job(gateway, asking.job(body, gateway.pipelines), traceparent)
+    job = new_job(gateway, tenant_of(request), asking.job(body, gateway.pipelines), traceparent)
     key = idempotency.read_key(idempotency_key)
     if key is None:
         await in_time(submit(gateway, job))
@@ -90,7 +91,8 @@ async def submit_jobs(request: AnyRequest, traceparent: Traceparent = None) -> R
     gateway = gateway_of(request)
     wanted = asking.jobs(await json_body(request), gateway.pipelines)
     trace = tracing.start(traceparent) if traceparent else None
-    jobs = [new_job(gateway, entry, trace) for entry in wanted]
+    tenant = tenant_of(request)
+    jobs = [new_job(gateway, tenant, entry, trace) for entry in wanted]
     await in_time(submit_all(gateway, jobs))
     return encoded(JobsAccepted([job.job_id for job in jobs]), 202)
 
@@ -108,7 +110,7 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     gateway = gateway_of(request)
     wanted = listing.wanted(listing.single(request.query_params.multi_items()), gateway.pipelines)
     try:
-        found = await in_time(gateway.database.jobs(wanted))
+        found = await in_time(gateway.database.jobs(wanted, tenant_of(request)))
     except DatabaseUnavailable:
         raise Problem(500, "Postgres cannot be reached, and jobs are listed from it. Try again.") from None
     places = [listing.Place(job.created_at, job.job_id) for job in found]
@@ -140,9 +142,9 @@ async def get_job(
     gateway = gateway_of(request)
     seconds, known = waiting.seconds(wait), job_id_of(job_id)
     if seconds > 0:
-        job = await in_time(waiting.until_ended(gateway, known, seconds), seconds)
+        job = await in_time(waiting.until_ended(gateway, tenant_of(request), known, seconds), seconds)
     else:
-        job = await in_time(gateway.reads.job(known))
+        job = await in_time(gateway.reads.job(known, tenant_of(request)))
     if job is None:
         raise Problem(404, NOT_FOUND)
     return encoded(job_object(job))
@@ -165,7 +167,7 @@ async def list_events(
 ) -> Response[bytes] | Stream:
     """Every hand-over and every failed attempt. With `Accept: text/event-stream`: live, history first."""
     gateway, known = gateway_of(request), job_id_of(job_id)
-    if await in_time(gateway.reads.job(known)) is None:
+    if await in_time(gateway.reads.job(known, tenant_of(request))) is None:
         raise Problem(404, NOT_FOUND)
     if "text/event-stream" in request.headers.get("accept", ""):
         return Stream(

@@ -4,6 +4,7 @@ from litestar import HttpMethod, Response, get, route
 from litestar.openapi.datastructures import ResponseSpec
 
 from heimdex_gateway.database import DatabaseUnavailable
+from heimdex_gateway.keys import OPEN
 from heimdex_gateway.routes.answers import JSON, AnyRequest, gateway_of
 from heimdex_gateway.schemas import DependencyState, Health, Readiness
 
@@ -14,6 +15,7 @@ from heimdex_gateway.schemas import DependencyState, Health, Readiness
     summary="Is the process alive?",
     tags=["operations"],
     sync_to_thread=False,
+    opt={OPEN: True},
 )
 def healthz(request: AnyRequest) -> Health:
     """Liveness only: answers while NATS and Postgres are down."""
@@ -27,6 +29,7 @@ def healthz(request: AnyRequest) -> Health:
     summary="Can it do its work now?",
     tags=["operations"],
     responses={503: ResponseSpec(Readiness, description="A dependency is away; each says its state.")},
+    opt={OPEN: True},
 )
 async def readyz(request: AnyRequest) -> Response[Readiness]:
     """200 when NATS and Postgres can be used, 503 otherwise; names each one's state."""
@@ -46,7 +49,14 @@ async def readyz(request: AnyRequest) -> Response[Readiness]:
     return Response(Readiness(not away, detail, nats, postgres), status_code=503 if away else 200, media_type=JSON)
 
 
-@route("/jobs", http_method=HttpMethod.OPTIONS, include_in_schema=False, status_code=204, sync_to_thread=False)
+@route(
+    "/jobs",
+    http_method=HttpMethod.OPTIONS,
+    include_in_schema=False,
+    status_code=204,
+    sync_to_thread=False,
+    opt={OPEN: True},
+)
 def jobs_options() -> Response[None]:
     """The framework's own answer would name the method that was registered first, and not the other."""
     return Response(None, status_code=204, headers={"Allow": "GET, OPTIONS, POST"})

@@ -10,7 +10,7 @@ import pytest
 
 from heimdex_contracts import subjects
 from heimdex_contracts.lifecycle import Snapshot, snapshot
-from heimdex_contracts.messages import AnyMessage
+from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage
 from heimdex_gateway.reads import Reads, Unanswerable
 from tests.harness.histories import Writer, random_run
 from tests.unit.gateway.world import BrokenBroker, World
@@ -48,7 +48,7 @@ async def play(world: World, gateway_count: int) -> list[tuple[int, Snapshot]]:
             world.step()
         asked = world.random.randrange(gateway_count)
         try:
-            job = await gateways[asked].job(world.job_id)
+            job = await gateways[asked].job(world.job_id, DEFAULT_TENANT)
         except Unanswerable:
             continue
         assert job is not None, f"an accepted job was not found, at answer {number}"
@@ -85,7 +85,7 @@ async def test_no_answer_is_older_than_another_gateways_while_the_store_keeps_up
 
 async def test_a_job_that_postgres_does_not_have_yet_is_found_in_the_stream() -> None:
     world = settled(Writer().events, recorded=0)
-    found = await reads(world).job(world.job_id)
+    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
     assert found is not None
     assert found.status == "pending"
 
@@ -93,7 +93,7 @@ async def test_a_job_that_postgres_does_not_have_yet_is_found_in_the_stream() ->
 async def test_a_job_is_found_in_the_stream_while_postgres_is_down() -> None:
     world = settled(Writer().events, recorded=0)
     world.postgres_up = False
-    found = await reads(world).job(world.job_id)
+    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
     assert found is not None
     assert found.status == "pending"
 
@@ -102,33 +102,33 @@ async def test_an_ended_job_is_told_from_postgres_while_nats_is_down() -> None:
     writer = Writer()
     writer.fail()
     world = settled(writer.events, recorded=2)
-    found = await reads(world, BrokenBroker()).job(world.job_id)
+    found = await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
     assert found == world.row
 
 
 async def test_an_unfinished_job_is_not_told_while_nats_is_down_since_another_gateway_may_have_told_more() -> None:
     world = settled(Writer().events, recorded=1)
     with pytest.raises(Unanswerable):
-        await reads(world, BrokenBroker()).job(world.job_id)
+        await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
 async def test_an_unknown_job_is_none_when_both_answer() -> None:
     world = settled(Writer().events, recorded=0)
     world.streams[subjects.JOBS].kept.clear()
-    assert await reads(world).job(world.job_id) is None
+    assert await reads(world).job(world.job_id, DEFAULT_TENANT) is None
 
 
 async def test_nothing_is_told_of_a_job_without_a_row_while_nats_is_down() -> None:
     world = settled(Writer().events, recorded=0)
     with pytest.raises(Unanswerable):
-        await reads(world, BrokenBroker()).job(world.job_id)
+        await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
 async def test_nothing_is_told_while_both_are_down() -> None:
     world = settled(Writer().events, recorded=1)
     world.postgres_up = False
     with pytest.raises(Unanswerable):
-        await reads(world, BrokenBroker()).job(world.job_id)
+        await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
 async def test_nothing_is_told_of_an_ended_job_when_only_postgres_had_it_and_is_down() -> None:
@@ -138,7 +138,7 @@ async def test_nothing_is_told_of_an_ended_job_when_only_postgres_had_it_and_is_
     assert world.streams[subjects.JOBS].kept == {}
     world.postgres_up = False
     with pytest.raises(Unanswerable):
-        await reads(world).job(world.job_id)
+        await reads(world).job(world.job_id, DEFAULT_TENANT)
 
 
 async def test_a_running_job_shows_its_newest_tick_while_postgres_is_down() -> None:
@@ -146,7 +146,7 @@ async def test_a_running_job_shows_its_newest_tick_while_postgres_is_down() -> N
     writer.tick(0.6)
     world = settled(writer.events, recorded=1)
     world.postgres_up = False
-    found = await reads(world).job(world.job_id)
+    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
     assert found is not None
     assert (found.status, found.progress) == ("processing", snapshot(writer.events[-1]).progress)
 
@@ -159,4 +159,4 @@ async def test_a_strangers_message_in_the_stream_is_no_answer() -> None:
             return Stored("heimdex.jobs.extracting.x", 7, b"rubbish", {})
 
     world = settled(Writer().events, recorded=0)
-    assert await reads(world, Stranger()).job(world.job_id) is None
+    assert await reads(world, Stranger()).job(world.job_id, DEFAULT_TENANT) is None

@@ -190,11 +190,11 @@ class World:
 
     # As the gateway's database ----------------------------------------------------------------------------------
 
-    async def job(self, job_id: str) -> Snapshot | None:
+    async def job(self, job_id: str, tenant: str) -> Snapshot | None:
         await self._meanwhile()
         if not self.postgres_up:
             raise DatabaseUnavailable("the world says so")
-        row = self.row
+        row = self.row if self.row is not None and self.row.tenant == tenant else None
         await self._meanwhile()
         return row
 
