@@ -68,7 +68,7 @@ logs: ## follow the logs of the compose deployment
 ps: ## what the compose deployment runs
 	docker compose ps
 
-# --- try it (curl and python3 only, against HEIMDEX_URL) ---------------------------------------------------------
+# --- try it (curl and python3 only, against HEIMDEX_URL, with HEIMDEX_API_KEY where it is set) --------------------
 
 .PHONY: test-job
 test-job: ## submit a job
@@ -88,7 +88,8 @@ comma := ,
 
 # Ask the API (the argument is curl's): the answer's body is then in $$body. A refusal is printed as it came.
 define ask
-reply=$$(curl --silent --show-error --max-time 15 --write-out '\n%{http_code}' $(1) 2>&1) || { \
+reply=$$(curl --silent --show-error --max-time 15 --write-out '\n%{http_code}' \
+	$${HEIMDEX_API_KEY:+--header "authorization: Bearer $$HEIMDEX_API_KEY"} $(1) 2>&1) || { \
 	echo "$(HEIMDEX_URL) cannot be asked (is it running? make run, or make up): $$(echo "$$reply" | head -n 1)" >&2; \
 	exit 1; }; \
 code=$$(printf '%s' "$$reply" | tail -n 1); \

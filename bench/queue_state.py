@@ -104,6 +104,19 @@ def sql(url: str, statement: str, *arguments: Any, timeout: float = 600) -> list
     return asyncio.run(run())
 
 
+def script(url: str, statements: str) -> None:
+    """Run statements without arguments, as one transaction."""
+
+    async def run() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(statements, timeout=3600)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
 def check_completed(database_url: str, jobs: int) -> None:
     """Raises RuntimeError unless the table holds exactly so many jobs, all completed."""
     found = {row[0]: row[1] for row in sql(database_url, "SELECT status, count(*) FROM jobs GROUP BY status")}

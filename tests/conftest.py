@@ -32,7 +32,19 @@ TOGETHER = (
     "tests/e2e/test_http.py",
     *(
         f"tests/api/test_{name}.py"
-        for name in ("batch", "cancel", "cli", "history", "listing", "once", "retry", "retry_many", "stream", "wait")
+        for name in (
+            "batch",
+            "cancel",
+            "cli",
+            "history",
+            "listing",
+            "once",
+            "retry",
+            "retry_many",
+            "stream",
+            "tenants",
+            "wait",
+        )
     ),
 )
 

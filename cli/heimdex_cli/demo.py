@@ -25,6 +25,8 @@ from heimdex_cli.signals import StopRequests
 JOB_TYPE = "mock_process"
 FAILING_STAGE = "analyzing"
 DEADLINE_SECONDS = 60.0
+# It polls as it likes, and has no key: what is set for another system is not meant for this one.
+OPEN = {"HEIMDEX_API_KEYS": "", "HEIMDEX_RATE_LIMIT": ""}
 
 
 def demo(commands: Path | None = None) -> int:
@@ -36,7 +38,7 @@ def demo(commands: Path | None = None) -> int:
     """
     addresses = addresses_for_demo()
     with tempfile.TemporaryDirectory(prefix="heimdex-demo-") as folder, StopRequests() as requests:
-        system = EmbeddedSystem(Path(folder), addresses, announce=say, commands=commands)
+        system = EmbeddedSystem(Path(folder), addresses, environ=OPEN, announce=say, commands=commands)
         try:
             system.start(requests.stop)
             if system.wait_until_ready(cancelled=requests.stop):

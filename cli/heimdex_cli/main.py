@@ -19,6 +19,7 @@ from heimdex_cli.api import JobsApi, Status
 from heimdex_cli.board import open_board
 from heimdex_cli.errors import HeimdexError, Unusable
 from heimdex_cli.follow import EXIT_CODES, describe_end, follow
+from heimdex_cli.keys import new_key
 from heimdex_cli.tables import describe, print_events, print_jobs
 
 INTERRUPTED = 130
@@ -222,6 +223,27 @@ def events(job_id: str, *, as_json: JsonFlag = False) -> int:
             _print_json(entry)
     else:
         print_events(history)
+    return 0
+
+
+@app.command
+def key(tenant: str, *, as_json: JsonFlag = False) -> int:
+    """Make a key for a tenant: the first line is for its holder alone, the second for the gateway.
+
+    It is kept nowhere. A tenant may have several; add the entry, after a comma, to those that are there.
+
+    Parameters
+    ----------
+    tenant
+        Whose jobs the key is for; `default` owns those that were submitted without a key.
+    as_json
+        Print both as an object.
+    """
+    made, entry = new_key(tenant)
+    if as_json:
+        _print_json({"key": made, "entry": entry})
+    else:
+        print(f"HEIMDEX_API_KEY={made}\nHEIMDEX_API_KEYS={entry}")
     return 0
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 from litestar.config.cors import CORSConfig
+from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from heimdex_gateway import limits
@@ -31,7 +32,7 @@ def explained(app: ASGIApp) -> ASGIApp:
     """Answers a refused preflight as every other error: the framework's own answer is plain text."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "OPTIONS":
+        if scope["type"] != ScopeType.HTTP or scope["method"] != HttpMethod.OPTIONS:
             await app(scope, receive, send)
             return
         refused = False

@@ -46,8 +46,8 @@ ONE_KIND: Final = "kinds (type) AS (SELECT $6::text)"
 #: scan what it leaves out, and the planner has nothing to choose from. The number of jobs is written in, and is no
 #: argument, since a plan for any number at all would be one for a tenth of the table.
 LIST: Final = """
-WITH {kinds}, found AS (
-    SELECT place.id, place.created_at
+WITH {kinds}, page AS (
+    SELECT place.id, place.created_at AS at
     FROM kinds CROSS JOIN unnest($2::text[]) AS wanted (status) CROSS JOIN LATERAL (
         SELECT id, created_at FROM job_status
         WHERE tenant = $1 AND type = kinds.type AND status = wanted.status
@@ -56,7 +56,7 @@ WITH {kinds}, found AS (
     ) AS place
     ORDER BY place.created_at DESC, place.id DESC LIMIT {limit}
 )
-SELECT {columns}, id::text FROM found JOIN job_status USING (id, created_at) ORDER BY created_at DESC, id DESC
+SELECT {columns}, page.id::text FROM page JOIN job_status ON job_status.id = page.id ORDER BY at DESC, page.id DESC
 """
 
 

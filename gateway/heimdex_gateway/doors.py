@@ -30,9 +30,9 @@ class Doors:
     @property
     def middleware(self) -> list[Any]:
         """In the order in which a request passes them."""
-        found: list[Any] = [keys.authenticating(self.keys)] if self.keys else []
+        found: list[Any] = [keys.Authenticating(self.keys)] if self.keys else []
         if self.limit is not None:
-            found.append(limits.limiting(self.limit))
+            found.append(limits.Limiting(self.limit))
         return found
 
     def tenant_of(self, request: Any) -> str:

@@ -11,10 +11,10 @@ from typing import Final
 
 from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
-from litestar.middleware.base import AbstractMiddleware, DefineMiddleware
+from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from heimdex_gateway.keys import OPEN, OPEN_PATHS
+from heimdex_gateway.keys import is_open
 from heimdex_gateway.problems import Problem
 
 HEADERS: Final = ("RateLimit-Limit", "RateLimit-Policy", "RateLimit-Remaining", "RateLimit-Reset")
@@ -57,14 +57,16 @@ class Limit:
         return headers
 
 
-class Limiting(AbstractMiddleware):
+class Limiting(ASGIMiddleware):
     """Holds every request for jobs to the limit of its key; where there are no keys, that of all callers together."""
 
-    def __init__(self, app: ASGIApp, limit: Limit) -> None:
-        super().__init__(app, exclude=OPEN_PATHS, exclude_opt_key=OPEN, scopes={ScopeType.HTTP})
+    scopes = (ScopeType.HTTP,)
+    should_bypass_for_scope = staticmethod(is_open)
+
+    def __init__(self, limit: Limit) -> None:
         self._limit = limit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Raises Problem 429."""
         told = self._limit.take(scope.get("auth") or "")
 
@@ -73,9 +75,4 @@ class Limiting(AbstractMiddleware):
                 MutableScopeHeaders(message).update(told)
             await send(message)
 
-        await self.app(scope, receive, tell)
-
-
-def limiting(limit: Limit) -> DefineMiddleware:
-    """For the application's middleware, after the one that tells the key."""
-    return DefineMiddleware(Limiting, limit=limit)
+        await next_app(scope, receive, tell)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from tests.harness.api import Api
+from tests.harness.keys import KEYS, entries
 from tests.harness.services import ROOT, System
+from tests.harness.waiting import eventually
 
 #: Of schemathesis, for each operation and phase. The whole takes about half a minute.
 EXAMPLES = 10
@@ -52,16 +54,23 @@ async def document(api: Api) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("doors", ["open", "keyed"])
 async def test_schemathesis_finds_nothing_with_all_its_checks_along_all_links(
-    served: System, api: Api, tmp_path: Path
+    system: System, api: Api, tmp_path: Path, doors: str
 ) -> None:
+    if doors == "keyed":
+        # Its key is in schemathesis.toml. The limit is there to be told of in every answer, and high enough.
+        system.env |= {"HEIMDEX_API_KEYS": entries("acme"), "HEIMDEX_RATE_LIMIT": "100000"}
+        system.env["HEIMDEX_CORS_ORIGINS"] = "https://app.example.com"
+    system.start_all()
+    await system.ready()
     said = await run(
         tmp_path,
         str(Path(sys.executable).parent / "st"),
         "--config-file",
         str(CONFIG),
         "run",
-        f"{served.url}/schema/openapi.json",
+        f"{system.url}/schema/openapi.json",
         "--checks=all",
         "--phases=examples,coverage,fuzzing,stateful",
         f"--max-examples={EXAMPLES}",
@@ -70,6 +79,8 @@ async def test_schemathesis_finds_nothing_with_all_its_checks_along_all_links(
         "--output-truncate=false",
     )
     assert "No issues found" in said, said
+    async with Api(system.url, KEYS["acme"] if doors == "keyed" else "") as caller:
+        assert (await caller.http.get("/jobs")).json()["jobs"], "it was let in"
 
 
 async def test_the_document_links_each_answer_with_a_job_to_what_can_be_asked_of_it(served: System, api: Api) -> None:
@@ -127,3 +138,18 @@ async def test_a_client_generated_from_the_document_submits_a_job_and_gets_it(
         refused = await module("api.jobs.cancel_job").asyncio(accepted.job_id, client=client)
         assert isinstance(refused, models.ErrorBody)
         assert "completed" in refused.detail
+
+
+async def test_the_document_tells_of_keys_and_limits_and_asks_for_a_key_where_one_is_wanted(system: System) -> None:
+    for keys in ("", entries("acme")):
+        system.start("gateway", env={"HEIMDEX_API_KEYS": keys})
+        async with Api(system.url) as api:
+            await eventually(api.is_up)
+            found = await document(api)
+        assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+        assert found.get("security") == ([{"key": []}] if keys else None)
+        for path, operations in found["paths"].items():
+            for operation in operations.values():
+                assert ({"401", "429"} <= set(operation["responses"])) == path.startswith("/jobs")
+                assert operation.get("security") == (None if path.startswith("/jobs") else [])
+        assert await system["gateway"].terminate() == 0

@@ -85,6 +85,9 @@ BAD = {
     "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "-1",
     "HEIMDEX_LOG_LEVEL": "loud",
     "HEIMDEX_PIPELINES": "no.such.module",
+    "HEIMDEX_API_KEYS": "acme:s3cret",
+    "HEIMDEX_RATE_LIMIT": "often",
+    "HEIMDEX_CORS_ORIGINS": "app.example.com",
 }
 
 

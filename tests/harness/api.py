@@ -10,10 +10,11 @@ TERMINAL = {"completed", "failed", "canceled"}
 
 
 class Api:
-    """Talks to one gateway. `http` is the bare client, for what the methods do not say."""
+    """Talks to one gateway. `http` is the bare client, for what the methods do not say. `key`: "" for none."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)
+    def __init__(self, url: str, key: str = "") -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.AsyncClient(base_url=url, headers=headers, timeout=20, trust_env=False)
 
     async def close(self) -> None:
         await self.http.aclose()

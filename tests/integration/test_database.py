@@ -5,14 +5,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import asyncpg
+import asyncpg_trek
 import pytest
 import pytest_asyncio
+from asyncpg_trek.asyncpg import AsyncpgBackend
 
 from heimdex_contracts.history import event_rows
+from heimdex_contracts.messages import DEFAULT_TENANT
 from heimdex_status_store import queries
 from heimdex_status_store.database import MIGRATIONS, OUTAGE, REVISION, Database, migrate
 from heimdex_status_store.rows import job_rows
-from tests.harness.histories import Writer
+from tests.harness.histories import Writer, new_id
 from tests.harness.journal import Journal
 from tests.harness.servers import PostgresServer
 from tests.harness.waiting import eventually
@@ -100,6 +103,66 @@ async def test_a_newer_stores_schema_is_left_alone(new_database: NewDatabase, ad
     await admin.execute("INSERT INTO migrations (from_revision, to_revision) VALUES ($1, 'from_the_future')", REVISION)
     assert await new_database().run(recording(Writer())) == 1
     assert await admin.fetchval("SELECT count(*) FROM migrations") == STEPS + 1
+
+
+async def at_revision(admin: asyncpg.Connection, revision: str) -> None:
+    """The schema as an older version left it."""
+    backend = AsyncpgBackend(admin)
+    await asyncpg_trek.execute(
+        backend, await asyncpg_trek.plan(backend, MIGRATIONS, revision, asyncpg_trek.Direction.up)
+    )
+
+
+#: As the first version of the store writes a job.
+OLD_WRITE = """
+INSERT INTO jobs (id, type, run, step, attempt, progress, status, created_at, updated_at, message)
+VALUES ($1, 'mock_process', 1, 0, 0, 0, 'pending', now(), now(), '{}')
+"""
+
+
+async def test_the_rows_of_before_are_the_default_tenants_and_an_older_store_can_go_on_writing(
+    new_database: NewDatabase, admin: asyncpg.Connection
+) -> None:
+    await at_revision(admin, "jobs")
+    before, after = new_id(), new_id()
+    await admin.execute(OLD_WRITE, before)
+    assert await new_database().run(recording(Writer())) == 1
+    await admin.execute(OLD_WRITE, after)
+    rows = await admin.fetch(
+        "SELECT id::text, tenant FROM job_status WHERE id = ANY($1::text[]::uuid[])", [before, after]
+    )
+    assert {row["id"]: row["tenant"] for row in rows} == {before: DEFAULT_TENANT, after: DEFAULT_TENANT}
+    indexes = {row[0] for row in await admin.fetch("SELECT indexname FROM pg_indexes WHERE tablename = 'jobs'")}
+    assert indexes == {"jobs_pkey", "jobs_unfinished", "jobs_listed"}
+
+
+async def test_a_long_migration_is_not_begun_again_and_rows_can_be_read_meanwhile(
+    new_database: NewDatabase, admin: asyncpg.Connection, database_url: str, journal: Journal
+) -> None:
+    await at_revision(admin, "tenants")
+    await admin.execute(OLD_WRITE, new_id())
+    writing = await asyncpg.connect(database_url)
+    try:
+        await writing.execute("BEGIN")
+        await writing.execute(OLD_WRITE, new_id())  # which the index has to wait for
+        timeout = 3.0
+        migrating = asyncio.create_task(
+            new_database().run(lambda connection: connection.fetchval("SELECT count(*) FROM jobs"), timeout)
+        )
+        waited = "SELECT max(now() - query_start) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+        async def for_long() -> bool:
+            found = await admin.fetchval(f"{waited} AND query ~ 'jobs_listed' AND datname = current_database()")
+            return found is not None and found.total_seconds() > timeout + 1
+
+        await eventually(for_long)
+        assert await admin.fetchval("SELECT count(*) FROM job_status") == 1
+        await writing.execute("COMMIT")
+        assert await migrating == 2
+    finally:
+        await writing.close()
+    assert len(journal.of("schema_migrating")) == len(journal.of("schema_migrated")) == 1
+    assert not journal.of("postgres_waiting")
 
 
 @pytest.mark.parametrize(

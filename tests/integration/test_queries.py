@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from datetime import timedelta
 from functools import reduce
 from typing import Any
 
@@ -197,6 +198,44 @@ async def test_the_gateways_view_shows_a_job_as_the_contract_does(
         assert await gateway.job(new_id(), DEFAULT_TENANT) is None
     finally:
         await gateway.close()
+
+
+async def test_a_row_is_the_tenants_of_whichever_message_is_recorded_first(connection: asyncpg.Connection) -> None:
+    for first in range(3):
+        writer = Writer()
+        writer.fail_attempt()
+        writer.finish_stage()
+        events = [msgspec.structs.replace(event, tenant="acme") for event in writer.events]
+        await write(connection, events[first:])
+        await write(connection, events)
+        assert await connection.fetchval("SELECT tenant FROM job_status WHERE id = $1", writer.due.job_id) == "acme", (
+            first
+        )
+
+
+async def test_pruning_takes_old_ended_jobs_of_every_tenant_and_type_and_no_others(
+    connection: asyncpg.Connection,
+) -> None:
+    kept = set()
+    for number in range(60):
+        writer = Writer()
+        if number % 4:
+            writer.fail()
+        fields = {"tenant": f"tenant-{number % 3}", "type": f"type-{number % 5}"}
+        await write(connection, [msgspec.structs.replace(event, **fields) for event in writer.events])
+        young = number % 7 == 0
+        if young or number % 4 == 0:
+            kept.add(writer.due.job_id)
+        if young:
+            await connection.execute("UPDATE jobs SET updated_at = now() WHERE id = $1", writer.due.job_id)
+    pruned = 0
+    while count := await queries.prune(connection, timedelta(days=1), 7):
+        assert count <= 7
+        pruned += count
+    assert pruned == 60 - len(kept)
+    for table, column in (("jobs", "id"), ("job_events", "job_id")):
+        left = await connection.fetch(f"SELECT DISTINCT {column}::text FROM {table}")
+        assert {row[0] for row in left} == kept
 
 
 @pytest.mark.containers

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import UnusableMessage
+from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Due, Progress
 from tests.harness.histories import run_of_a_job
 
@@ -55,6 +56,22 @@ def subject_of(event: AnyMessage) -> str:
             return subjects.attempt_subject(event.stage, event.job_id)
         case _:
             return subjects.job_subject(messages.token(event), event.job_id)
+
+
+@pytest.mark.parametrize(("prefix", "payload"), FIRST_VERSION)
+def test_a_message_that_names_no_tenant_is_the_default_tenants_and_grows_by_nothing(
+    prefix: str, payload: dict[str, Any]
+) -> None:
+    event = decode(f"{prefix}.{ID}", json.dumps(payload).encode())
+    assert event.tenant == messages.DEFAULT_TENANT
+    assert b"tenant" not in messages.encode(event)
+
+
+@pytest.mark.parametrize(("prefix", "payload"), FIRST_VERSION)
+def test_a_message_keeps_its_tenant_and_tells_it_of_its_job(prefix: str, payload: dict[str, Any]) -> None:
+    event = decode(f"{prefix}.{ID}", json.dumps({**payload, "tenant": "acme"}).encode())
+    again = decode(f"{prefix}.{ID}", messages.encode(event))
+    assert (again.tenant, snapshot(again).tenant) == ("acme", "acme")
 
 
 @given(run_of_a_job())

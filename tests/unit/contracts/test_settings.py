@@ -6,6 +6,8 @@ from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.runtime import settings
 from heimdex_contracts.runtime.settings import Settings
 
+DIGEST = "0123456789abcdef" * 4
+
 BAD = [
     ("HEIMDEX_PORT", "http"),
     ("HEIMDEX_PORT", "0"),
@@ -43,6 +45,38 @@ BAD = [
     ("HEIMDEX_DATABASE_URL", "localhost"),
     ("HEIMDEX_DATABASE_URL", "mysql://localhost/heimdex"),
     ("HEIMDEX_DATABASE_URL", "postgresql://localhost:port/heimdex"),
+    *(
+        ("HEIMDEX_API_KEYS", value)
+        for value in (
+            "s3cret",
+            "acme:s3cret",
+            f":{DIGEST}",
+            f"acme:{DIGEST[1:]}",
+            f"acme:{DIGEST}0",
+            f"{'a' * 65}:{DIGEST}",
+            f"a b:{DIGEST}",
+            f"a:b:{DIGEST}",
+            f"-a:{DIGEST}",
+            f"\u00e4:{DIGEST}",
+            f"acme:{DIGEST},s3cret",
+            f"acme:{DIGEST},other:{DIGEST.upper()}",
+        )
+    ),
+    *(("HEIMDEX_RATE_LIMIT", value) for value in ("0", "-1", "many", "nan", "inf", "50,0", "50,0.5", "1,2,3", "50/s")),
+    *(
+        ("HEIMDEX_CORS_ORIGINS", value)
+        for value in (
+            "app.example.com",
+            "https://app.example.com/",
+            "https://app.example.com/path",
+            "https://*.example.com",
+            "https://app.example.com:port",
+            "https://app.example.com https://b",
+            "null",
+            "ftp://a",
+            "https://a,b",
+        )
+    ),
 ]
 
 
@@ -52,6 +86,8 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_line_that_names_its_varia
         settings.read({variable: value})
     assert variable in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert DIGEST[1:] not in str(caught.value)
 
 
 @pytest.mark.parametrize("variable", [f"HEIMDEX_{name.upper()}" for name in Settings.__struct_fields__])
@@ -91,8 +127,14 @@ def test_good_values_are_read() -> None:
             "HEIMDEX_STREAM_REPLICAS": "3",
             "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "0",
             "HEIMDEX_LOG_LEVEL": "debug",
+            "HEIMDEX_API_KEYS": f"acme:{DIGEST}, b.e-t_a:{DIGEST[::-1]},acme:{'AB' * 32}",
+            "HEIMDEX_RATE_LIMIT": "0.5, 20",
+            "HEIMDEX_CORS_ORIGINS": "https://app.example.com,http://localhost:3000, http://[::1]:3000",
         }
     )
+    assert found.api_keys == (f"acme:{DIGEST}", f"b.e-t_a:{DIGEST[::-1]}", f"acme:{'AB' * 32}")
+    assert found.rate_limit == (0.5, 20)
+    assert found.cors_origins == ("https://app.example.com", "http://localhost:3000", "http://[::1]:3000")
     assert found.nats_servers == ["nats://user:secret@a:4222", "nats://b:4222"]
     assert found.retry_backoff_seconds == (0.5, 1.0, 2.0)
     assert (found.port, found.mock_time_scale, found.ack_wait_seconds) == (9000, 0, 1.5)

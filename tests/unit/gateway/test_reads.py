@@ -6,6 +6,7 @@ import time
 from random import Random
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from heimdex_contracts import subjects
@@ -110,6 +111,38 @@ async def test_an_unfinished_job_is_not_told_while_nats_is_down_since_another_ga
     world = settled(Writer().events, recorded=1)
     with pytest.raises(Unanswerable):
         await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
+
+
+@pytest.mark.parametrize("recorded", [0, 1, 2])
+@pytest.mark.parametrize("postgres_up", [True, False])
+@pytest.mark.parametrize("nats_up", [True, False])
+@pytest.mark.parametrize("completes", [True, False])
+async def test_another_tenants_job_is_answered_as_one_that_never_was(
+    recorded: int, postgres_up: bool, nats_up: bool, completes: bool
+) -> None:
+    writer = Writer()
+    writer.tick(0.5)
+    if completes:
+        while writer.finish_stage():
+            pass
+    events = [msgspec.structs.replace(event, tenant="acme") for event in writer.events]
+    world = settled(events, len(events) if completes and recorded == 2 else recorded)
+    empty = settled(Writer().events, recorded=0)
+    empty.streams[subjects.JOBS].kept.clear()
+    said = []
+    for one in (world, empty):
+        one.postgres_up = postgres_up
+        try:
+            answer: Any = await reads(one, None if nats_up else BrokenBroker()).job(one.job_id, DEFAULT_TENANT)
+        except Unanswerable as error:
+            answer = str(error)
+        said.append(answer)
+    assert said[0] == said[1]
+    assert said[0] is None or isinstance(said[0], str)
+    if postgres_up and nats_up:
+        own = await reads(world).job(world.job_id, "acme")
+        assert own is not None
+        assert own.tenant == "acme"
 
 
 async def test_an_unknown_job_is_none_when_both_answer() -> None:

@@ -112,3 +112,10 @@ def test_every_successor_outranks_its_predecessor_and_its_ticks() -> None:
     held = ended(job, attempt=4)
     for following in (completed_or_next(job, PIPELINE, held), failed(job, held, "oh"), handed_back(job, held)):
         assert snapshot(following).rank > told.rank
+
+
+def test_every_successor_is_the_same_tenants() -> None:
+    job = due(tenant="acme")
+    for following in (completed_or_next(job, PIPELINE, ended(job)), failed(job, ended(job), "oh")):
+        assert following.tenant == "acme"
+    assert handed_back(job, ended(job)).tenant == "acme"

@@ -1,0 +1,203 @@
+"""Is the 1,000th page of a list as fast as the first, whatever the filter? Through the real gateway, on a large table.
+
+    bench/listing.py [--rows N] [--limit N] [--json FILE]
+
+10,000,000 rows (the default) need 5 GB of disk under .heimdex/bench/ and some minutes. They are of three tenants:
+nearly all are `default`'s, 1 % are `acme`'s, `small` has 100. The newest tenth is a backlog of pending jobs, and the
+oldest hundredth is pending too (jobs for later); 1 % failed; 1 % are of another type; the others completed. Also
+printed: what the index takes to make, which is what an upgrade from a version without it takes.
+"""
+
+import argparse
+import hashlib
+import http.client
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import queue_state
+import report
+import sleeping
+from processes import System, folder
+
+from heimdex_status_store.database import MIGRATIONS
+
+PAGE = 1_000
+ROUNDS = 300
+TENANTS = ("default", "acme", "small")
+#: A job every 10 ms.
+APART_SECONDS = 0.01
+
+FILL = """
+INSERT INTO jobs (id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at, tenant)
+SELECT id, type, 1, 3, 0, CASE status WHEN 'completed' THEN 100 ELSE 0 END, status,
+       CASE status WHEN 'pending' THEN NULL ELSE 'indexing' END,
+       CASE status WHEN 'completed' THEN
+           '{"stages_completed": ["extracting", "analyzing", "indexing"], "total_duration_seconds": 0.012345}'::json
+       END,
+       CASE status WHEN 'failed' THEN 'The stage indexing failed on attempt 4 of 4: RuntimeError: oh' END,
+       at, at + interval '6 s', tenant
+FROM (
+    SELECT uuidv7(-make_interval(secs => n * $4::float8)) AS id,
+           $5::timestamptz - make_interval(secs => n * $4::float8) AS at,
+           CASE n % 100 WHEN 7 THEN 'sleeping' ELSE 'mock_process' END AS type,
+           CASE WHEN n <= $3 / 10 OR n > $3 - $3 / 100 THEN 'pending' WHEN n % 100 = 13 THEN 'failed'
+                ELSE 'completed' END AS status,
+           CASE WHEN n % ($3 / 100) = 0 THEN 'small' WHEN n % 100 = 50 THEN 'acme' ELSE 'default' END AS tenant
+    FROM generate_series($1::bigint, $2::bigint, -1) AS n
+) AS made
+"""
+
+
+@dataclass
+class Case:
+    """A list that is asked for."""
+
+    shown: str
+    tenant: str
+    query: dict[str, str]
+
+
+def cases(now: datetime, rows: int) -> Iterator[Case]:
+    """Every filter alone, and those that could get into each other's way."""
+
+    def ago(part: float) -> str:
+        return (now - timedelta(seconds=rows * APART_SECONDS * part)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    part = {"created_after": ago(0.7), "created_before": ago(0.5)}
+    yield Case("everything", "default", {})
+    yield Case("status=completed (behind the backlog)", "default", {"status": "completed"})
+    yield Case("status=pending (the backlog)", "default", {"status": "pending"})
+    yield Case("status=pending, behind nine tenths", "default", {"status": "pending", "created_before": ago(0.5)})
+    yield Case("status=failed (1 %)", "default", {"status": "failed"})
+    yield Case("status=canceled (none)", "default", {"status": "canceled"})
+    yield Case("type=sleeping (1 %)", "default", {"type": "sleeping"})
+    yield Case("type=sleeping, status=failed (none)", "default", {"type": "sleeping", "status": "failed"})
+    yield Case("created_before the middle", "default", {"created_before": ago(0.5)})
+    yield Case("a fifth of the time", "default", part)
+    yield Case("failed, in a fifth of the time", "default", {"status": "failed", **part})
+    yield Case("a tenant with 1 %", "acme", {})
+    yield Case("a tenant with 100 jobs", "small", {})
+
+
+class Client:
+    """One kept connection."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def page(self, case: Case, limit: int, cursor: str | None) -> tuple[float, dict[str, Any]]:
+        """Milliseconds and the answer."""
+        query = {**case.query, "limit": str(limit), **({"cursor": cursor} if cursor else {})}
+        path, headers = f"/jobs?{urlencode(query)}", {"Authorization": f"Bearer {key(case.tenant)}"}
+        began = time.perf_counter()
+        self._connection.request("GET", path, headers=headers)
+        response = self._connection.getresponse()
+        body = response.read()
+        ms = 1000 * (time.perf_counter() - began)
+        if response.status != 200:
+            raise RuntimeError(f"GET {path} answered {response.status}: {body[:200]!r}")
+        return ms, json.loads(body)
+
+
+def key(tenant: str) -> str:
+    """Good enough for a gateway that lives for some minutes."""
+    return f"key-of-{tenant}"
+
+
+def measure(client: Client, case: Case, limit: int) -> report.Figures:
+    """p50 and p99 of the first page and of the 1,000th (or the last one), and how many pages there are up to that."""
+    cursor: str | None = None
+    reached, pages = cursor, 1
+    seen = client.page(case, limit, None)[1]["jobs"]
+    while pages < PAGE:
+        cursor = client.page(case, limit, reached)[1]["next_cursor"]
+        if cursor is None:
+            break
+        reached, pages = cursor, pages + 1
+    found: dict[str, Any] = {"pages": pages, "empty": not seen}
+    # In turn, so that neither has the quieter machine.
+    times: dict[str, list[float]] = {"first": [], "last": []}
+    for _ in range(ROUNDS):
+        times["first"].append(client.page(case, limit, None)[0])
+        times["last"].append(client.page(case, limit, reached)[0])
+    return found | {name: report.spread(values) for name, values in times.items()}
+
+
+def fill(url: str, rows: int, now: datetime) -> float:
+    """Insert the rows without the index of the lists, then make it. Returns the seconds that this took."""
+    queue_state.sql(url, "DROP INDEX jobs_listed")
+    for start in range(rows, 0, -500_000):
+        queue_state.sql(url, FILL, start, max(1, start - 499_999), rows, APART_SECONDS, now)
+    queue_state.sql(url, "VACUUM ANALYZE jobs")
+    statement = next(MIGRATIONS.glob("*_up_lists.sql")).read_text()
+    began = time.monotonic()
+    queue_state.script(url, statement)
+    seconds = time.monotonic() - began
+    queue_state.sql(url, "ANALYZE jobs")
+    queue_state.sql(url, "CHECKPOINT")
+    return seconds
+
+
+def run(directory: Path, wanted: argparse.Namespace) -> report.Figures:
+    """All of it, on servers of its own."""
+    entries = [f"{tenant}:{hashlib.sha256(key(tenant).encode()).hexdigest()}" for tenant in TENANTS]
+    environ = {
+        "HEIMDEX_PIPELINES": f"heimdex_contracts.mock_process,{sleeping.__name__}",
+        "PYTHONPATH": str(Path(__file__).resolve().parent),
+        "HEIMDEX_API_KEYS": ",".join(entries),
+    }
+    found: report.Figures = {"lists": {}}
+    with System(directory, replicas=0, environ=environ) as system:
+        # It would look for the messages of all these unfinished jobs.
+        system.group.stop("status-store")
+        now = datetime.now(UTC)
+        began = time.monotonic()
+        found["index_seconds"] = fill(system.postgres.url, wanted.rows, now)
+        sizes = "SELECT pg_total_relation_size('jobs'), pg_relation_size('jobs_listed')"
+        found["table_mib"], found["index_mib"] = (
+            size / 2**20 for size in queue_state.sql(system.postgres.url, sizes)[0]
+        )
+        print(f"{wanted.rows:,} rows: made in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        client = Client(system.port)
+        for case in cases(now, wanted.rows):
+            found["lists"][case.shown] = measure(client, case, wanted.limit)
+    return found
+
+
+def show(found: report.Figures, wanted: argparse.Namespace, machine: str) -> str:
+    """The table."""
+    rows = [["", "page 1 p50", "p99", "page", "p50", "p99", "ratio of p50"]]
+    for name, each in found["lists"].items():
+        first, last, page = each["first"], each["last"], f"{each['pages']:,}"
+        shown = [f"{first['p50']:.1f} ms", f"{first['p99']:.1f} ms"]
+        if each["pages"] > 1:
+            shown += [page, f"{last['p50']:.1f} ms", f"{last['p99']:.1f} ms", f"{last['p50'] / first['p50']:.2f}"]
+        rows.append([name, *shown])
+    title = f"Pages of {wanted.limit} in {wanted.rows:,} jobs\n{machine}"
+    index = f"jobs_listed: made in {found['index_seconds']:.0f} s, {found['index_mib']:,.0f} MiB "
+    return f"{report.table(title, rows)}\n\n{index}of {found['table_mib']:,.0f}"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="how many jobs there are; at least 10,000")
+    parser.add_argument("--limit", type=int, default=50, help="how many a page has")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    wanted = parser.parse_args()
+    machine = report.machine()
+    with folder("listing") as directory:
+        found = run(directory, wanted)
+    print(show(found, wanted, machine))
+    report.save(wanted.json, {"machine": machine, **found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Lists from a real Postgres: exact for every filter, merged in order, and found without scanning what is left out."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from heimdex_gateway import database
+from heimdex_gateway.database import Database
+from heimdex_gateway.listing import STATUSES, Place, Wanted
+from heimdex_status_store.database import migrate
+
+START = datetime(2025, 10, 28, 12, tzinfo=UTC)
+TENANTS, TYPES = ("acme", "beta", "default"), ("mock_process", "other", "retired")
+
+INSERT = """
+INSERT INTO jobs (id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at, tenant)
+SELECT id, type, 1, 0, 0, CASE status WHEN 'completed' THEN 100 ELSE 0 END, status, NULL,
+       CASE status WHEN 'completed' THEN '{}'::json END, CASE status WHEN 'failed' THEN 'oh' END, at, at, tenant
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[]) AS made (id, tenant, type, status, at)
+"""
+
+#: id, tenant, type, status, created_at.
+Row = tuple[str, str, str, str, datetime]
+
+
+@pytest_asyncio.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    await migrate(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture
+async def gateway(connection: asyncpg.Connection, database_url: str) -> AsyncIterator[Database]:
+    found = Database(database_url)
+    yield found
+    await found.close()
+
+
+async def insert(connection: asyncpg.Connection, rows: list[Row]) -> None:
+    await connection.execute(INSERT, *(list(column) for column in zip(*rows, strict=True)))
+
+
+def made(random: Random, count: int) -> list[Row]:
+    """Many of them created in the same microsecond as others."""
+    return [
+        (
+            str(UUID(int=random.getrandbits(128))),
+            random.choice(TENANTS),
+            random.choice(TYPES),
+            random.choice(STATUSES),
+            START + timedelta(microseconds=random.randrange(count // 4)),
+        )
+        for _ in range(count)
+    ]
+
+
+def wanted(**fields: Any) -> Wanted:
+    nothing = dict.fromkeys(("status", "type", "created_after", "created_before", "cursor"))
+    return Wanted(**{**nothing, "limit": 50, **fields})
+
+
+def expected(rows: list[Row], tenant: str, asked: Wanted) -> list[str]:
+    checks: list[Callable[[Row], bool]] = [
+        lambda row: row[1] == tenant,
+        lambda row: asked.type in (None, row[2]),
+        lambda row: asked.status in (None, row[3]),
+        lambda row: asked.created_after is None or row[4] > asked.created_after,
+        lambda row: asked.created_before is None or row[4] < asked.created_before,
+        lambda row: asked.cursor is None or (row[4], row[0]) < (asked.cursor.created_at, asked.cursor.id),
+    ]
+    found = [row for row in rows if all(check(row) for check in checks)]
+    return [row[0] for row in sorted(found, key=lambda row: (row[4], row[0]), reverse=True)[: asked.limit + 1]]
+
+
+async def test_every_filter_and_place_gives_exactly_the_jobs_that_fit_in_order(
+    connection: asyncpg.Connection, gateway: Database
+) -> None:
+    random = Random(7)
+    rows = made(random, 600)
+    await insert(connection, rows)
+    for _ in range(400):
+        place, other = random.choice(rows), random.choice(rows)
+        moments = [None, place[4], other[4], START - timedelta(1), START + timedelta(1)]
+        asked = wanted(
+            type=random.choice([None, *TYPES, "unheard_of"]),
+            status=random.choice([None, *STATUSES]),
+            created_after=random.choice(moments),
+            created_before=random.choice(moments),
+            limit=random.choice([1, 7, 50, 1000]),
+            cursor=random.choice([None, Place(place[4], place[0]), Place(other[4], other[0])]),
+        )
+        tenant = random.choice([*TENANTS, "nobody"])
+        found = await gateway.jobs(asked, tenant)
+        assert [job.job_id for job in found] == expected(rows, tenant, asked), asked
+        assert {job.tenant for job in found} <= {tenant}
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", ()) for node in nodes(child))]
+
+
+@pytest.mark.parametrize("kinds", [database.KINDS, database.ONE_KIND])
+@pytest.mark.parametrize("statuses", [["failed"], ["completed"], list(STATUSES)])
+async def test_a_page_reads_no_more_of_a_large_table_than_its_own_places_also_by_a_generic_plan(
+    connection: asyncpg.Connection, kinds: str, statuses: list[str]
+) -> None:
+    """The newest tenth is a backlog, all of it in front of the others; one in a thousand failed."""
+    await connection.execute(
+        """
+        INSERT INTO jobs (id, type, run, step, attempt, progress, status, result, error, created_at, updated_at, tenant)
+        SELECT gen_random_uuid(), 'mock_process', 1, 0, 0, CASE status WHEN 'completed' THEN 100 ELSE 0 END, status,
+               CASE status WHEN 'completed' THEN '{}'::json END, CASE status WHEN 'failed' THEN 'oh' END,
+               now() - n * interval '1 s', now(), CASE n % 10 WHEN 3 THEN 'acme' ELSE 'default' END
+        FROM generate_series(1, 100000) AS n, LATERAL (
+            SELECT CASE WHEN n < 10000 THEN 'pending' WHEN n % 1000 = 0 THEN 'failed' ELSE 'completed' END AS status
+        ) AS made
+        """
+    )
+    await connection.execute("VACUUM ANALYZE jobs")
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    query = database.LIST.format(kinds=kinds, limit=51, columns=database.COLUMNS)
+    arguments = [
+        "default",
+        statuses,
+        database.BEGIN_OF_TIME,
+        datetime.now(UTC) - timedelta(hours=6),
+        database.FIRST_ID,
+    ]
+    arguments += ["mock_process"] if kinds == database.ONE_KIND else []
+    (row,) = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}", *arguments)
+    plan = json.loads(row[0])[0]["Plan"]
+    found = nodes(plan)
+    assert plan["Actual Rows"] == 51
+    assert not [node for node in found if node["Node Type"] == "Seq Scan"]
+    scans = [node for node in found if "Index Name" in node]
+    assert {node["Index Name"] for node in scans} == {"jobs_listed", "jobs_pkey"}
+    assert not [node for node in scans if node.get("Rows Removed by Filter")]
+    read = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    assert read < 500, "the table has thousands of pages"
+
+
+async def test_a_job_is_found_by_its_tenant_alone(connection: asyncpg.Connection, gateway: Database) -> None:
+    rows = made(Random(1), 30)
+    await insert(connection, rows)
+    for job_id, tenant, *_ in rows:
+        found = await asyncio.gather(*(gateway.job(job_id, one) for one in TENANTS))
+        assert [job is not None for job in found] == [one == tenant for one in TENANTS]

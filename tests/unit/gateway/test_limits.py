@@ -1,0 +1,106 @@
+"""How often a key may ask, by a clock that the test moves."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heimdex_gateway.limits import Limit
+from heimdex_gateway.problems import Problem
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def taken(limit: Limit, key: str = "a") -> dict[str, str] | Problem:
+    try:
+        return limit.take(key)
+    except Problem as problem:
+        return problem
+
+
+def allowed(limit: Limit, key: str = "a") -> bool:
+    return not isinstance(taken(limit, key), Problem)
+
+
+def test_as_many_as_a_second_brings_are_answered_at_once_and_then_one_after_the_other() -> None:
+    clock = Clock()
+    limit = Limit((5,), clock)
+    assert [allowed(limit) for _ in range(7)] == [True] * 5 + [False] * 2
+    clock.now += 0.2
+    assert [allowed(limit) for _ in range(2)] == [True, False]
+    clock.now += 100
+    assert [allowed(limit) for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+def test_after_silence_as_many_are_answered_at_once_as_the_second_number_says() -> None:
+    clock = Clock()
+    limit = Limit((2, 10), clock)
+    assert [allowed(limit) for _ in range(11)] == [True] * 10 + [False]
+    clock.now += 1
+    assert [allowed(limit) for _ in range(3)] == [True, True, False]
+
+
+def test_a_rate_below_one_a_second_lets_one_through() -> None:
+    clock = Clock()
+    limit = Limit((0.1,), clock)
+    assert [allowed(limit), allowed(limit)] == [True, False]
+    clock.now += 9
+    assert not allowed(limit)
+    clock.now += 1.001
+    assert allowed(limit)
+
+
+def test_keys_do_not_count_for_each_other() -> None:
+    limit = Limit((1,), Clock())
+    assert [allowed(limit, "a"), allowed(limit, "a"), allowed(limit, "b")] == [True, False, True]
+
+
+def test_the_headers_tell_what_is_left_and_when_it_is_whole_again() -> None:
+    clock = Clock()
+    limit = Limit((2, 10), clock)
+    assert limit.take("a") == {
+        "RateLimit-Limit": "10",
+        "RateLimit-Policy": "10;w=5",
+        "RateLimit-Remaining": "9",
+        "RateLimit-Reset": "1",
+    }
+    for _ in range(9):
+        last = limit.take("a")
+    assert (last["RateLimit-Remaining"], last["RateLimit-Reset"]) == ("0", "5")
+
+
+def test_who_asks_too_often_is_told_when_to_come_again() -> None:
+    limit = Limit((0.25, 2), Clock())
+    limit.take("a")
+    limit.take("a")
+    problem = taken(limit)
+    assert isinstance(problem, Problem)
+    assert problem.status == 429
+    assert problem.headers["Retry-After"] == "4"
+    assert problem.headers["RateLimit-Remaining"] == "0"
+    assert "0.25 a second" in problem.detail
+
+
+@given(
+    rate=st.floats(0.1, 1000),
+    most=st.integers(1, 500),
+    pauses=st.lists(st.floats(0, 5), min_size=1, max_size=200),
+)
+def test_never_more_than_the_rate_and_what_is_allowed_at_once_and_coming_again_when_told_helps(
+    rate: float, most: int, pauses: list[float]
+) -> None:
+    clock = Clock()
+    limit = Limit((rate, most), clock)
+    answered = 0
+    for pause in pauses:
+        clock.now += pause
+        problem = taken(limit)
+        if isinstance(problem, Problem):
+            clock.now += float(problem.headers["Retry-After"])
+            assert allowed(limit)
+        answered += 1
+    assert answered <= most + rate * (clock.now - 1000) + 1e-6
