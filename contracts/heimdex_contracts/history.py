@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
+from heimdex_contracts.callbacks import CallbackFailed, CallbackGivenUp, CallbackTold, token
 from heimdex_contracts.messages import (
     AnyJobMessage,
     AnyMessage,
@@ -17,14 +18,16 @@ from heimdex_contracts.messages import (
     Progress,
     StageRun,
 )
+from heimdex_contracts.subjects import CALLBACK_DELIVERED, CALLBACK_FAILED, CALLBACK_GIVEN_UP
 
 
 class EventRow(msgspec.Struct, frozen=True):
     """One entry; the fields are the columns of the view `job_history`, in order.
 
-    kind: attempt_failed, a Due's reason, or how the job ended. `stage`: where the job is then. The `ended_` fields,
-    `started_at` and `seconds` tell of the attempt that this event ended, where it ended one. `attempt` is 0 but for
-    attempt_failed: with `step`, it makes the entry's identity.
+    kind: attempt_failed, a Due's reason, how the job ended, or one of CALLBACK_KINDS. `stage`: where the job is then.
+    The `ended_` fields, `started_at` and `seconds` tell of the attempt that this event ended, where it ended one.
+    `attempt` is 0 but for attempt_failed, and for a callback, where it is the number of the try: with `step`, it makes
+    the entry's identity. A callback has the step of the end that it tells.
     """
 
     job_id: str
@@ -40,6 +43,15 @@ class EventRow(msgspec.Struct, frozen=True):
     seconds: float | None = None
     error: str | None = None
     delay_seconds: float | None = None
+
+
+#: After the end of a run: how each try to tell it to its `callback_url` went.
+_CALLBACK_KINDS: Final = {
+    CALLBACK_FAILED: "callback_failed",
+    CALLBACK_DELIVERED: "callback_delivered",
+    CALLBACK_GIVEN_UP: "callback_given_up",
+}
+CALLBACK_KINDS: Final = frozenset(_CALLBACK_KINDS.values())
 
 
 def event_rows(events: Iterable[AnyMessage]) -> list[EventRow]:
@@ -89,6 +101,21 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
             )
         case Canceled():
             return EventRow(**place, attempt=0, kind="canceled", at=event.at)
+
+
+def callback_row(told: CallbackTold) -> EventRow:
+    """The entry of one try to call back."""
+    return EventRow(
+        job_id=told.end.job_id,
+        step=told.end.step,
+        attempt=told.tries,
+        run=told.end.run,
+        kind=_CALLBACK_KINDS[token(told)],
+        stage=told.end.stage,
+        at=told.at,
+        error=told.error if isinstance(told, CallbackFailed | CallbackGivenUp) else None,
+        delay_seconds=told.delay_seconds if isinstance(told, CallbackFailed) else None,
+    )
 
 
 def _ended(run: StageRun | None) -> dict[str, Any]:

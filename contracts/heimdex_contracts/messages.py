@@ -60,6 +60,7 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     not_before: a job for later starts then; its first message lies on `heimdex.jobs.later.<job_id>` until that time.
     trace: the W3C traceparent of this message, for those that are fired by the server, which sends no headers.
     tenant: whose the job is; the same in each of its messages.
+    callback_url: where the job object is POSTed when the job ends.
     """
 
     job_id: JobId
@@ -75,6 +76,7 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     finished: tuple[StageRun, ...] = ()
     follows: Follows | None = None
     trace: str | None = None
+    callback_url: Text | None = None
 
 
 class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
@@ -116,6 +118,7 @@ class Canceled(JobMessage, frozen=True, kw_only=True, tag="canceled", omit_defau
     stage: Name | None = None
 
 
+End = Completed | Failed | Canceled
 AnyJobMessage = Due | Completed | Failed | Canceled
 
 
@@ -177,7 +180,7 @@ def token(message: AnyJobMessage) -> str:
 
 def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
     """The message on `heimdex.jobs.<token>.<job_id>`. Raises UnusableMessage when it is not what its subject says."""
-    message: AnyJobMessage = _decode(_jobs, payload)
+    message: AnyJobMessage = decode(_jobs, payload)
     if isinstance(message, Due) and message.not_before and subject == f"heimdex.jobs.{LATER}.{message.job_id}":
         return message
     if subject != f"heimdex.jobs.{token(message)}.{message.job_id}":
@@ -189,30 +192,32 @@ def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
 
 def decode_stored(payload: bytes) -> AnyJobMessage:
     """A job's message from where it was recorded, apart from its subject. Raises UnusableMessage."""
-    message: AnyJobMessage = _decode(_jobs, payload)
+    message: AnyJobMessage = decode(_jobs, payload)
     return message
 
 
 def decode_attempt(subject: str, payload: bytes) -> AttemptFailed:
     """The message on `heimdex.attempts.<stage>.<job_id>`. Raises UnusableMessage, as above."""
-    message = _decode(_attempts, payload)
-    _check(subject, "attempts", message.stage, message.job_id)
+    message = decode(_attempts, payload)
+    check_subject(subject, "attempts", message.stage, message.job_id)
     return message
 
 
 def decode_progress(subject: str, payload: bytes) -> Progress:
     """The message on `heimdex.progress.<stage>.<job_id>`. Raises UnusableMessage, as above."""
-    message = _decode(_progress, payload)
-    _check(subject, "progress", message.stage, message.job_id)
+    message = decode(_progress, payload)
+    check_subject(subject, "progress", message.stage, message.job_id)
     return message
 
 
-def _check(subject: str, channel: str, stage: str, job_id: str) -> None:
-    if subject != f"heimdex.{channel}.{stage}.{job_id}":
-        raise UnusableMessage(f"the payload is that of heimdex.{channel}.{stage}.{job_id}, not of {subject[:200]}")
+def check_subject(subject: str, channel: str, token: str, job_id: str) -> None:
+    """Raises UnusableMessage unless the subject is `heimdex.<channel>.<token>.<job_id>`."""
+    if subject != f"heimdex.{channel}.{token}.{job_id}":
+        raise UnusableMessage(f"the payload is that of heimdex.{channel}.{token}.{job_id}, not of {subject[:200]}")
 
 
-def _decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
+def decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
+    """Raises UnusableMessage for what this decoder cannot read."""
     if not payload:
         raise UnusableMessage("the payload is empty")
     try:

@@ -9,10 +9,13 @@ from typing import Any, Final
 JOBS: Final = "HEIMDEX_JOBS"
 ATTEMPTS: Final = "HEIMDEX_ATTEMPTS"
 PROGRESS: Final = "HEIMDEX_PROGRESS"
+CALLBACKS: Final = "HEIMDEX_CALLBACKS"
 UNUSABLE: Final = "HEIMDEX_UNUSABLE"
 IDEMPOTENCY: Final = "KV_HEIMDEX_IDEMPOTENCY"
 
 STATUS_STORE: Final = "status-store"
+#: The durable that all gateways share: it takes what is to be called back.
+GATEWAY: Final = "gateway"
 #: First token of the subjects on which the streams tell what they have stored.
 STORED: Final = "heimdex-stored"
 
@@ -22,6 +25,12 @@ CANCELED: Final = "canceled"
 LATER: Final = "later"
 #: Third tokens of `heimdex.jobs.<token>.<job_id>` that are no stage; a stage may not be called so.
 RESERVED_TOKENS: Final = frozenset({COMPLETED, FAILED, CANCELED, LATER})
+
+#: Third tokens of `heimdex.callbacks.<token>.<job_id>`. A failed try is also the next one's work.
+CALLBACK_DUE: Final = "due"
+CALLBACK_FAILED: Final = "failed"
+CALLBACK_DELIVERED: Final = "delivered"
+CALLBACK_GIVEN_UP: Final = "given-up"
 
 NANOSECOND: Final = 1_000_000_000
 
@@ -44,6 +53,11 @@ def attempt_subject(stage: str, job_id: str) -> str:
 def progress_subject(stage: str, job_id: str) -> str:
     """`heimdex.progress.<stage>.<job_id>`."""
     return f"heimdex.progress.{stage}.{job_id}"
+
+
+def callback_subject(token: str, job_id: str) -> str:
+    """`heimdex.callbacks.<token>.<job_id>`."""
+    return f"heimdex.callbacks.{token}.{job_id}"
 
 
 def unusable_subject(subject: str) -> str:
@@ -73,11 +87,15 @@ def stage_filter(stage: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A durable pull consumer. `ack_wait_seconds`: how long a silent holder keeps a message."""
+    """A durable pull consumer. `ack_wait_seconds`: how long a silent holder keeps a message.
+
+    more_subjects: what it takes beside `filter_subject`.
+    """
 
     name: str
     filter_subject: str
     ack_wait_seconds: float
+    more_subjects: tuple[str, ...] = ()
 
     def config(self) -> dict[str, Any]:
         """The consumer as JetStream's API takes it (durations in nanoseconds).
@@ -88,7 +106,7 @@ class Consumer:
         return {
             "durable_name": self.name,
             "name": self.name,
-            "filter_subject": self.filter_subject,
+            **self._filter(),
             "ack_policy": "explicit",
             "deliver_policy": "all",
             "replay_policy": "instant",
@@ -97,6 +115,11 @@ class Consumer:
             "max_ack_pending": -1,
             "max_waiting": 4096,
         }
+
+    def _filter(self) -> dict[str, Any]:
+        if self.more_subjects:
+            return {"filter_subjects": [self.filter_subject, *self.more_subjects]}
+        return {"filter_subject": self.filter_subject}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +204,26 @@ def streams(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, .
                 "duplicate_window": 2 * NANOSECOND,
             },
             (Consumer(STATUS_STORE, "heimdex.progress.*.*", store_wait),),
+        ),
+        Stream(
+            # What is owed to those who gave a callback_url, and how each try to deliver it went.
+            CALLBACKS,
+            ("heimdex.callbacks.*.*",),
+            {"retention": "interest", "storage": "file"},
+            (
+                Consumer(
+                    STATUS_STORE,
+                    callback_subject(CALLBACK_DELIVERED, "*"),
+                    store_wait,
+                    (callback_subject(CALLBACK_FAILED, "*"), callback_subject(CALLBACK_GIVEN_UP, "*")),
+                ),
+                Consumer(
+                    GATEWAY,
+                    callback_subject(CALLBACK_DUE, "*"),
+                    ack_wait_seconds,
+                    (callback_subject(CALLBACK_FAILED, "*"),),
+                ),
+            ),
         ),
         Stream(
             # Which job an idempotency key made: a key-value bucket, read with `nats kv` by its name without KV_.

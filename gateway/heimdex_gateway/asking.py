@@ -1,5 +1,6 @@
 """Reads the bodies of requests, or says what is wrong with them: 400 for what is not JSON, 422 naming the field."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -7,29 +8,31 @@ import msgspec
 
 from heimdex_contracts import messages
 from heimdex_contracts.pipelines import Pipelines
+from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.problems import Problem
 
 LARGEST_BODY_BYTES: Final = 1024 * 1024
 MOST_IN_A_BATCH: Final = 1000
 LONGEST_DELAY: Final = timedelta(days=366)
-_KEYS: Final = ("type", "fail_at_stage", "run_at", "delay_seconds")
+_KEYS: Final = ("type", "fail_at_stage", "run_at", "delay_seconds", "callback_url")
 _BATCH_KEYS: Final = ("jobs",)
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for. `not_before`: None for now."""
+    """What a caller asks for. `not_before`: None for now. `callback_url`: its host is not looked up yet."""
 
     type: str
     fail_at_stage: str | None
     not_before: datetime | None
+    callback_url: str | None = None
 
 
-def job(body: bytes, pipelines: Pipelines) -> JobRequest:
+def job(body: bytes, pipelines: Pipelines, callbacks: Acceptance) -> JobRequest:
     """The body of POST /jobs. Raises Problem."""
-    return _job(_object(body, f'{{"type": "{pipelines.types[0]}"}}'), pipelines, "")
+    return _job(_object(body, f'{{"type": "{pipelines.types[0]}"}}'), pipelines, callbacks, "")
 
 
-def jobs(body: bytes, pipelines: Pipelines) -> list[JobRequest]:
+def jobs(body: bytes, pipelines: Pipelines, callbacks: Acceptance) -> list[JobRequest]:
     """The body of POST /jobs/batch. Raises Problem, also for one job of it."""
     data = _object(body, f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}')
     _check_keys(data, _BATCH_KEYS, "")
@@ -44,11 +47,16 @@ def jobs(body: bytes, pipelines: Pipelines) -> list[JobRequest]:
         if not isinstance(entry, dict):
             name = f"jobs[{number}]"
             raise Problem(422, f"The field {name!r} must be an object, not {_kind(entry)}.", field=name)
-        found.append(_job(entry, pipelines, f"jobs[{number}]."))
+        found.append(_job(entry, pipelines, callbacks, f"jobs[{number}]."))
     return found
 
 
-def _job(data: dict[str, Any], pipelines: Pipelines, prefix: str) -> JobRequest:
+def called_back(wanted: Sequence[JobRequest]) -> list[tuple[str, str]]:
+    """Of a batch: the field and the URL of each job that has one."""
+    return [(f"jobs[{n}].callback_url", entry.callback_url) for n, entry in enumerate(wanted) if entry.callback_url]
+
+
+def _job(data: dict[str, Any], pipelines: Pipelines, callbacks: Acceptance, prefix: str) -> JobRequest:
     _check_keys(data, _KEYS, prefix)
     if "type" not in data:
         raise _wrong(prefix, "type", f"is missing; it must be one of {_and(pipelines.types)}")
@@ -60,7 +68,9 @@ def _job(data: dict[str, Any], pipelines: Pipelines, prefix: str) -> JobRequest:
     if stage is not None and stage not in pipeline.stage_names:
         allowed = _and(pipeline.stage_names)
         raise _wrong(prefix, "fail_at_stage", f"must be null or one of {allowed}, not {_shown(stage)}")
-    return JobRequest(pipeline.type, stage, _not_before(data, prefix))
+    url = data.get("callback_url")
+    url = None if url is None else callbacks.read(url, f"{prefix}callback_url")
+    return JobRequest(pipeline.type, stage, _not_before(data, prefix), url)
 
 
 def _not_before(data: dict[str, Any], prefix: str) -> datetime | None:

@@ -157,6 +157,7 @@ def _carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[
         "fail_at_stage": last.fail_at_stage,
         "follows": Follows(stored.sequence) if stored else None,
         "trace": tracing.child(last.trace),
+        "callback_url": last.callback_url,
     }
 
 

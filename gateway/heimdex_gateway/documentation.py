@@ -9,6 +9,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Example, SecurityScheme
 
 from heimdex_gateway import details, parameters
+from heimdex_gateway.callbacks import documented
 from heimdex_gateway.events import EventList
 from heimdex_gateway.listing import JobList
 from heimdex_gateway.problems import ErrorBody
@@ -257,6 +258,7 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
             if operation["operationId"] not in {"submitJob", "submitJobs"}:
                 operation["responses"].pop("400", None)
     details.add(document)
+    documented.add(document)
     return document
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
-from heimdex_contracts.history import EventRow, event_row
+from heimdex_contracts.history import CALLBACK_KINDS, EventRow, event_row
 from heimdex_contracts.lifecycle import TERMINAL
 from heimdex_contracts.messages import Progress
 from heimdex_contracts.runtime.broker import JetStreamError
@@ -135,6 +135,8 @@ async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterato
             if sent not in {(row.step, row.attempt) for row in past}:
                 sent = (-1, -1)  # an id of another job, or of a history that was lost: begin anew
             for row in past:
+                if row.kind in CALLBACK_KINDS:
+                    continue  # the stream tells of the job, and ends with its end
                 key = (row.step, row.attempt)
                 ended = row.kind in TERMINAL
                 if key > sent:

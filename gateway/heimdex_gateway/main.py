@@ -15,6 +15,11 @@ from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_gateway.app import create_app
+from heimdex_gateway.callbacks.accepting import Acceptance
+from heimdex_gateway.callbacks.allowed import Allowed
+from heimdex_gateway.callbacks.delivering import MOST_AT_ONCE, Deliverer
+from heimdex_gateway.callbacks.posting import Poster
+from heimdex_gateway.callbacks.resolving import Resolver
 from heimdex_gateway.database import Database
 from heimdex_gateway.doors import Doors
 from heimdex_gateway.room import Room
@@ -63,6 +68,11 @@ async def serve(running: Process, listener: socket.socket) -> None:
     found, broker, log = running.settings, running.broker, running.log
     known = pipelines.load(found.pipelines)
     topology = Topology(broker, subjects.streams(known.stage_names, found.ack_wait_seconds), found.stream_replicas, log)
+    resolver, allowed = Resolver(), Allowed(found.callback_allow)
+    deliverer: Deliverer | None = None
+    if found.callback_secret is not None:
+        poster = Poster(found.callback_secret, allowed, resolver, MOST_AT_ONCE)
+        deliverer = Deliverer(running, topology, poster)
     gateway = Gateway(
         broker=broker,
         topology=topology,
@@ -71,6 +81,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         pipelines=known,
         watches=Watches(broker),
         doors=Doors.of(found),
+        callbacks=Acceptance(deliverer is not None, allowed, resolver),
         room=Room(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
     )
@@ -95,6 +106,8 @@ async def serve(running: Process, listener: socket.socket) -> None:
         broker.on_reconnect.insert(0, topology.ensure)
         await topology.ensure()
         await micro.register(broker.nc, NAME, "the HTTP API", counters)
+        if deliverer is not None:
+            await deliverer.start()
         log.info("ready")
 
     broker.nc.patience = lambda: PATIENCE_SECONDS if broker.nc.asking >= BUSY else 0.0
@@ -113,6 +126,9 @@ async def serve(running: Process, listener: socket.socket) -> None:
     log.info("stopping")
     gateway.watches.interrupt()
     server.should_exit = True
+    if deliverer is not None:
+        await deliverer.stop(running.stop_by() - 1)
     await serving
     connecting.cancel()
     await gateway.database.close()
+    resolver.close()

@@ -7,6 +7,7 @@ from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
 from heimdex_gateway import listing
 from heimdex_gateway.asking import LONGEST_DELAY, MOST_IN_A_BATCH
+from heimdex_gateway.callbacks import documented
 
 _TYPES: list[str] = []
 _STAGES: list[str] = []
@@ -47,6 +48,7 @@ def job_schema() -> Schema:
                 one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=LONGEST_DELAY.total_seconds()), null],
                 description="not before so many seconds from now; excludes run_at",
             ),
+            "callback_url": documented.url_schema(),
         },
     )
 
@@ -71,6 +73,10 @@ class SubmitOperation(Operation):
                     value={"type": "mock_process", "fail_at_stage": "analyzing"},
                 ),
                 "later": Example(summary="starts in a minute", value={"type": "mock_process", "delay_seconds": 60}),
+                "called_back": Example(
+                    summary="tells its end to a URL",
+                    value={"type": "mock_process", "callback_url": documented.EXAMPLE_URL},
+                ),
             },
         )
 

@@ -6,6 +6,7 @@ from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.topology import Topology
+from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.database import Database
 from heimdex_gateway.doors import Doors
 from heimdex_gateway.reads import Reads
@@ -27,6 +28,7 @@ class Gateway:
     room: Room
     watches: Watches
     doors: Doors
+    callbacks: Acceptance
     reads: Reads = field(init=False)
 
     def __post_init__(self) -> None:

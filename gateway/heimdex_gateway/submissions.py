@@ -29,6 +29,7 @@ def new_job(gateway: Gateway, tenant: str, request: JobRequest, traceparent: str
         stage=gateway.pipelines.by_type[request.type].first_stage,
         reason="submitted",
         trace=tracing.start(traceparent),
+        callback_url=request.callback_url,
     )
 
 

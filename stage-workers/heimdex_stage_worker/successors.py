@@ -38,6 +38,7 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
         "finished": due.finished,
         "follows": Follows(held.sequence, held.ack),
         "trace": tracing.child(due.trace),
+        "callback_url": due.callback_url,
     }
 
 

@@ -51,7 +51,10 @@ WITH incoming AS (
         result = EXCLUDED.result,
         error = EXCLUDED.error,
         updated_at = GREATEST(old.updated_at, EXCLUDED.updated_at),
-        message = CASE WHEN EXCLUDED.status <> 'completed' THEN COALESCE(EXCLUDED.message, old.message) END
+        message = CASE
+            WHEN EXCLUDED.status = 'completed' THEN EXCLUDED.message
+            ELSE COALESCE(EXCLUDED.message, old.message)
+        END
     WHERE (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) > (old.step, old.attempt, old.progress)
         -- A tick that only tells that the stage is still at it.
         OR (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) = (old.step, old.attempt, old.progress)
@@ -91,19 +94,49 @@ def _job_columns(rows: Sequence[JobRow]) -> list[list[Any]]:
         [row.job.error for row in rows],
         [row.job.created_at for row in rows],
         [row.job.updated_at for row in rows],
-        [_kept(row) for row in rows],
+        [None if row.message is None else row.message.decode() for row in rows],
         [row.only_ticks for row in rows],
     ]
 
 
-def _kept(row: JobRow) -> str | None:
-    if row.message is None or row.job.status == "completed":
-        return None
-    return row.message.decode()
-
-
 def _event_columns(rows: Sequence[EventRow]) -> list[list[Any]]:
     return [[getattr(row, name) for row in rows] for name in EventRow.__struct_fields__]
+
+
+#: How tries to call back went. A job that was forgotten meanwhile gets no history any more.
+RECORD_CALLBACKS: Final = """
+INSERT INTO job_events (job_id, step, attempt, run, kind, stage, at,
+                        ended_stage, ended_attempt, started_at, seconds, error, delay_seconds)
+SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::text[], $6::text[], $7::timestamptz[],
+                     $8::text[], $9::int[], $10::timestamptz[], $11::float8[], $12::text[], $13::float8[])
+    AS new (job_id, step, attempt, run, kind, stage, at,
+            ended_stage, ended_attempt, started_at, seconds, error, delay_seconds)
+WHERE EXISTS (SELECT FROM jobs WHERE jobs.id = new.job_id)
+ON CONFLICT DO NOTHING
+"""
+
+
+async def record_callbacks(connection: asyncpg.Connection, events: Sequence[EventRow]) -> None:
+    """Add to the histories of their jobs; nothing else of a job changes by a callback."""
+    await connection.execute(RECORD_CALLBACKS, *_event_columns(events))
+
+
+#: The ended jobs whose callback has had no last word, with the message that ended each, and the tries so far.
+OWED: Final = """
+SELECT id::text, message::text,
+       COALESCE((SELECT max(attempt) FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step), 0)
+FROM jobs
+WHERE status IN ('completed', 'failed', 'canceled') AND message->>'callback_url' IS NOT NULL
+  AND ($1::uuid IS NULL OR id > $1)
+  AND NOT EXISTS (SELECT FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step
+                  AND kind IN ('callback_delivered', 'callback_given_up'))
+ORDER BY id LIMIT $2
+"""
+
+
+async def owed(connection: asyncpg.Connection, after: str | None, limit: int) -> list[tuple[str, str, int]]:
+    """The next page after this job id (None: the first): job id, message as JSON, tries. Reads the whole table."""
+    return [tuple(row) for row in await connection.fetch(OWED, after, limit)]
 
 
 class Unfinished(msgspec.Struct, frozen=True):

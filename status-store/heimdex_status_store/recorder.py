@@ -7,15 +7,16 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
 
 import asyncpg
 
-from heimdex_contracts import messages, subjects
+from heimdex_contracts import callbacks, messages, subjects
+from heimdex_contracts.callbacks import CallbackMessage, CallbackTold
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
-from heimdex_contracts.history import event_rows
-from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
+from heimdex_contracts.history import callback_row, event_rows
+from heimdex_contracts.messages import AnyMessage, AttemptFailed, End, Progress
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
@@ -26,6 +27,8 @@ from heimdex_contracts.runtime.topology import Topology
 from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
+from heimdex_status_store.owed import AGAIN_SECONDS, Owed, is_owed
+from heimdex_status_store.queries import Recorded
 from heimdex_status_store.rows import job_rows
 
 #: One statement's worth. Larger batches gain little and make one bad message cost more.
@@ -40,25 +43,27 @@ _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\
 
 #: A tick that came before its hand-over comes again after this pause, but not for ever: it may be a stranger's.
 _AGAIN: Final = b'-NAK {"delay": %d}' % (subjects.NANOSECOND // 10)
+#: An end whose callback could not be stored.
+_LATER: Final = b'-NAK {"delay": %d}' % round(AGAIN_SECONDS * subjects.NANOSECOND)
 MOST_DELIVERIES_OF_A_TICK: Final = 100
 
 #: What the events of a batch may cause; anything else is a defect of ours, and must not cost an event.
 UNRECORDABLE: Final = (asyncpg.PostgresError, ValueError, TypeError, OverflowError, RecursionError)
 
-Decode = Callable[[str, bytes], AnyMessage]
+Decode = Callable[[str, bytes], AnyMessage | CallbackTold]
 
 
 class _Held:
     __slots__ = ("event", "msg", "puller")
 
-    def __init__(self, event: AnyMessage, msg: Delivered, puller: Puller) -> None:
+    def __init__(self, event: AnyMessage | CallbackTold, msg: Delivered, puller: Puller) -> None:
         self.event = event
         self.msg = msg
         self.puller = puller
 
 
 class Recorder:
-    """Takes from the three streams, writes to one database."""
+    """Takes from the streams of events, writes to one database."""
 
     def __init__(
         self,
@@ -82,11 +87,13 @@ class Recorder:
         self._waiting: list[_Held] = []
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._owed = Owed(broker, log)
         self._asides: set[asyncio.Task[None]] = set()
         self._pullers: list[Puller] = [
             self._puller(subjects.JOBS, messages.decode_job),
             self._puller(subjects.ATTEMPTS, messages.decode_attempt),
             self._puller(subjects.PROGRESS, messages.decode_progress),
+            self._puller(subjects.CALLBACKS, callbacks.decode_told),
         ]
 
     async def start(self) -> None:
@@ -146,7 +153,10 @@ class Recorder:
             finally:
                 puller.release()
 
-        task = asyncio.create_task(aside())
+        self._beside(aside())
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._asides.add(task)
         task.add_done_callback(self._asides.discard)
 
@@ -157,9 +167,7 @@ class Recorder:
             began = time.monotonic_ns()
             events = [held.event for held in batch]
             try:
-                recorded = await self._database.run(
-                    lambda connection: queries.record(connection, job_rows(events), event_rows(events))  # noqa: B023
-                )
+                recorded = await self._database.run(lambda connection: _write(connection, events))  # noqa: B023
             except OUTAGE:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
@@ -187,28 +195,51 @@ class Recorder:
     async def _acknowledge(self, batch: list[_Held], early: frozenset[str]) -> None:
         if not self._topology.ready.is_set():
             # Not while the broker is away: it may come back with streams that know these sequences by other messages.
-            await asyncio.wait(
-                {asyncio.ensure_future(self._topology.ready.wait()), asyncio.ensure_future(self._stopping.wait())},
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await self._until_ready()
         done: dict[Puller, int] = {}
         for held in batch:
-            self._leases.remove(held.msg.reply)
-            # Where it cannot be answered it comes back, and its record changes nothing.
-            with contextlib.suppress(BrokerUnavailable):
-                self._answer(held, early)
+            self._acknowledge_predecessor(held.event)
+            if is_owed(held.event):
+                # In nobody's way: a stream that takes no callbacks must not hold up what has none.
+                self._beside(self._owe(held, held.event))
+                continue
+            self._answer(held, _AGAIN if self._comes_again(held, early) else b"+ACK")
             done[held.puller] = done.get(held.puller, 0) + 1
         for puller, count in done.items():
             puller.release(count)
 
-    def _answer(self, held: _Held, early: frozenset[str]) -> None:
-        event, send = held.event, self._broker.send
-        predecessor = None if isinstance(event, (Progress, AttemptFailed)) else event.follows
+    def _acknowledge_predecessor(self, event: AnyMessage | CallbackTold) -> None:
+        """First, for a worker killed between its publish and its ack (messages.Follows)."""
+        predecessor = None if isinstance(event, (Progress, AttemptFailed, CallbackMessage)) else event.follows
         if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack) and self._topology.is_current(predecessor.ack):
-            # First the predecessor, for a worker killed between its publish and its ack (messages.Follows).
-            send(predecessor.ack, b"+ACK")
+            with contextlib.suppress(BrokerUnavailable):
+                self._broker.send(predecessor.ack, b"+ACK")
+
+    def _answer(self, held: _Held, answer: bytes) -> None:
+        self._leases.remove(held.msg.reply)
         if self._topology.is_current_place(held.msg.place):
-            send(held.msg.reply, _AGAIN if self._comes_again(held, early) else b"+ACK")
+            # Where it cannot be answered it comes back, and its record changes nothing.
+            with contextlib.suppress(BrokerUnavailable):
+                self._broker.send(held.msg.reply, answer)
+
+    async def _owe(self, held: _Held, end: End) -> None:
+        """Acknowledge the end of a job once its callback is due; otherwise it comes again, and with it the callback."""
+        try:
+            await self._until_ready()
+            stored = not self._stopping.is_set() and await self._owed.publish(end)
+            self._answer(held, b"+ACK" if stored else _LATER)
+        finally:
+            self._leases.remove(held.msg.reply)
+            held.puller.release()
+
+    async def _until_ready(self) -> None:
+        """Until the streams are there, or the store is told to stop."""
+        if self._topology.ready.is_set():
+            return
+        waits = {asyncio.ensure_future(self._topology.ready.wait()), asyncio.ensure_future(self._stopping.wait())}
+        _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in left:
+            wait.cancel()
 
     @staticmethod
     def _comes_again(held: _Held, early: frozenset[str]) -> bool:
@@ -216,3 +247,14 @@ class Recorder:
         if not early or not isinstance(held.event, Progress) or held.event.job_id not in early:
             return False
         return held.msg.place.num_delivered < MOST_DELIVERIES_OF_A_TICK
+
+
+async def _write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackTold]) -> Recorded:
+    """One batch. What was called back belongs to the history alone."""
+    of_jobs = [event for event in events if not isinstance(event, CallbackMessage)]
+    if len(of_jobs) < len(events):
+        told = [callback_row(event) for event in events if isinstance(event, CallbackMessage)]
+        await queries.record_callbacks(connection, told)
+        if not of_jobs:
+            return Recorded(0, frozenset())
+    return await queries.record(connection, job_rows(of_jobs), event_rows(of_jobs))

@@ -10,12 +10,17 @@ from heimdex_contracts.messages import (
     AnyJobMessage,
     AnyMessage,
     AttemptFailed,
+    Completed,
     Progress,
 )
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A job's merged snapshot, its newest message on HEIMDEX_JOBS in this batch, and whether ticks are all there is."""
+    """A job's merged snapshot, the message that is kept with it, and whether ticks are all there is.
+
+    message: its newest on HEIMDEX_JOBS in this batch; None where there is none, or where nobody will ask for it: a
+    completed job's is kept for its `callback_url` alone.
+    """
 
     job: Snapshot
     message: bytes | None
@@ -38,7 +43,10 @@ def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
             found[event.job_id] = JobRow(seen, None, tick)
         else:
             found[event.job_id] = JobRow(lifecycle.merge(row.job, seen), None, tick and row.only_ticks)
-    return [
-        msgspec.structs.replace(found[job_id], message=messages.encode(newest[job_id]) if job_id in newest else None)
-        for job_id in sorted(found)
-    ]
+    return [msgspec.structs.replace(found[job_id], message=_kept(newest.get(job_id))) for job_id in sorted(found)]
+
+
+def _kept(newest: AnyJobMessage | None) -> bytes | None:
+    if newest is None or (isinstance(newest, Completed) and newest.callback_url is None):
+        return None
+    return messages.encode(newest)

@@ -19,6 +19,7 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.publishing import Publisher, Refused
 from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
+from heimdex_status_store.owed import Owed
 from heimdex_status_store.queries import Unfinished
 from heimdex_status_store.rows import job_rows
 
@@ -39,6 +40,7 @@ class Sweep:
         self._database = database
         self._publisher = publisher
         self._log = log
+        self._owed = Owed(broker, log)
         self._after: str | None = None
 
     async def run(self) -> None:
@@ -68,6 +70,8 @@ class Sweep:
                 left += missed
                 if after is None:
                     break
+            if seen is not None:  # a new database owes nothing
+                left += await self._owed.restore(self._database)
             if not left:  # otherwise look again: the mark stays away
                 await self._database.run(lambda connection: queries.mark_stream_seen(connection, created))
         else:

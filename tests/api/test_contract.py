@@ -12,6 +12,7 @@ import pytest
 
 from tests.harness.api import Api
 from tests.harness.keys import KEYS, entries
+from tests.harness.receiver import SECRET
 from tests.harness.services import ROOT, System
 from tests.harness.waiting import eventually
 
@@ -22,6 +23,7 @@ CONFIG = Path(__file__).parent / "contract" / "schemathesis.toml"
 
 @pytest.fixture
 async def served(system: System) -> System:
+    system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.1"}
     system.start_all()
     await system.ready()
     return system
@@ -108,6 +110,18 @@ async def test_every_answer_of_every_operation_on_jobs_has_an_example(served: Sy
             for status, answer in operation["responses"].items():
                 media = answer["content"]["application/json"]
                 assert media.get("examples"), f"{method} {path} {status}"
+
+
+async def test_the_document_describes_what_is_sent_to_a_callback_url(served: System, api: Api) -> None:
+    found = await document(api)
+    submit = found["paths"]["/jobs"]["post"]
+    (operation,) = [path["post"] for path in submit["callbacks"]["jobEnded"].values()]
+    assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobObject")
+    headers = [parameter["name"] for parameter in operation["parameters"]]
+    assert headers == ["webhook-id", "webhook-timestamp", "webhook-signature"]
+    assert "callback_url" in found["components"]["schemas"]["JobRequest"]["properties"]
+    examples = submit["requestBody"]["content"]["application/json"]["examples"]
+    assert any("callback_url" in example["value"] for example in examples.values())
 
 
 async def test_a_client_generated_from_the_document_submits_a_job_and_gets_it(

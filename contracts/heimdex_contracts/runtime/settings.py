@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.runtime import callback_settings
 
 PREFIX: Final = "HEIMDEX_"
 
@@ -52,6 +53,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[Origin, ...] = ()
     #: A file touched every few seconds while the process is connected to what it needs; for container health checks.
     health_file: str | None = None
+    #: Signs what is POSTed to a job's callback_url; None: callbacks are not enabled.
+    callback_secret: str | None = None
+    #: Host names, addresses and networks that may be called although they are not public.
+    callback_allow: tuple[str, ...] = ()
 
     @property
     def nats_servers(self) -> list[str]:
@@ -59,9 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
 
-_LISTS: Final = {"retry_backoff_seconds", "pipelines", "api_keys", "rate_limit", "cors_origins"}
+_LISTS: Final = {"retry_backoff_seconds", "pipelines", "api_keys", "rate_limit", "cors_origins", "callback_allow"}
 #: Never shown, not even when they cannot be used: somebody may have put the key itself there.
-_SECRET: Final = {"api_keys"}
+_SECRETS: Final = {"api_keys", "callback_secret"}
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 _WHAT: Final[dict[str, str]] = {
@@ -81,6 +86,8 @@ _WHAT: Final[dict[str, str]] = {
     "api_keys": "entries <tenant>:<SHA-256 of the key in hex>, separated by commas (`heimdex key TENANT` makes one)",
     "rate_limit": "requests a second, such as 50; or with the most at once after silence, such as 50,200",
     "cors_origins": "origins such as https://app.example.com (no path, no slash at the end), separated by commas, or *",
+    "callback_secret": "whsec_ followed by the base64 of 24 to 64 random bytes",
+    "callback_allow": "host names, addresses or networks such as 10.0.0.0/8, separated by commas",
 }
 
 
@@ -111,11 +118,16 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         raise _unusable("rate_limit", environ[f"{PREFIX}RATE_LIMIT"])
     if not _is_database_url(settings.database_url):
         raise _unusable("database_url", settings.database_url)
+    if settings.callback_secret is not None and not callback_settings.is_secret(settings.callback_secret):
+        raise _unusable("callback_secret", settings.callback_secret)
+    for entry in settings.callback_allow:
+        if not callback_settings.is_allowance(entry):
+            raise _unusable("callback_allow", entry)
     return settings
 
 
 def _unusable(field: str, text: str) -> SettingsError:
-    if field in _SECRET:
+    if field in _SECRETS:
         return SettingsError(f"{PREFIX}{field.upper()} cannot be used: it must be {_WHAT[field]}.")
     shown = re.sub(r"//[^@/]*@", "//***@", text)  # a password does not belong in a log
     return SettingsError(f"{PREFIX}{field.upper()} is {shown!r}, but must be {_WHAT.get(field, 'text')}.")

@@ -66,7 +66,10 @@ async def submit_job(
     """Answers 202 only after the job is stored; from then on it is never lost."""
     gateway = gateway_of(request)
     body = await json_body(request)
-    job = new_job(gateway, tenant_of(request), asking.job(body, gateway.pipelines), traceparent)
+    wanted = asking.job(body, gateway.pipelines, gateway.callbacks)
+    if wanted.callback_url is not None:
+        await gateway.callbacks.look_up([("callback_url", wanted.callback_url)])
+    job = new_job(gateway, tenant_of(request), wanted, traceparent)
     key = idempotency.read_key(idempotency_key)
     if key is None:
         await in_time(submit(gateway, job))
@@ -89,7 +92,9 @@ async def submit_job(
 async def submit_jobs(request: AnyRequest, traceparent: Traceparent = None) -> Response[bytes]:
     """Answers 202 only after all of them are stored; else none of them runs."""
     gateway = gateway_of(request)
-    wanted = asking.jobs(await json_body(request), gateway.pipelines)
+    wanted = asking.jobs(await json_body(request), gateway.pipelines, gateway.callbacks)
+    if called_back := asking.called_back(wanted):
+        await gateway.callbacks.look_up(called_back)
     trace = tracing.start(traceparent) if traceparent else None
     tenant = tenant_of(request)
     jobs = [new_job(gateway, tenant, entry, trace) for entry in wanted]

@@ -77,6 +77,21 @@ BAD = [
             "https://a,b",
         )
     ),
+    ("HEIMDEX_CALLBACK_SECRET", "dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU="),
+    ("HEIMDEX_CALLBACK_SECRET", "whsec_"),
+    ("HEIMDEX_CALLBACK_SECRET", "whsec_c2hvcnQ="),
+    ("HEIMDEX_CALLBACK_SECRET", "whsec_" + "QUFB" * 22),
+    ("HEIMDEX_CALLBACK_SECRET", "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU"),
+    ("HEIMDEX_CALLBACK_SECRET", "whsec_dGhlIHNlY3JldCBvZiB0aGU gdGVzdHMgYWxvbmU="),
+    ("HEIMDEX_CALLBACK_SECRET", "whsec_\u00fcber"),
+    ("HEIMDEX_CALLBACK_ALLOW", "10.0.0.0/33"),
+    ("HEIMDEX_CALLBACK_ALLOW", "10.0.0.1/8"),
+    ("HEIMDEX_CALLBACK_ALLOW", "localhost,10.0.0"),
+    ("HEIMDEX_CALLBACK_ALLOW", "*"),
+    ("HEIMDEX_CALLBACK_ALLOW", "*.corp"),
+    ("HEIMDEX_CALLBACK_ALLOW", "http://localhost"),
+    ("HEIMDEX_CALLBACK_ALLOW", "localhost:8080"),
+    ("HEIMDEX_CALLBACK_ALLOW", "localhost 10.0.0.0/8"),
 ]
 
 
@@ -130,11 +145,13 @@ def test_good_values_are_read() -> None:
             "HEIMDEX_API_KEYS": f"acme:{DIGEST}, b.e-t_a:{DIGEST[::-1]},acme:{'AB' * 32}",
             "HEIMDEX_RATE_LIMIT": "0.5, 20",
             "HEIMDEX_CORS_ORIGINS": "https://app.example.com,http://localhost:3000, http://[::1]:3000",
+            "HEIMDEX_CALLBACK_SECRET": "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=",
         }
     )
     assert found.api_keys == (f"acme:{DIGEST}", f"b.e-t_a:{DIGEST[::-1]}", f"acme:{'AB' * 32}")
     assert found.rate_limit == (0.5, 20)
     assert found.cors_origins == ("https://app.example.com", "http://localhost:3000", "http://[::1]:3000")
+    assert found.callback_secret == "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU="
     assert found.nats_servers == ["nats://user:secret@a:4222", "nats://b:4222"]
     assert found.retry_backoff_seconds == (0.5, 1.0, 2.0)
     assert (found.port, found.mock_time_scale, found.ack_wait_seconds) == (9000, 0, 1.5)
@@ -145,6 +162,17 @@ def test_a_refused_url_does_not_show_its_password() -> None:
     with pytest.raises(SettingsError) as caught:
         settings.read({"HEIMDEX_DATABASE_URL": "mysql://heimdex:s3cret@localhost/heimdex"})
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_refused_secret_is_not_shown() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.read({"HEIMDEX_CALLBACK_SECRET": "whsec_c2hvcnQ="})
+    assert "c2hvcnQ" not in str(caught.value)
+
+
+def test_who_may_be_called_back_is_a_list_of_names_addresses_and_networks() -> None:
+    found = settings.read({"HEIMDEX_CALLBACK_ALLOW": "10.0.0.0/8, LocalHost,::1 ,192.168.1.7,hooks.corp"})
+    assert found.callback_allow == ("10.0.0.0/8", "LocalHost", "::1", "192.168.1.7", "hooks.corp")
 
 
 def test_variables_of_others_are_left_alone() -> None:

@@ -11,6 +11,7 @@ def test_subjects_are_spelled_as_documented() -> None:
     assert subjects.attempt_subject("analyzing", "some-id") == "heimdex.attempts.analyzing.some-id"
     assert subjects.progress_subject("analyzing", "some-id") == "heimdex.progress.analyzing.some-id"
     assert subjects.unusable_subject("heimdex.jobs.analyzing.some-id") == "heimdex.unusable.jobs.analyzing.some-id"
+    assert subjects.callback_subject("given-up", "some-id") == "heimdex.callbacks.given-up.some-id"
     assert subjects.job_filter("some-id") == "heimdex.jobs.*.some-id"
     assert (subjects.COMPLETED, subjects.FAILED, subjects.CANCELED, subjects.LATER) == (
         "completed",
@@ -21,7 +22,7 @@ def test_subjects_are_spelled_as_documented() -> None:
 
 
 def test_the_streams_are_the_documented_ones() -> None:
-    of_jobs = {"HEIMDEX_JOBS", "HEIMDEX_ATTEMPTS", "HEIMDEX_PROGRESS", "HEIMDEX_UNUSABLE"}
+    of_jobs = {"HEIMDEX_JOBS", "HEIMDEX_ATTEMPTS", "HEIMDEX_PROGRESS", "HEIMDEX_CALLBACKS", "HEIMDEX_UNUSABLE"}
     assert set(STREAMS) == {*of_jobs, "KV_HEIMDEX_IDEMPOTENCY"}
     assert STREAMS["HEIMDEX_JOBS"].config(3)["retention"] == "interest"
     assert STREAMS["HEIMDEX_JOBS"].config(3)["num_replicas"] == 3
@@ -33,6 +34,16 @@ def test_each_stage_has_a_durable_of_its_name_the_status_store_takes_all_and_one
     durables = {consumer.name: consumer.filter_subject for consumer in STREAMS["HEIMDEX_JOBS"].consumers}
     stages = {stage: f"heimdex.jobs.{stage}.*" for stage in STAGES}
     assert durables == {"status-store": "heimdex.jobs.*.*", "later": "heimdex.jobs.later.*", **stages}
+
+
+def test_a_failed_callback_is_a_fact_for_the_status_store_and_the_next_trys_work_for_the_gateways() -> None:
+    filters = {
+        consumer.name: consumer.config()["filter_subjects"] for consumer in STREAMS["HEIMDEX_CALLBACKS"].consumers
+    }
+    assert {name: {subject.split(".")[2] for subject in found} for name, found in filters.items()} == {
+        "gateway": {"due", "failed"},
+        "status-store": {"failed", "delivered", "given-up"},
+    }
 
 
 def test_no_durable_gives_up_or_stalls_on_jobs_in_back_off() -> None:

@@ -13,16 +13,20 @@ from hypothesis import strategies as st
 from heimdex_contracts import pipelines
 from heimdex_contracts.lifecycle import snapshot
 from heimdex_gateway.asking import job as job_request
+from heimdex_gateway.callbacks.accepting import Acceptance
+from heimdex_gateway.callbacks.allowed import Allowed
+from heimdex_gateway.callbacks.resolving import Resolver
 from heimdex_gateway.problems import Problem, answer
 from heimdex_gateway.schemas import job_object, moment
 from tests.harness.histories import Writer, due
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
+NO_CALLBACKS = Acceptance(False, Allowed(), Resolver())
 
 
 def refused(body: bytes) -> Problem:
     with pytest.raises(Problem) as caught:
-        job_request(body, KNOWN)
+        job_request(body, KNOWN, NO_CALLBACKS)
     return caught.value
 
 
@@ -35,7 +39,7 @@ def refused(body: bytes) -> Problem:
     ],
 )
 def test_a_job_request_is_read(body: bytes, stage: str | None) -> None:
-    wanted = job_request(body, KNOWN)
+    wanted = job_request(body, KNOWN, NO_CALLBACKS)
     assert (wanted.type, wanted.fail_at_stage) == ("mock_process", stage)
 
 

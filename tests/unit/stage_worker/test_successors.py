@@ -96,6 +96,14 @@ def test_a_job_handed_back_before_anything_was_run_is_still_pending() -> None:
     assert snapshot(handed_back(job, ended(job, percent=0))).status == "processing"
 
 
+def test_every_successor_knows_whom_to_call_back() -> None:
+    job = due(callback_url="https://shop.example/hooks")
+    held = ended(job)
+    for following in (completed_or_next(job, PIPELINE, held), failed(job, held, "oh"), handed_back(job, held)):
+        assert following.callback_url == "https://shop.example/hooks"
+    assert b"callback" not in messages.encode(handed_back(due(), held)), "a job without one pays nothing"
+
+
 def test_every_successor_outranks_its_predecessor_and_its_ticks() -> None:
     job = due(started=True)
     tick = messages.Progress(

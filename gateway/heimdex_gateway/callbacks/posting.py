@@ -1,0 +1,133 @@
+"""Makes one try: a signed POST of the job object, and what came of it. Follows no redirect and asks no proxy."""
+
+import asyncio
+import ssl
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final
+
+import httpcore
+import msgspec
+from standardwebhooks import Webhook
+
+from heimdex_contracts import lifecycle
+from heimdex_contracts.messages import End
+from heimdex_contracts.runtime import micro
+from heimdex_gateway.callbacks.allowed import Allowed, Forbidden
+from heimdex_gateway.callbacks.connecting import CheckedBackend
+from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
+from heimdex_gateway.callbacks.urls import Receiver
+from heimdex_gateway.schemas import job_object
+
+#: For all of a try: the look-up, the connection, the answer.
+TIMEOUT_SECONDS: Final = 15.0
+CONNECT_SECONDS: Final = 10.0
+#: So much of an answer's body is read, and thrown away, for a receiver that would take a sudden end for an error.
+MOST_READ_BYTES: Final = 4096
+READ_SECONDS: Final = 1.0
+GONE: Final = 410
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What came of a try. error: None where it was taken; final: the receiver wants no other try."""
+
+    error: str | None = None
+    final: bool = False
+
+
+def webhook_id(end: End) -> str:
+    """One for each end of each job, the same on every try: how a receiver knows a repeat."""
+    return f"{end.job_id}-{end.step}"
+
+
+def body_of(end: End) -> bytes:
+    """The eight-key job object, as it was at this end."""
+    return msgspec.json.encode(job_object(lifecycle.snapshot(end)))
+
+
+class Poster:
+    """Of one gateway. `secret`: `whsec_` and base64."""
+
+    def __init__(self, secret: str, allowed: Allowed, resolver: Resolver, most_at_once: int) -> None:
+        self._webhook = Webhook(secret)
+        self._agent = f"heimdex/{micro.package_version()}"
+        trusted = httpcore.default_ssl_context()
+        # Beside the usual authorities those of this machine, and of SSL_CERT_FILE.
+        trusted.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        # Each call has a connection of its own: one that was kept may have been closed by the other side meanwhile.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=trusted,
+            max_connections=most_at_once,
+            max_keepalive_connections=0,
+            network_backend=CheckedBackend(allowed, resolver),
+        )
+
+    async def post(self, receiver: Receiver, end: End) -> Answer:
+        """One try, within TIMEOUT_SECONDS."""
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                return await self._post(receiver, end)
+        except (TimeoutError, httpcore.TimeoutException):
+            return Answer(f"The receiver did not answer within {TIMEOUT_SECONDS:g} s.")
+        except Forbidden as error:
+            return Answer(f"The callback_url {error}.")
+        except Unresolved as error:
+            return Answer(f"The receiver cannot be reached: {error}.")
+        except (httpcore.NetworkError, ssl.SSLError) as error:
+            return Answer(f"The receiver cannot be reached: {_said(error)}.")
+        except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
+            return Answer(f"The receiver did not answer in HTTP: {_said(error)}.")
+
+    async def close(self) -> None:
+        """Drop what is open."""
+        await self._pool.aclose()
+
+    async def _post(self, receiver: Receiver, end: End) -> Answer:
+        body = body_of(end)
+        url = httpcore.URL(
+            scheme=receiver.scheme, host=receiver.host, port=receiver.port, target=receiver.target.encode()
+        )
+        timeouts = {"connect": CONNECT_SECONDS, "read": TIMEOUT_SECONDS, "write": TIMEOUT_SECONDS, "pool": 1.0}
+        headers = self._headers(receiver, webhook_id(end), body)
+        extensions = {"timeout": timeouts}
+        async with self._pool.stream("POST", url, headers=headers, content=body, extensions=extensions) as response:
+            answer = _judged(response.status)
+            with suppress(TimeoutError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
+                async with asyncio.timeout(READ_SECONDS):
+                    read = 0
+                    async for chunk in response.aiter_stream():
+                        read += len(chunk)
+                        if read > MOST_READ_BYTES:
+                            break
+        return answer
+
+    def _headers(self, receiver: Receiver, message_id: str, body: bytes) -> list[tuple[str, str]]:
+        now = datetime.fromtimestamp(int(time.time()), UTC)
+        return [
+            ("Host", receiver.authority),
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+            ("Accept", "*/*"),
+            ("User-Agent", self._agent),
+            ("webhook-id", message_id),
+            ("webhook-timestamp", str(int(now.timestamp()))),
+            ("webhook-signature", self._webhook.sign(message_id, now, body.decode())),
+        ]
+
+
+def _judged(status: int) -> Answer:
+    if 200 <= status < 300:
+        return Answer()
+    if status == GONE:
+        return Answer("The receiver answered 410 (Gone): it wants no more of this.", final=True)
+    if 300 <= status < 400:
+        return Answer(f"The receiver answered {status}; a redirect is not followed.")
+    return Answer(f"The receiver answered {status}.")
+
+
+def _said(error: Exception) -> str:
+    """The cause in one line, which may be a stranger's words."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter for letter in text if letter.isprintable())[:200].rstrip(".")

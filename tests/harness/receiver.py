@@ -1,0 +1,101 @@
+"""A receiver of callbacks on loopback: keeps what it is sent, and answers as a test tells it."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+import msgspec
+from standardwebhooks import Webhook
+
+#: The secret that the tests sign with.
+SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU="
+
+
+@dataclass(frozen=True)
+class Call:
+    """One POST as it came. `headers`: names in lower case."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """The job object in it, once its signature is found to be right."""
+        Webhook(SECRET).verify(self.body, self.headers)
+        found: dict[str, Any] = msgspec.json.decode(self.body)
+        return found
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+
+@dataclass
+class Receiver:
+    """A server on 127.0.0.1 while it is entered, on the same port each time.
+
+    answers: one for each call, the last one for all further ones: a status, or (status, headers), or a function of the
+    call that returns one of these (it may block).
+    """
+
+    answers: list[Any] = field(default_factory=lambda: [204])
+    calls: list[Call] = field(default_factory=list)
+    port: int = 0
+    _server: ThreadingHTTPServer | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> Self:
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", "0")))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                status, more = receiver._take(Call(self.path, headers, body))
+                self.send_response(status)
+                for name, value in more.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_GET = do_POST
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, *_: object) -> None:
+                pass  # the caller hung up
+
+        self._server = Server(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/hooks?for=tests"
+
+    def of(self, job_id: str) -> list[Call]:
+        """The calls about this job, in order."""
+        with self._lock:
+            return [call for call in self.calls if call.id.startswith(job_id)]
+
+    def _take(self, call: Call) -> tuple[int, Mapping[str, str]]:
+        with self._lock:
+            answer = self.answers[min(len(self.calls), len(self.answers) - 1)]
+            self.calls.append(call)
+        if isinstance(answer, Callable):  # type: ignore[arg-type]
+            answer = answer(call)
+        return answer if isinstance(answer, tuple) else (answer, {})

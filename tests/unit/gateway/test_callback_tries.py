@@ -1,0 +1,56 @@
+"""When a callback is tried again, and how many tries one receiver gets at once."""
+
+from random import Random
+
+import pytest
+
+from heimdex_gateway.callbacks.pauses import PAUSES, pause_after
+from heimdex_gateway.callbacks.receivers import LONGEST_WAIT_SECONDS, Receivers
+
+
+def test_the_pauses_grow_to_an_hour_and_last_for_about_a_day() -> None:
+    assert PAUSES[:6] == (5, 30, 120, 600, 1800, 3600)
+    assert list(PAUSES) == sorted(PAUSES)
+    assert max(PAUSES) == 3600
+    assert 23.5 * 3600 < sum(PAUSES) < 25.5 * 3600
+
+
+def test_each_failed_try_but_the_last_is_followed_by_its_pause_give_or_take_a_tenth() -> None:
+    for seed in range(50):
+        random = Random(seed)
+        for tries, pause in enumerate(PAUSES, 1):
+            assert pause_after(tries, random) == pytest.approx(pause, rel=0.101)
+    assert len({pause_after(3) for _ in range(20)}) > 1, "those that fail together do not come back together"
+    assert pause_after(len(PAUSES) + 1) is None
+
+
+def test_a_receiver_is_called_a_few_times_at_once_and_another_one_does_not_wait_for_it() -> None:
+    receivers = Receivers(at_once=2)
+    assert receivers.enter("slow", 0) is None
+    assert receivers.enter("slow", 0) is None
+    assert receivers.enter("slow", 0) is not None
+    assert receivers.enter("other", 0) is None
+    receivers.leave("slow", 15, 15)
+    assert receivers.enter("slow", 15) is None
+
+
+def test_what_waits_for_a_receiver_comes_back_one_after_the_other_as_fast_as_it_answers() -> None:
+    receivers = Receivers(at_once=2)
+    assert receivers.enter("slow", 0) is None
+    for _ in range(100):
+        assert receivers.enter("slow", 0) is None
+        receivers.leave("slow", 10, 0)
+    assert receivers.enter("slow", 0) is None
+    waits = [receivers.enter("slow", 0) or 0 for _ in range(8)]
+    # Two at once, 10 s each: another one every 5 s.
+    for number, wait in enumerate(waits, 1):
+        assert 5 * number * 0.99 < wait < 5 * number * 1.2
+    assert all((receivers.enter("slow", 0) or 0) <= LONGEST_WAIT_SECONDS * 1.2 for _ in range(1000))
+
+
+def test_a_receiver_that_nobody_calls_is_forgotten() -> None:
+    receivers = Receivers()
+    for number in range(100):
+        assert receivers.enter(f"receiver-{number}", number) is None
+        receivers.leave(f"receiver-{number}", 0.1, number)
+    assert not receivers._calls

@@ -1,0 +1,226 @@
+"""Which callback_urls are taken when a job is submitted, and what the others are told."""
+
+import asyncio
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heimdex_contracts import pipelines
+from heimdex_gateway import asking
+from heimdex_gateway.callbacks import urls
+from heimdex_gateway.callbacks.accepting import Acceptance
+from heimdex_gateway.callbacks.allowed import Address, Allowed
+from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
+from heimdex_gateway.callbacks.urls import Receiver, UnusableUrl
+from heimdex_gateway.problems import Problem
+
+KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
+
+GOOD = [
+    ("https://shop.example", Receiver("https", "shop.example", 443, "/"), "shop.example"),
+    ("HTTPS://Shop.Example./a/b?c=d", Receiver("https", "shop.example", 443, "/a/b?c=d"), "shop.example"),
+    ("http://shop.example:8080/%20?x", Receiver("http", "shop.example", 8080, "/%20?x"), "shop.example:8080"),
+    ("http://shop.example:80?a=http://b/@c", Receiver("http", "shop.example", 80, "/?a=http://b/@c"), "shop.example"),
+    ("https://93.184.216.34/x", Receiver("https", "93.184.216.34", 443, "/x"), "93.184.216.34"),
+    (
+        "https://[2606:2800:220:1::1]:8443",
+        Receiver("https", "2606:2800:220:1::1", 8443, "/"),
+        "[2606:2800:220:1::1]:8443",
+    ),
+    ("https://xn--bcher-kva.example/", Receiver("https", "xn--bcher-kva.example", 443, "/"), "xn--bcher-kva.example"),
+    ("https://" + "a." * 100 + "example/" + "x" * 1830, None, ""),
+]
+BAD: list[tuple[Any, str]] = [
+    (17, "must be null or a URL"),
+    ([], "must be null or a URL"),
+    (True, "must be null or a URL"),
+    ({"url": "https://shop.example"}, "must be null or a URL"),
+    ("", "https:// or http://"),
+    ("file:///etc/passwd", "https:// or http://"),
+    ("file://shop.example/x", "https:// or http://"),
+    ("gopher://shop.example/", "https:// or http://"),
+    ("javascript:alert(1)", "https:// or http://"),
+    ("//shop.example/", "https:// or http://"),
+    ("shop.example/hooks", "https:// or http://"),
+    ("https:/shop.example", "https:// or http://"),
+    (" https://shop.example", "https:// or http://"),
+    ("https://", "must have a host"),
+    ("https:///path", "must have a host"),
+    ("https://:443/", "must have a host"),
+    ("https://?x", "must have a host"),
+    ("https://shop.example:0/", "port from 1 to 65535"),
+    ("https://shop.example:65536/", "port from 1 to 65535"),
+    ("https://shop.example:http/", "port from 1 to 65535"),
+    ("https://shop.example:-1/", "port from 1 to 65535"),
+    ("https://[::1", "must have a host"),
+    ("https://[fe80::1%25eth0]/", "must have a host"),
+    ("https://user:secret@shop.example/", "no user name and no password"),
+    ("https://user@shop.example/", "no user name and no password"),
+    ("https://@shop.example/", "no user name and no password"),
+    ("https://:@shop.example/", "no user name and no password"),
+    ("https://shop.example/#part", "fragment"),
+    ("https://shop.example/a b", "characters of a URL"),
+    ("https://shop.example/\r\nX-Evil: 1", "characters of a URL"),
+    ("https://shop.example/\x00", "characters of a URL"),
+    ("https://shop.example\\@127.0.0.1/", "characters of a URL"),
+    ("https://bücher.example/", "characters of a URL"),
+    ("https://shop.example/ü", "characters of a URL"),
+    ("https://shop.example/" + "x" * 2048, "2048 characters long at most, and is 2069"),
+    # Nobody's host but by the numbers: what the C library takes for an address.
+    ("http://2130706433/", "must name a host"),
+    ("http://0x7f000001/", "must name a host"),
+    ("http://0x7f.1/", "must name a host"),
+    ("http://127.1/", "must name a host"),
+    ("http://0177.0.0.1/", "must name a host"),
+    ("http://127.0.0.1.:80/", "public address"),
+    ("http://shop..example/", "must name a host"),
+    ("http://-shop.example/", "must name a host"),
+    ("http://shop.example!/", "must name a host"),
+    ("http://" + "a" * 64 + ".example/", "must name a host"),
+    # Where nobody may be sent.
+    ("http://localhost/", "this machine"),
+    ("http://LOCALHOST.:8000/", "this machine"),
+    ("http://a.localhost/", "this machine"),
+    ("http://127.0.0.1/", "public address"),
+    ("http://169.254.169.254/latest/meta-data/", "public address"),
+    ("http://10.0.0.1/", "public address"),
+    ("http://[::1]/", "public address"),
+    ("http://[::ffff:127.0.0.1]/", "public address"),
+]
+
+
+class Told(Resolver):
+    """Knows these names; looks nothing up. A name that is told None never answers."""
+
+    def __init__(self, **addresses: list[str] | None) -> None:
+        self.known = addresses
+        self.asked: list[str] = []
+
+    async def addresses(self, host: str, port: int) -> list[Address]:
+        self.asked.append(host)
+        if host not in self.known:
+            raise Unresolved("no such name")
+        found = self.known[host]
+        if found is None:
+            await asyncio.sleep(3600)
+        return [ip_address(text) for text in found or ()]
+
+
+def acceptance(*allow: str, **names: list[str] | None) -> Acceptance:
+    return Acceptance(True, Allowed(allow), Told(**names))
+
+
+def refused(value: Any, *allow: str) -> Problem:
+    with pytest.raises(Problem) as caught:
+        acceptance(*allow).read(value, "callback_url")
+    return caught.value
+
+
+@pytest.mark.parametrize(("text", "wanted", "authority"), GOOD)
+def test_a_url_of_the_web_is_taken_as_it_is(text: str, wanted: Receiver | None, authority: str) -> None:
+    assert acceptance().read(text, "callback_url") == text
+    if wanted is not None:
+        assert urls.read(text) == wanted
+        assert urls.read(text).authority == authority
+
+
+@pytest.mark.parametrize(("value", "why"), BAD)
+def test_any_other_is_a_422_with_a_sentence_that_names_the_field(value: Any, why: str) -> None:
+    problem = refused(value)
+    assert (problem.status, problem.extra) == (422, {"field": "callback_url"})
+    assert problem.detail.startswith("The field 'callback_url' must ")
+    assert why in problem.detail
+    assert problem.detail.endswith(".")
+    assert "\n" not in problem.detail
+    assert len(problem.detail) < 250
+
+
+@given(st.text() | st.text(alphabet="htps:/@[]%.#?\\0127ax").map(lambda rest: f"http://{rest}"))
+def test_any_text_is_a_url_or_a_sentence(text: str) -> None:
+    try:
+        receiver = urls.read(text)
+    except UnusableUrl:
+        return
+    assert receiver.scheme in {"http", "https"}
+    assert receiver.host
+    assert 1 <= receiver.port <= 65535
+    assert receiver.target.startswith("/")
+    assert receiver.target.isascii()
+    assert receiver.target.isprintable()
+
+
+def test_without_a_secret_a_callback_url_is_refused_and_the_operator_is_told_how_to_enable_it() -> None:
+    disabled = Acceptance(False, Allowed(), Told())
+    with pytest.raises(Problem) as caught:
+        asking.job(b'{"type": "mock_process", "callback_url": "https://shop.example"}', KNOWN, disabled)
+    assert (caught.value.status, caught.value.extra) == (422, {"field": "callback_url"})
+    assert "not enabled" in caught.value.detail
+    assert "HEIMDEX_CALLBACK_SECRET" in caught.value.detail
+    assert asking.job(b'{"type": "mock_process", "callback_url": null}', KNOWN, disabled).callback_url is None
+
+
+def test_what_is_wrong_with_one_job_of_a_batch_is_said_of_that_one() -> None:
+    body = b'{"jobs": [{"type": "mock_process"}, {"type": "mock_process", "callback_url": "file:///x"}]}'
+    with pytest.raises(Problem) as caught:
+        asking.jobs(body, KNOWN, acceptance())
+    assert caught.value.extra == {"field": "jobs[1].callback_url"}
+
+
+@pytest.mark.parametrize(
+    ("url", "allow"),
+    [
+        ("http://127.0.0.1:9/", "127.0.0.0/8"),
+        ("http://127.0.0.1:9/", "127.0.0.1"),
+        ("http://localhost:9/", "localhost"),
+        ("http://LocalHost:9/", "LOCALHOST"),
+        ("http://[::1]/", "::1"),
+        ("http://[fd00::7]/", "fd00::/8"),
+    ],
+)
+def test_what_the_operator_allows_is_taken(url: str, allow: str) -> None:
+    assert acceptance("192.168.7.0/24", allow).read(url, "callback_url") == url
+
+
+def test_an_allowance_is_for_what_it_says_and_nothing_else() -> None:
+    assert "public address" in refused("http://10.0.0.1/", "127.0.0.0/8", "localhost").detail
+    assert "this machine" in refused("http://localhost/", "127.0.0.0/8").detail
+    assert "public address" in refused("http://[::ffff:127.0.0.1]/", "127.0.0.0/8").detail
+    assert "public address" in refused("http://127.0.0.1/", "localhost").detail
+
+
+async def test_a_name_that_leads_where_no_callback_may_go_is_refused_when_the_job_is_submitted() -> None:
+    names: dict[str, list[str] | None] = {"in.corp": ["93.184.216.34", "10.1.2.3"], "out.example": ["93.184.216.34"]}
+    found = acceptance(**names)
+    await found.look_up([("callback_url", "https://out.example/")])
+    with pytest.raises(Problem) as caught:
+        await found.look_up(
+            [("jobs[0].callback_url", "https://out.example/"), ("jobs[1].callback_url", "https://in.corp/")]
+        )
+    assert caught.value.extra == {"field": "jobs[1].callback_url"}
+    assert "10.1.2.3" in caught.value.detail
+    await acceptance("in.corp", **names).look_up([("callback_url", "https://in.corp/")])
+    await acceptance("10.0.0.0/8", **names).look_up([("callback_url", "https://in.corp/")])
+
+
+async def test_a_name_that_has_no_address_now_or_is_slow_to_tell_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heimdex_gateway.callbacks.accepting.LOOK_UP_SECONDS", 0.05)
+    await acceptance(**{"slow.example": None}).look_up([("a", "https://slow.example/"), ("b", "https://none.example/")])
+
+
+async def test_each_host_of_a_batch_is_looked_up_once() -> None:
+    names = Told(**{"out.example": ["93.184.216.34"]})
+    await Acceptance(True, Allowed(), names).look_up((f"jobs[{n}]", f"https://out.example/{n}") for n in range(1000))
+    assert names.asked == ["out.example"]
+
+
+async def test_a_name_that_the_machine_itself_knows_is_looked_up() -> None:
+    resolver = Resolver()
+    try:
+        assert {str(address) for address in await resolver.addresses("localhost", 80)} <= {"127.0.0.1", "::1"}
+        with pytest.raises(Unresolved, match="no address"):
+            await resolver.addresses("a" * 64 + ".invalid", 80)
+    finally:
+        resolver.close()
