@@ -100,9 +100,10 @@ class JobsApi:
         """The one at HEIMDEX_URL, by default http://localhost:8000, with the key HEIMDEX_API_KEY where it is set."""
         return cls(environ.get("HEIMDEX_URL") or DEFAULT_URL, environ.get("HEIMDEX_API_KEY"))
 
-    def submit(self, job_type: str, fail_at_stage: str | None = None) -> str:
+    def submit(self, job_type: str, fail_at_stage: str | None = None, callback_url: str | None = None) -> str:
         """POST /jobs. Returns the new job's id."""
-        body = {"type": job_type} if fail_at_stage is None else {"type": job_type, "fail_at_stage": fail_at_stage}
+        wanted = {"type": job_type, "fail_at_stage": fail_at_stage, "callback_url": callback_url}
+        body = {name: value for name, value in wanted.items() if value is not None}
         return str(self._ask("POST", "/jobs", body)["job_id"])
 
     def get(self, job_id: str) -> Job:

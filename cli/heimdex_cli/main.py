@@ -71,6 +71,7 @@ def submit(
     *,
     job_type: Annotated[str, Parameter(name="--type")] = "mock_process",
     fail_at: str | None = None,
+    callback_url: str | None = None,
     watch: Flag = False,
     as_json: JsonFlag = False,
 ) -> int:
@@ -82,13 +83,15 @@ def submit(
         The job's type.
     fail_at
         A stage at which the job shall fail, on every attempt.
+    callback_url
+        Where the API shall POST the job, signed, when it ends.
     watch
         Follow the job to its end, as `heimdex watch` does.
     as_json
         Print the API's answer instead (with --watch: the job as it ended).
     """
     with JobsApi.from_environment() as api:
-        job_id = api.submit(job_type, fail_at)
+        job_id = api.submit(job_type, fail_at, callback_url)
         if watch:
             return _watch(api, job_id, as_json=as_json)
     _print_json({"job_id": job_id}) if as_json else print(job_id)

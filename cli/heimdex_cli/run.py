@@ -55,10 +55,17 @@ def describe(system: EmbeddedSystem) -> str:
         *([f"  NATS       {monitor}"] if monitor else []),
         f"  Postgres   {system.postgres.url}",
         f"  logs       {_shown(system.logs)}/",
+        *_callbacks(system),
         "Ctrl-C ends it.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _callbacks(system: EmbeddedSystem) -> list[str]:
+    if not system.callback_secret_path.exists():
+        return []  # the environment has a secret of its own
+    return [f"  callbacks  signed with the secret in {_shown(system.callback_secret_path)}"]
 
 
 def _shown(path: Path) -> str:

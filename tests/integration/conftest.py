@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -12,6 +13,7 @@ from heimdex_contracts.runtime.client import header_block
 from heimdex_contracts.runtime.delivered import Delivered, Place, place_of
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
+from heimdex_status_store.database import migrate
 from tests.harness.journal import Journal
 from tests.harness.servers import NatsServer
 
@@ -61,6 +63,15 @@ async def ready(broker: Broker, topology: Topology) -> Broker:
     """A connected broker whose streams and consumers exist."""
     await topology.ensure()
     return broker
+
+
+@pytest_asyncio.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """To an empty database with the schema."""
+    connection = await asyncpg.connect(database_url)
+    await migrate(connection)
+    yield connection
+    await connection.close()
 
 
 def make_topology(broker: Broker, journal: Journal, stages: tuple[str, ...] = STAGES) -> Topology:

@@ -1,7 +1,7 @@
 """Writes to a real Postgres: any order and repetition of a run's events ends in the same row and the same history."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import reduce
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
-import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,14 +26,6 @@ COLUMNS = "type, run, step, attempt, progress, status, stage, result::text, erro
 _REAL_POSTGRES = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-
-
-@pytest_asyncio.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url)
-    await migrate(connection)
-    yield connection
-    await connection.close()
 
 
 async def write(connection: asyncpg.Connection, events: Iterable[AnyMessage]) -> int:

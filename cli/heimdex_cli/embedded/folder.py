@@ -1,12 +1,14 @@
-"""The data folder of an embedded system (`.heimdex/`): one owner at a time, and a record of the owner's
-processes.
+"""The data folder of an embedded system (`.heimdex/`): one owner at a time, a record of the owner's processes, and
+the secret that signs callbacks.
 
 system.py locks it before anything else, and ends what an earlier owner left running.
 """
 
+import base64
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict
 from io import TextIOWrapper
@@ -22,6 +24,7 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.logs = self.path / "logs"
+        self.secret_path = self.path / "callback-secret"
         self._record_path = self.path / "processes.json"
         self._lock: TextIOWrapper | None = None
 
@@ -59,6 +62,18 @@ class DataFolder:
         unfinished = self._record_path.with_suffix(".unfinished")
         unfinished.write_text(text)
         unfinished.replace(self._record_path)
+
+    def callback_secret(self) -> str:
+        """The secret for HEIMDEX_CALLBACK_SECRET: made the first time, and kept for this user's eyes alone."""
+        try:
+            return self.secret_path.read_text().strip()
+        except FileNotFoundError:
+            secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+            unfinished = self.secret_path.with_suffix(".unfinished")
+            unfinished.touch(mode=0o600)
+            unfinished.write_text(f"{secret}\n")
+            unfinished.replace(self.secret_path)
+            return secret
 
     def end_leftovers(self) -> list[str]:
         """End the recorded processes that still run: their owner was killed, and its guardian with it.

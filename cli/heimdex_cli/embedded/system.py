@@ -59,6 +59,7 @@ class EmbeddedSystem:
         self._folder = DataFolder(Path(directory))
         self.directory = self._folder.path
         self.logs = self._folder.logs
+        self.callback_secret_path = self._folder.secret_path
         self.addresses = addresses or Addresses()
         self.stages: list[str] = []
         self.services: dict[str, Service] = {}
@@ -217,6 +218,8 @@ class EmbeddedSystem:
             "HEIMDEX_HOST": self.addresses.host,
             "HEIMDEX_PORT": str(self.addresses.port),
         }
+        if not env.get("HEIMDEX_CALLBACK_SECRET"):
+            env["HEIMDEX_CALLBACK_SECRET"] = self._folder.callback_secret()
         commands = {"gateway": ["heimdex-gateway"]}
         commands |= {stage: ["heimdex-stage-worker", stage] for stage in self.stages}
         commands |= {"status-store": ["heimdex-status-store"]}

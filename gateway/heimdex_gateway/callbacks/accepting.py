@@ -44,7 +44,8 @@ class Acceptance:
         fields: dict[tuple[str, int], str] = {}
         for field, url in wanted:
             receiver = urls.read(url)
-            if not self._allowed.knows(receiver.host):
+            # An address was checked when it was read.
+            if self._allowed.check_host(receiver.host) is None and not self._allowed.knows(receiver.host):
                 fields.setdefault((receiver.host, receiver.port), field)
         if fields:
             await asyncio.gather(*(self._look_up(*place, field) for place, field in fields.items()))
@@ -53,8 +54,7 @@ class Acceptance:
         try:
             async with asyncio.timeout(LOOK_UP_SECONDS):
                 found = await self._resolver.addresses(host, port)
-            for address in found:
-                self._allowed.check_address(address)
+            self._allowed.check_found(found)
         except Forbidden as error:
             raise _wrong(field, str(error)) from None
         except (Unresolved, TimeoutError):

@@ -79,13 +79,17 @@ class Allowed:
             if host == "localhost" or host.endswith(".localhost"):
                 raise Forbidden("must not lead to this machine itself") from None
             return None
-        self.check_address(address)
+        if not self._may_be(address):
+            raise Forbidden(f"must lead to a public address, not to {address}")
         return address
 
-    def check_address(self, address: Address) -> None:
-        """Raises Forbidden."""
-        if not is_public(address) and not any(address in network for network in self._networks):
-            raise Forbidden(f"must lead to a public address, not to {address}")
+    def check_found(self, addresses: Iterable[Address]) -> None:
+        """All that a name was found to have. Raises Forbidden, which does not tell what an inner name server knows."""
+        if not all(map(self._may_be, addresses)):
+            raise Forbidden("must lead to a public address, and its host has one that is not")
+
+    def _may_be(self, address: Address) -> bool:
+        return is_public(address) or any(address in network for network in self._networks)
 
 
 def is_public(address: Address) -> bool:

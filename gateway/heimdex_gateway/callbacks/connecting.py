@@ -37,9 +37,8 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         """`timeout` in seconds, for all of it but the look-up."""
         address = self._allowed.check_host(host)
         addresses = [address] if address is not None else await self._resolver.addresses(host, port)
-        if not self._allowed.knows(host):
-            for found in addresses:
-                self._allowed.check_address(found)
+        if address is None and not self._allowed.knows(host):
+            self._allowed.check_found(addresses)
         tried = addresses[:MOST_ADDRESSES]
         each = None if timeout is None else timeout / len(tried)
         for number, found in enumerate(tried, 1):

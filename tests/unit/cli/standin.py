@@ -39,18 +39,21 @@ def commands(folder: Path) -> Path:
 class Gateway(BaseHTTPRequestHandler):
     """Jobs in memory; where a job is follows from the time since it was submitted.
 
-    `asked` notes every request: method, path with query, and the headers that a caller may send.
+    `asked` notes every request: method, path with query, and the headers that a caller may send; `bodies` what was
+    POSTed.
     """
 
     jobs: dict[str, tuple[float, str | None]] = {}  # noqa: RUF012
     listened: dict[str, float] = {}  # noqa: RUF012
     canceled: set[str] = set()  # noqa: RUF012
     asked: list[tuple[str, str, dict[str, str]]] = []  # noqa: RUF012
+    bodies: list[dict[str, Any]] = []  # noqa: RUF012
 
     def do_POST(self) -> None:
         self.note()
         parts = urlsplit(self.path).path.split("/")[2:]
         body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or "{}")
+        self.bodies.append(body)
         if parts:
             return self.change(parts[0], parts[1])
         if body["type"] != "mock_process":

@@ -20,6 +20,17 @@ def test_submit_prints_the_id_and_get_the_job(api: str, capsys: pytest.CaptureFi
     assert job_id in capsys.readouterr().out
 
 
+def test_submit_sends_what_it_is_told_and_nothing_else(api: str) -> None:
+    assert call(["submit"]) == 0
+    assert Gateway.bodies[-1] == {"type": "mock_process"}
+    assert call(["submit", "--fail-at", "analyzing", "--callback-url", "https://shop.example/hooks"]) == 0
+    assert Gateway.bodies[-1] == {
+        "type": "mock_process",
+        "fail_at_stage": "analyzing",
+        "callback_url": "https://shop.example/hooks",
+    }
+
+
 def test_watch_shows_the_stages_and_exits_0_when_completed(api: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["submit", "--watch"]) == 0
     out = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The whole embedded system, with stand-ins for our own services and the real servers."""
 
+import base64
 import json
 import os
 import signal
@@ -151,6 +152,23 @@ def test_the_services_are_told_where_everything_is(folder: Path, commands: Path)
             ("HEIMDEX_PORT", str(addresses.port)),
         ):
             assert not pairs or f"{name}={value}" in pairs
+
+
+def test_a_secret_for_callbacks_is_made_once_and_a_given_one_is_used_instead(
+    folder: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HEIMDEX_CALLBACK_SECRET", raising=False)
+    told = []
+    for environ in ({}, {}, {"HEIMDEX_CALLBACK_SECRET": "whsec_given"}):
+        with EmbeddedSystem(folder / "data", commands=commands, environ=environ) as system:
+            pid = system.services["gateway"].pid
+            pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            told += [pair.partition("=")[2] for pair in pairs if pair.startswith("HEIMDEX_CALLBACK_SECRET=")]
+    kept = folder / "data" / "callback-secret"
+    made = kept.read_text().strip()
+    assert told == [made, made, "whsec_given"]
+    assert kept.stat().st_mode & 0o077 == 0
+    assert len(base64.b64decode(made.removeprefix("whsec_"), validate=True)) == 32
 
 
 def _owner(data: Path, commands: Path) -> "subprocess.Popen[str]":

@@ -200,7 +200,8 @@ async def test_a_name_that_leads_where_no_callback_may_go_is_refused_when_the_jo
             [("jobs[0].callback_url", "https://out.example/"), ("jobs[1].callback_url", "https://in.corp/")]
         )
     assert caught.value.extra == {"field": "jobs[1].callback_url"}
-    assert "10.1.2.3" in caught.value.detail
+    assert "public address" in caught.value.detail
+    assert "10.1.2.3" not in caught.value.detail, "what an inner name server knows is nobody's business"
     await acceptance("in.corp", **names).look_up([("callback_url", "https://in.corp/")])
     await acceptance("10.0.0.0/8", **names).look_up([("callback_url", "https://in.corp/")])
 
