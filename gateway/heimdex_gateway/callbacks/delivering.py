@@ -149,7 +149,7 @@ class Deliverer:
         if answer.error is None:
             told = CallbackDelivered(end=end, tries=tries, at=at)
             await self._publish(told)
-            log.info("callback_delivered")
+            log.debug("callback_delivered")
         elif pause is None:
             told = CallbackGivenUp(end=end, tries=tries, at=at, error=answer.error)
             await self._publish(told)
