@@ -49,7 +49,7 @@ def read(text: object) -> Receiver:
         raise UnusableUrl("must have only the characters of a URL: percent-encode others, and write a host as punycode")
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
+        host, port = (parts.hostname or "").removesuffix("."), parts.port
     except ValueError:
         raise UnusableUrl("must have a host, and a port from 1 to 65535 where it names one") from None
     if parts.username is not None or parts.password is not None:
@@ -57,4 +57,4 @@ def read(text: object) -> Receiver:
     if not host or "%" in host or port == 0:
         raise UnusableUrl("must have a host, and a port from 1 to 65535 where it names one")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Receiver(scheme, host.removesuffix("."), port or _PORTS[scheme], target)
+    return Receiver(scheme, host, port or _PORTS[scheme], target)

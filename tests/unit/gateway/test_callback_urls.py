@@ -51,6 +51,7 @@ BAD: list[tuple[Any, str]] = [
     ("https:///path", "must have a host"),
     ("https://:443/", "must have a host"),
     ("https://?x", "must have a host"),
+    ("https://./", "must have a host"),
     ("https://shop.example:0/", "port from 1 to 65535"),
     ("https://shop.example:65536/", "port from 1 to 65535"),
     ("https://shop.example:http/", "port from 1 to 65535"),
