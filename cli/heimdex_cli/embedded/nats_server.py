@@ -45,13 +45,13 @@ class EmbeddedNats:
         sync_interval: str = "always",
         log_path: Path | None = None,
     ) -> None:
-        self._directory = Path(directory).resolve()
+        self.directory = Path(directory).resolve()
         self.set_ports(port, monitor_port)
         self._sync_interval = sync_interval
-        self.log_path = log_path or self._directory / "nats.log"
-        self._config_path = self._directory / "nats.conf"
-        self._pid_path = self._directory / "nats.pid"
-        self._server_name = "heimdex-" + hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:12]
+        self.log_path = log_path or self.directory / "nats.log"
+        self._config_path = self.directory / "nats.conf"
+        self._pid_path = self.directory / "nats.pid"
+        self._server_name = "heimdex-" + hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
         self.child = Child(
             [Path(sys.executable).with_name("nats-server"), "-c", self._config_path],
             log_path=self.log_path,
@@ -91,7 +91,7 @@ class EmbeddedNats:
         """
         if self.pid is not None:
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         end(self.leftovers())
         # A port that was free when it was chosen can be another's a moment later.
         for tries_left in reversed(range(5)):
@@ -154,7 +154,7 @@ class EmbeddedNats:
             f"listen: 127.0.0.1:{self.port}",
             f"pid_file: {json.dumps(str(self._pid_path))}",
             "jetstream {",
-            f"  store_dir: {json.dumps(str(self._directory))}",
+            f"  store_dir: {json.dumps(str(self.directory))}",
             f"  sync_interval: {self._sync_interval}",
             "}",
         ]

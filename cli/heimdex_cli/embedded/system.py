@@ -19,6 +19,7 @@ from typing import Self
 import httpx
 
 from heimdex_cli.embedded.folder import DataFolder
+from heimdex_cli.embedded.full_disk import FullDiskWatch
 from heimdex_cli.embedded.nats_server import EmbeddedNats
 from heimdex_cli.embedded.ports import free_port, is_taken
 from heimdex_cli.embedded.postgres import EmbeddedPostgres
@@ -70,6 +71,7 @@ class EmbeddedSystem:
         self._announce = announce
         self._commands = commands or Path(sys.executable).parent
         self._supervisor: Supervisor | None = None
+        self._full_disk: FullDiskWatch | None = None
 
     @property
     def url(self) -> str:
@@ -100,6 +102,8 @@ class EmbeddedSystem:
                     self._record()
             self._supervisor = Supervisor(self._everything(), self._announce, self._record)
             self._supervisor.start()
+            self._full_disk = FullDiskWatch(self.nats, self._announce)
+            self._full_disk.start()
         except BaseException:
             self.stop()
             raise
@@ -131,6 +135,9 @@ class EmbeddedSystem:
 
         Everything left is killed at once as soon as `hurry()` is true. Nothing happens when nothing runs.
         """
+        if self._full_disk is not None:
+            self._full_disk.stop()
+            self._full_disk = None
         if self._supervisor is not None:
             self._supervisor.stop(hurry)
             self._supervisor = None
