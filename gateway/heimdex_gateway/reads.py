@@ -1,7 +1,9 @@
 """Finds a job, whatever is down but NATS. No answer is older than one already given, by whichever gateway.
 
-An event is in the stream until Postgres has it. So whoever reads the stream first and then Postgres sees every event
-that was published before, and tells the highest of both. A completed job needs no look at the stream: nothing follows.
+A hand-over is in the stream until Postgres has it. So whoever reads the stream first and then Postgres sees every one
+that was published before, and tells the higher of both. A completed job needs no look at the stream: nothing follows.
+
+A tick counts once Postgres has it: its stream is in memory, and what was told from there could be gone a moment later.
 """
 
 import msgspec
@@ -27,11 +29,9 @@ class Unanswerable(HeimdexError):
 class _InStream(msgspec.Struct, frozen=True):
     message: AnyJobMessage
     sequence: int
-    tick: messages.Progress | None
 
     def view(self) -> Snapshot:
-        seen = lifecycle.snapshot(self.message)
-        return lifecycle.merge(seen, lifecycle.snapshot(self.tick)) if self.tick else seen
+        return lifecycle.snapshot(self.message)
 
 
 class Reads:
@@ -81,21 +81,14 @@ class Reads:
             # It was delivered to a store that has not acknowledged it, while later ones were: it may be a left-over.
             raise Unanswerable(BOTH_NEEDED)
         view = found.view()
-        if not view.ended and not unrecorded and found.tick is None:
-            # A tick in the stream is the newest ever told. Without one, Postgres may have told a later one, which is
-            # gone by now; unless it had not even recorded the hand-over to this stage.
+        if not view.ended and not unrecorded:
+            # Postgres may have told of its progress since; unless it had not even recorded the hand-over.
             raise Unanswerable(BOTH_NEEDED)
         return view
 
     async def _look(self, job_id: str, tenant: str) -> _InStream | None:
-        """The newest message of this tenant's job, with the newest tick of the same step.
-
-        Raises Unanswerable where NATS is away.
-        """
+        """The newest message of this tenant's job. Raises Unanswerable where NATS is away."""
         try:
-            # The tick first: it is then of this message's step or of an older one, never of one that we do not see.
-            newest = subjects.progress_subject("*", job_id)
-            tick = await self._broker.last_message(subjects.PROGRESS, newest, timeout=1.0)
             last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id), timeout=1.0)
             if last is None:
                 return None
@@ -104,14 +97,4 @@ class Reads:
             raise Unanswerable(NATS_DOWN) from None
         except UnusableMessage:
             return None  # a stranger's: its consumers set it aside
-        if message.tenant != tenant:
-            return None
-        progress = None
-        if tick is not None:
-            try:
-                progress = messages.decode_progress(tick.subject, tick.data)
-            except UnusableMessage:
-                progress = None
-            if progress is not None and progress.step != message.step:
-                progress = None
-        return _InStream(message, last.sequence, progress)
+        return _InStream(message, last.sequence) if message.tenant == tenant else None

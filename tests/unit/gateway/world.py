@@ -145,7 +145,7 @@ class World:
         if self.time_passes:
             happenings.append(self._pass_time)
         if self.outages:
-            happenings += [self._toggle_postgres, self._toggle_store]
+            happenings += [self._toggle_postgres, self._toggle_store, self._restart_nats]
         self.random.choice(happenings)()
 
     def _pass_time(self) -> None:
@@ -157,6 +157,10 @@ class World:
 
     def _toggle_store(self) -> None:
         self.store_up = not self.store_up
+
+    def _restart_nats(self) -> None:
+        """The ticks are in memory, and gone."""
+        self.streams[subjects.PROGRESS] = _Stream()
 
     async def _meanwhile(self) -> None:
         for _ in range(self.random.choice([0, 0, 1, 3, 8])):
