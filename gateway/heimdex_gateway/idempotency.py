@@ -6,7 +6,6 @@ publishes it, under the same id, which the broker accepts once.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import re
 from typing import Final
@@ -14,7 +13,7 @@ from typing import Final
 import msgspec
 
 from heimdex_contracts import messages, subjects
-from heimdex_contracts.errors import BrokerUnavailable, Superseded
+from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.messages import Due
 from heimdex_contracts.runtime.broker import WRONG_LAST_SEQUENCE, JetStreamError
 from heimdex_contracts.runtime.publishing import Refused
@@ -93,8 +92,7 @@ async def submit_once(gateway: Gateway, key: str, body: str, job: Due) -> str:
                     return found.job.job_id
             except DatabaseUnavailable:
                 raise Unanswerable(BOTH_NEEDED) from None
-        with contextlib.suppress(Superseded):  # it is on its way already
-            await submit(gateway, found.job)
+        await submit(gateway, found.job)
         await _mark(gateway, subject, found)
     return found.job.job_id
 

@@ -1,11 +1,13 @@
 """Accepts jobs: one publish, or one atomic batch, answered only after JetStream has stored it."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 import uuid_utils
 
 from heimdex_contracts import messages, tracing
+from heimdex_contracts.errors import Superseded
 from heimdex_contracts.messages import Due
 from heimdex_gateway.asking import JobRequest
 from heimdex_gateway.service import Gateway
@@ -40,7 +42,11 @@ async def submit(gateway: Gateway, job: Due) -> None:
     Refused when there is no room for it.
     """
     async with gateway.room.taken():
-        await gateway.publisher.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
+        deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+        # Nobody else knows its id. So where a repeat finds a message of this job, an earlier try was stored and the
+        # job has gone on since: NATS was away when it should have answered.
+        with contextlib.suppress(Superseded):
+            await gateway.publisher.publish(job, expected=0, deadline=deadline)
 
 
 async def submit_all(gateway: Gateway, jobs: list[Due]) -> None:

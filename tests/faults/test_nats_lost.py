@@ -12,7 +12,7 @@ from tests.harness.pipelines.duties import STAGES, Duties
 from tests.harness.pipelines.scripted import STAGES as SCRIPTED
 from tests.harness.pipelines.scripted import Script
 from tests.harness.rows import fetch, freeze, thaw
-from tests.harness.services import System
+from tests.harness.services import LAUNCHERS, System
 from tests.harness.waiting import eventually
 from tests.harness.watching import JOBS, Observer
 
@@ -53,6 +53,21 @@ async def test_nothing_accepted_is_lost_when_nats_is_killed_and_restarted_under_
         assert set(ends.values()) == {"completed"}
     assert set(load.refused) <= {"500"}, "an error says what is wrong, and is no 202"
     follower.check()
+
+
+async def test_a_job_whose_answer_was_lost_is_accepted_though_it_has_gone_on_meanwhile(
+    system: System, api: Api, nats: Any, duties: Duties
+) -> None:
+    system.start_all(stages=STAGES, without=("gateway", "resting"))
+    system.start("gateway", launcher=LAUNCHERS / "gateway_loses_an_answer.py")
+    await system.ready()
+    async with Observer(nats.url, "heimdex-stored.>") as stored:
+        job_id = await api.submit("quick")
+        # No worker takes it from its second stage yet, so that it has a message in the stream when it is asked for.
+        assert stored.subjects("heimdex-stored.jobs", job_id) == ["working", "resting"]
+        system.start("resting")
+        await api.wait_until(job_id, "completed")
+        assert stored.subjects("heimdex-stored.jobs", job_id) == ["working", "resting", "completed"]
 
 
 async def test_a_half_open_connection_is_noticed_and_everything_goes_on(
