@@ -345,11 +345,11 @@ class StageWorker:
 
     async def _answer(self, held: Delivery, answer: bytes) -> None:
         reply = held.msg.reply
-        self._leases.remove(reply)
         # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
         if not self._topology.ready.is_set():
             await self._process.unless_stopped(self._topology.ready.wait())
-        if self._topology.is_current_place(held.msg.place):
+        self._leases.remove(reply)
+        if self._topology.is_current(reply, held.msg.place):
             with contextlib.suppress(BrokerUnavailable):  # it comes back, and is dropped
                 self._broker.send(reply, answer)
 

@@ -198,7 +198,7 @@ class Recorder:
             await self._until_ready()
         done: dict[Puller, int] = {}
         for held in batch:
-            self._acknowledge_predecessor(held.event)
+            self._acknowledge_predecessor(held)
             if is_owed(held.event):
                 # In nobody's way: a stream that takes no callbacks must not hold up what has none.
                 self._beside(self._owe(held, held.event))
@@ -208,16 +208,22 @@ class Recorder:
         for puller, count in done.items():
             puller.release(count)
 
-    def _acknowledge_predecessor(self, event: AnyMessage | CallbackTold) -> None:
+    def _acknowledge_predecessor(self, held: _Held) -> None:
         """First, for a worker killed between its publish and its ack (messages.Follows)."""
+        event, is_current = held.event, self._topology.is_current
         predecessor = None if isinstance(event, (Progress, AttemptFailed, CallbackMessage)) else event.follows
-        if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack) and self._topology.is_current(predecessor.ack):
+        if (
+            predecessor
+            and _ACK_SUBJECT.fullmatch(predecessor.ack)
+            and is_current(held.msg.reply, held.msg.place)
+            and is_current(predecessor.ack)
+        ):
             with contextlib.suppress(BrokerUnavailable):
                 self._broker.send(predecessor.ack, b"+ACK")
 
     def _answer(self, held: _Held, answer: bytes) -> None:
         self._leases.remove(held.msg.reply)
-        if self._topology.is_current_place(held.msg.place):
+        if self._topology.is_current(held.msg.reply, held.msg.place):
             # Where it cannot be answered it comes back, and its record changes nothing.
             with contextlib.suppress(BrokerUnavailable):
                 self._broker.send(held.msg.reply, answer)

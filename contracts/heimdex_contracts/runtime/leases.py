@@ -18,6 +18,7 @@ class Leases:
         self._topology = topology
         self._pause = ack_wait_seconds / TIMES_PER_ACK_WAIT
         self._held: set[str] = set()
+        topology.held = self._held
         self._task: asyncio.Task[None] | None = None
 
     def add(self, reply: str) -> None:

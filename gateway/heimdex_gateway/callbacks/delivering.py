@@ -185,6 +185,6 @@ class Deliverer:
         # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
         if not self._topology.ready.is_set():
             await self._process.unless_stopped(self._topology.ready.wait())
-        if self._topology.is_current_place(msg.place):
+        if self._topology.is_current(msg.reply, msg.place):
             with contextlib.suppress(BrokerUnavailable):  # it comes back
                 self._broker.send(msg.reply, answer)

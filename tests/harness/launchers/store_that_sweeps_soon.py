@@ -1,0 +1,10 @@
+"""A status store that compares a row with the stream when it has rested for a second, not for a minute."""
+
+from datetime import timedelta
+
+from heimdex_status_store import sweep
+from heimdex_status_store.main import main
+
+sweep.REST = timedelta(seconds=1)  # type: ignore[misc]
+sweep.LOOK_SECONDS = 0.5  # type: ignore[misc]
+main()
