@@ -100,7 +100,16 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
                 error=event.error,
             )
         case Canceled():
-            return EventRow(**place, attempt=0, kind="canceled", at=event.at)
+            return EventRow(
+                **place,
+                attempt=0,
+                kind="canceled",
+                at=event.at,
+                ended_stage=event.stage if event.attempt else None,
+                ended_attempt=event.attempt or None,
+                started_at=event.started_at,
+                seconds=event.seconds,
+            )
 
 
 def callback_row(told: CallbackTold) -> EventRow:

@@ -107,9 +107,10 @@ def snapshot(event: AnyMessage) -> Snapshot:
 def merge(one: Snapshot, other: Snapshot) -> Snapshot:
     """The job as both show it: the higher rank's, with the further progress of its run and the later time.
 
-    Commutative and idempotent for the events of one job, so that any order of them ends in the same.
+    Commutative and idempotent for the events of one job, so that any order of them ends in the same. Nothing but the
+    next run follows an end, whatever the rank of a message that says so.
     """
-    high, low = (one, other) if one.rank >= other.rank else (other, one)
+    high, low = (one, other) if _place(one) >= _place(other) else (other, one)
     progress = max(high.progress, low.progress) if high.run == low.run else high.progress
     if high.status != "completed":
         progress = min(progress, 99)
@@ -121,3 +122,7 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
         created_at=min(high.created_at, low.created_at),
         updated_at=later_of(high.updated_at, low.updated_at),
     )
+
+
+def _place(seen: Snapshot) -> tuple[int, bool, Rank]:
+    return (seen.run, seen.ended, seen.rank)

@@ -113,9 +113,15 @@ class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=
 
 
 class Canceled(JobMessage, frozen=True, kw_only=True, tag="canceled", omit_defaults=True):
-    """A caller canceled the job while it was at `stage` (None: it had not started)."""
+    """A caller canceled the job while it was at `stage` (None: it had not started).
+
+    attempt (0: none), `started_at`, `seconds`: of the attempt that this interrupted, as far as it had told of itself.
+    """
 
     stage: Name | None = None
+    attempt: Count = 0
+    started_at: Moment | None = None
+    seconds: Seconds | None = None
 
 
 End = Completed | Failed | Canceled
@@ -141,7 +147,10 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a running stage is. `ended`: this attempt is over and told its error (so nobody was lost)."""
+    """How far a running stage is.
+
+    started_at: when this attempt began. ended: it is over and told its error (so nobody was lost).
+    """
 
     job_id: JobId
     type: Name
@@ -153,6 +162,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     progress: Percent
     at: Moment
     created_at: Moment
+    started_at: Moment | None = None
     ended: bool = False
 
 

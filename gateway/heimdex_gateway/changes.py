@@ -9,7 +9,7 @@ import msgspec
 from heimdex_contracts import lifecycle, messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
-from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed, Follows
+from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed, Follows, Progress
 from heimdex_contracts.runtime.broker import JetStreamError, Stored
 from heimdex_gateway.listing import Wanted
 from heimdex_gateway.reads import NATS_DOWN, Unanswerable
@@ -18,6 +18,10 @@ from heimdex_gateway.service import Gateway
 #: How long an answer waits for the status store to record the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0
 TIMEOUT_SECONDS: Final = 2.0
+#: All of it together: less than `routes.answers` allows, so that a change that is stored is never answered with 500.
+ANSWERED_WITHIN_SECONDS: Final = 4.0
+#: How long the work of a canceled job is tried to be taken out of its queue.
+REMOVED_WITHIN_SECONDS: Final = 30.0
 #: A job that moves on between our look and our publish is looked at again; it has few stages to move through.
 LOOKS: Final = 20
 ENDED: Final = "The job has ended ({}): only one that has not can be canceled."
@@ -45,14 +49,15 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
     A queued job never starts, a running stage is interrupted. Raises Conflict when the job has ended, Unanswerable or
     BrokerUnavailable when it cannot be known.
     """
+    answer_by = asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
     for _ in range(LOOKS):
         job = await gateway.reads.job(job_id, tenant)
         if job is None:
             return None
+        if job.ended:
+            raise Conflict(ENDED.format(job.status))
         found = await _newest(gateway, job_id)
         if found is None:
-            if job.ended:
-                raise Conflict(ENDED.format(job.status))
             again = await gateway.reads.job(job_id, tenant)
             if again is not None and again.ended:
                 raise Conflict(ENDED.format(again.status))
@@ -60,23 +65,19 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
         stored, due = found
         if not isinstance(due, Due):
             raise Conflict(ENDED.format(lifecycle.snapshot(due).status))
-        message = Canceled(
-            **_carried(due, stored, job),
-            progress=min(99, max(due.progress, job.progress)),
-            finished=due.finished,
-            run=due.run,
-            stage=due.stage if due.started or job.status == "processing" else None,
-        )
+        tick = await _running(gateway, due)
+        message = _canceled(due, _carried(due, stored, job), job, tick)
         message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
         try:
             await _publish(gateway, message, stored.sequence)
         except Superseded:
-            continue  # it went on to its next stage, or ended, between the two
+            if not await _is_recorded(gateway, message):
+                continue  # it went on to its next stage, or ended, between the two
         if due.not_before is not None:
-            await _remove(gateway, stored)  # before it fires
-        changed = await _recorded(gateway, message)
+            await _remove(gateway, stored, answer_by)  # before it fires
+        changed = await _recorded(gateway, message, answer_by)
         # A worker that has not taken it yet need not be asked to drop it.
-        await _remove(gateway, stored)
+        await _remove(gateway, stored, answer_by)
         return changed
     raise Unanswerable("The job moves on too fast to be canceled. Try again.")
 
@@ -89,6 +90,7 @@ async def retry(
     start_from: the stage where it ended, or the first. wait: until it is recorded.
     Raises Conflict for a job that is not failed or canceled.
     """
+    answer_by = asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
     for _ in range(LOOKS):
         job = await gateway.reads.job(job_id, tenant)
         if job is None:
@@ -121,8 +123,9 @@ async def retry(
             async with gateway.room.taken():
                 await _publish(gateway, message, found[0].sequence if found else 0)
         except Superseded:
-            continue
-        return await _recorded(gateway, message) if wait else Changed(lifecycle.snapshot(message), False)
+            if not await _is_recorded(gateway, message):
+                continue
+        return await _recorded(gateway, message, answer_by) if wait else Changed(lifecycle.snapshot(message), False)
     raise Unanswerable("The job's state changes too fast to run it again. Try again.")
 
 
@@ -175,15 +178,62 @@ async def _publish(gateway: Gateway, message: AnyJobMessage, expected: int) -> N
     await gateway.publisher.publish(message, expected, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
 
 
-async def _remove(gateway: Gateway, stored: Stored) -> None:
-    with contextlib.suppress(BrokerUnavailable, JetStreamError):
-        await gateway.broker.delete(subjects.JOBS, stored.sequence)
+async def _is_recorded(gateway: Gateway, message: AnyJobMessage) -> bool:
+    """Whether a publish that was refused had been stored, unheard, by an earlier try, and left the stream since."""
+    with contextlib.suppress(HeimdexError):
+        return await gateway.database.last_message(message.job_id) == message
+    return False
 
 
-async def _recorded(gateway: Gateway, message: AnyJobMessage) -> Changed:
-    """Wait until a plain GET shows the change."""
+async def _running(gateway: Gateway, due: Due) -> Progress | None:
+    """The newest tick of the attempt that a worker is at; None where none is known."""
+    subject = subjects.progress_subject(due.stage, due.job_id)
+    try:
+        last = await gateway.broker.last_message(subjects.PROGRESS, subject, timeout=1.0)
+        tick = None if last is None else messages.decode_progress(last.subject, last.data)
+    except (BrokerUnavailable, JetStreamError, UnusableMessage):
+        return None
+    return tick if tick is not None and tick.step == due.step else None
+
+
+def _canceled(due: Due, carried: dict[str, Any], job: Snapshot, tick: Progress | None) -> Canceled:
+    progress = max(due.progress, job.progress, tick.progress if tick else 0)
+    message = Canceled(
+        **carried,
+        progress=min(99, progress),
+        finished=due.finished,
+        run=due.run,
+        stage=due.stage if due.started or tick or job.status == "processing" else None,
+    )
+    if tick is None:
+        return message
+    at = messages.later_of(message.at, tick.at)
+    if tick.ended or tick.started_at is None:
+        return msgspec.structs.replace(message, at=at)
+    seconds = max(0.0, (at - tick.started_at).total_seconds())
+    return msgspec.structs.replace(message, at=at, attempt=tick.attempt, started_at=tick.started_at, seconds=seconds)
+
+
+async def _remove(gateway: Gateway, stored: Stored, answer_by: float) -> None:
+    """Take a canceled job's work out of its queue; what is not done by `answer_by` goes on after the answer."""
+    removal = gateway.begin(_removal(gateway, stored))
+    await asyncio.wait({removal}, timeout=max(0.0, answer_by - asyncio.get_running_loop().time()))
+
+
+async def _removal(gateway: Gateway, stored: Stored) -> None:
+    deadline = asyncio.get_running_loop().time() + REMOVED_WITHIN_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            await gateway.broker.delete(subjects.JOBS, stored.sequence)
+            return
+        except (BrokerUnavailable, JetStreamError):
+            await asyncio.sleep(0.5)
+
+
+async def _recorded(gateway: Gateway, message: AnyJobMessage, answer_by: float) -> Changed:
+    """Wait until a plain GET shows the change, but for no longer than an answer may take."""
     after = lifecycle.snapshot(message)
-    deadline = asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS
+    deadline = min(answer_by, asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS)
     pause = 0.005
     while asyncio.get_running_loop().time() < deadline:
         with contextlib.suppress(HeimdexError):

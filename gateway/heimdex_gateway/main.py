@@ -34,6 +34,8 @@ BUSY: Final = 6
 PATIENCE_SECONDS: Final = 0.002
 #: What /healthz calls the service.
 SHOWN_NAME = "heimdex-api"
+#: How long the process waits, when it ends, for what it had begun beyond its answers.
+AFTERWARDS_SECONDS = 1.0
 
 
 def main() -> None:
@@ -129,6 +131,8 @@ async def serve(running: Process, listener: socket.socket) -> None:
     if deliverer is not None:
         await deliverer.stop(running.stop_by() - 1)
     await serving
+    if gateway.afterwards:
+        await asyncio.wait(gateway.afterwards, timeout=AFTERWARDS_SECONDS)
     connecting.cancel()
     await gateway.database.close()
     resolver.close()

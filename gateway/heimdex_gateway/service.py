@@ -1,6 +1,9 @@
 """What the routes work with: one gateway's connections and what it knows."""
 
+import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime.broker import Broker
@@ -30,6 +33,15 @@ class Gateway:
     doors: Doors
     callbacks: Acceptance
     reads: Reads = field(init=False)
+    #: What goes on though its caller has been answered.
+    afterwards: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.reads = Reads(self.broker, self.database)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start what may take longer than an answer; kept until it is done, for a moment also when the process ends."""
+        task = asyncio.create_task(work)
+        self.afterwards.add(task)
+        task.add_done_callback(self.afterwards.discard)
+        return task

@@ -228,7 +228,7 @@ class StageWorker:
             held.running = IsolatedAttempt(declared.code, ctx, declared.timeout_seconds, self._isolated)
         else:
             held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
-        held.reporter = Reporter(self._broker, due, pipeline, ctx, held.told)
+        held.reporter = Reporter(self._broker, due, pipeline, ctx, held.told, held.started_at)
         if held.redelivered:
             await held.reporter.mark_begin()
         held.reporter.start()

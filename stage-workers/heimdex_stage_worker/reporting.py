@@ -26,13 +26,16 @@ MOST_ESTIMATED: Final = 0.95
 class Reporter:
     """One attempt's progress. A tick waits for no answer: the next one makes up for a lost one."""
 
-    def __init__(self, broker: Broker, due: Due, pipeline: Pipeline, ctx: StageContext, floor: int) -> None:
+    def __init__(
+        self, broker: Broker, due: Due, pipeline: Pipeline, ctx: StageContext, floor: int, started_at: datetime
+    ) -> None:
         self._broker = broker
         self._due = due
         self._pipeline = pipeline
         self._ctx = ctx
         #: What was told already: at the hand-over, or by an attempt before.
         self._floor = floor
+        self._started_at = started_at
         self._began = time.monotonic()
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -81,6 +84,7 @@ class Reporter:
             progress=self.percent(),
             at=at or messages.later_of(messages.now(), due.at),
             created_at=due.created_at,
+            started_at=self._started_at,
             ended=ended,
         )
         headers = {

@@ -12,7 +12,8 @@ from heimdex_contracts.history import EventRow
 from heimdex_status_store.rows import JobRow
 
 #: Raise each job's row to the highest rank seen, and add to the history, in one statement: one round trip, one commit.
-#: pending -> processing -> completed | failed | canceled; a lower or an equal rank changes nothing.
+#: pending -> processing -> completed | failed | canceled; a lower or an equal rank changes nothing, nor a message that
+#: says that a run went on after its end.
 RECORD: Final = """
 WITH incoming AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[],
@@ -56,6 +57,8 @@ WITH incoming AS (
             ELSE COALESCE(EXCLUDED.message, old.message)
         END
     WHERE (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) > (old.step, old.attempt, old.progress)
+           -- Nothing but the next run follows an end.
+           AND (EXCLUDED.run > old.run OR old.status IN ('pending', 'processing'))
         -- A tick that only tells that the stage is still at it.
         OR (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) = (old.step, old.attempt, old.progress)
            AND EXCLUDED.updated_at > old.updated_at

@@ -16,8 +16,8 @@ from heimdex_contracts import callbacks, messages, subjects
 from heimdex_contracts.callbacks import CallbackMessage, CallbackTold
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import callback_row, event_rows
-from heimdex_contracts.messages import AnyMessage, AttemptFailed, End, Progress
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, End, Progress
+from heimdex_contracts.runtime.broker import Broker, JetStreamError
 from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
 from heimdex_contracts.runtime.logs import Logger
@@ -199,11 +199,14 @@ class Recorder:
         done: dict[Puller, int] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
-            if is_owed(held.event):
+            again = self._comes_again(held, early)
+            if isinstance(held.event, Canceled) and self._topology.is_current(held.msg.reply, held.msg.place):
+                again = not await self._has_no_predecessor(held.event)
+            if is_owed(held.event) and not again:
                 # In nobody's way: a stream that takes no callbacks must not hold up what has none.
                 self._beside(self._owe(held, held.event))
                 continue
-            self._answer(held, _AGAIN if self._comes_again(held, early) else b"+ACK")
+            self._answer(held, _AGAIN if again else b"+ACK")
             done[held.puller] = done.get(held.puller, 0) + 1
         for puller, count in done.items():
             puller.release(count)
@@ -246,6 +249,23 @@ class Recorder:
         _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in left:
             wait.cancel()
+
+    async def _has_no_predecessor(self, canceled: Canceled) -> bool:
+        """Take away what a cancel follows; False where that cannot be done now.
+
+        Its worker, which may not have heard of the cancel, has not acknowledged it. Once the cancel had left the
+        stream, it would be its job's last message again, and the broker would accept the worker's late hand-over.
+        """
+        if canceled.follows is None:
+            return True
+        job, sequence = subjects.job_filter(canceled.job_id), canceled.follows.sequence
+        try:
+            found = await self._broker.next_message(subjects.JOBS, job, sequence)
+            if found is not None and found.sequence == sequence:
+                await self._broker.delete(subjects.JOBS, sequence)
+        except (BrokerUnavailable, JetStreamError):
+            return False
+        return True
 
     @staticmethod
     def _comes_again(held: _Held, early: frozenset[str]) -> bool:

@@ -1,15 +1,29 @@
 """Cancel and retry where a worker is missing, busy, frozen or late, or the status store is down."""
 
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
+
+from heimdex_cli.embedded.ports import free_port
+from heimdex_cli.embedded.processes import Child
 from tests.api.asking import cancel, interrupted, retry
 from tests.api.sse import history
+from tests.conftest import NewSystem
 from tests.harness.api import Api
 from tests.harness.pipelines.scripted import STAGES, Script
 from tests.harness.servers import NatsServer
-from tests.harness.services import System
+from tests.harness.services import LAUNCHERS, System
 from tests.harness.waiting import eventually
 from tests.harness.watching import JOBS, Observer
+
+FORBIDDEN = "$JS.API.STREAM.MSG.DELETE.>"
 
 
 async def test_a_queued_job_that_is_canceled_never_starts(scripted: System, api: Api, nats: NatsServer) -> None:
@@ -29,7 +43,8 @@ async def test_a_queued_job_that_is_canceled_never_starts(scripted: System, api:
         await api.wait_until(another, "completed")
         assert seen.subjects("heimdex.progress", job_id) == []
         await eventually(seen.empty)
-    assert [entry["event"] for entry in await history(api, job_id)] == ["submitted", "canceled"]
+    events = await history(api, job_id)
+    assert [(entry["event"], entry["ended"]) for entry in events] == [("submitted", None), ("canceled", None)]
 
 
 async def test_a_running_job_is_interrupted_on_whichever_replica_it_runs(
@@ -47,7 +62,12 @@ async def test_a_running_job_is_interrupted_on_whichever_replica_it_runs(
         job = await cancel(api, job_id)
         assert (job["status"], job["stage"]) == ("canceled", "preparing")
         await eventually(lambda job_id=job_id: interrupted(scripted, "preparing", job_id))  # type: ignore[misc]
-        assert [entry["event"] for entry in await history(api, job_id)] == ["submitted", "canceled"]
+        submitted, canceled = await history(api, job_id)
+        assert (submitted["event"], canceled["event"]) == ("submitted", "canceled")
+        ended = canceled["ended"]
+        assert (ended["stage"], ended["attempt"]) == ("preparing", 1)
+        assert submitted["at"] <= ended["started_at"] <= canceled["at"]
+        assert ended["duration_seconds"] > 0
     assert len(script.runs()) == 2
 
 
@@ -91,6 +111,29 @@ async def test_a_job_stays_canceled_though_its_worker_finishes_later(
     assert [entry["event"] for entry in await history(api, job_id)] == ["submitted", "canceled"]
 
 
+async def test_a_late_hand_over_is_refused_though_the_gateway_that_canceled_the_job_was_killed_then(
+    scripted: System, api: Api, script: Script, nats: NatsServer
+) -> None:
+    script.write("preparing", "gate")
+    scripted.start_all(stages=STAGES, without=("gateway",))
+    scripted.start("gateway", launcher=LAUNCHERS / "gateway_removes_nothing.py")
+    await scripted.ready()
+    async with Observer(nats.url, "heimdex-stored.>") as stored:
+        job_id = await api.submit("scripted")
+        await eventually(lambda: script.runs("preparing", job_id))
+        worker = scripted["preparing"]
+        worker.freeze()
+        script.open_gate()
+        job = await cancel(api, job_id)
+        # The cancel is recorded and leaves the stream; what the worker holds must not be the job's last message again.
+        await eventually(lambda: _empty(nats), what="neither is left")
+        # It wakes without a word of the cancel, as if it had been cut off.
+        worker.thaw()
+        await eventually(lambda: interrupted(scripted, "preparing", job_id) or _refused(scripted, job_id))
+        assert stored.subjects("heimdex-stored.jobs", job_id) == ["preparing", "canceled"]
+        assert await api.get(job_id) == job
+
+
 def _refused(system: System, job_id: str) -> bool:
     return bool(system["preparing"].logged("delivery_superseded", job_id=job_id))
 
@@ -120,6 +163,63 @@ async def test_with_the_status_store_down_a_cancel_is_202_and_no_later_answer_is
     scripted["status-store"].thaw()
     assert (await api.get(job_id))["status"] == "canceled"
     await cancel(api, job_id, status=409)
+
+
+@dataclass
+class Forbidding:
+    """A nats-server that answers no deletion of a message until `allow`."""
+
+    url: str
+    config: Path
+    child: Child
+
+    def allow(self) -> None:
+        self.config.write_text(self.config.read_text().replace(FORBIDDEN, "nothing"))
+        os.kill(self.child.pid or 0, signal.SIGHUP)
+
+
+@pytest.fixture
+def forbidding(scratch: Path) -> Iterator[Forbidding]:
+    port = free_port()
+    config = scratch / "forbidding.conf"
+    config.write_text(
+        f"listen: 127.0.0.1:{port}\njetstream {{ store_dir: {json.dumps(str(scratch / 'forbidding'))} }}\n"
+        "no_auth_user: any\n"
+        'authorization { users: [{ user: any, password: any, permissions: { publish: { deny: ["%s"] } } }] }\n'
+        % FORBIDDEN
+    )
+    child = Child(
+        [Path(sys.executable).with_name("nats-server"), "-c", config],
+        log_path=scratch / "forbidding.log",
+        stop_seconds=15,
+        rank=1,
+    )
+    child.start()
+    yield Forbidding(f"nats://127.0.0.1:{port}", config, child)
+    child.kill()
+
+
+async def test_a_cancel_is_answered_in_time_though_its_work_cannot_be_taken_out_of_the_queue_yet(
+    new_system: NewSystem, forbidding: Forbidding, database_url: str, script: Script
+) -> None:
+    system = new_system(forbidding.url, database_url, **script.env)
+    system.start_all(stages=STAGES, without=("preparing", "status-store"))
+    store = system.start("status-store")
+    await system.ready()
+    async with Api(system.url) as api, Observer(forbidding.url) as seen:
+        job_id = await api.submit("scripted")
+        work = {"last_by_subj": f"heimdex.jobs.preparing.{job_id}"}
+        store.freeze()
+        job = await cancel(api, job_id, status=202)
+        assert job["status"] == (await api.get(job_id))["status"] == "canceled"
+        assert "message" in await seen.api(f"STREAM.MSG.GET.{JOBS}", work), "it is there"
+        forbidding.allow()
+
+        async def gone() -> bool:
+            return "error" in await seen.api(f"STREAM.MSG.GET.{JOBS}", work)
+
+        await eventually(gone, what="it is taken out when that can be")
+        store.thaw()
 
 
 async def test_with_the_status_store_down_a_retry_is_202_and_no_later_answer_is_older(

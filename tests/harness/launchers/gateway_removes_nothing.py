@@ -1,0 +1,14 @@
+"""A gateway that ends, as it were, between a cancel's publish and its removal of the canceled job's work."""
+
+from typing import Any
+
+from heimdex_gateway import changes
+from heimdex_gateway.main import main
+
+
+async def nothing(*_: Any) -> None:
+    return
+
+
+changes._removal = nothing
+main()
