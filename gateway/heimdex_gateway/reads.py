@@ -4,6 +4,7 @@ A hand-over is in the stream until Postgres has it. So whoever reads the stream 
 that was published before, and tells the higher of both. A completed job needs no look at the stream: nothing follows.
 
 A tick counts once Postgres has it: its stream is in memory, and what was told from there could be gone a moment later.
+Only where Postgres has lost a hand-over that it had, its ticks are all that is left of what was told.
 """
 
 import msgspec
@@ -11,10 +12,10 @@ import msgspec
 from heimdex_contracts import lifecycle, messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
-from heimdex_contracts.messages import AnyJobMessage
+from heimdex_contracts.messages import AnyJobMessage, Progress
 from heimdex_contracts.runtime.broker import Broker, JetStreamError
 from heimdex_gateway.database import Database, DatabaseUnavailable
-from heimdex_gateway.recorded import recorded
+from heimdex_gateway.recorded import Recorded, recorded
 
 NATS_DOWN = "NATS cannot be reached, and the job's state cannot be told without it. Try again in a few seconds."
 BOTH_NEEDED = (
@@ -63,19 +64,21 @@ class Reads:
                 return before  # a next run could only have started through NATS
             raise
         row = await self._database.job(job_id, tenant)
-        if found is None or row is None:
-            return row if found is None else found.view()
-        return lifecycle.merge(found.view(), row)
+        if found is None:
+            return row
+        view = found.view()
+        if _lacks(row, found) and not view.ended and not (await self._recorded()).has_not(found.sequence):
+            row = await self._database.job(job_id, tenant)
+            if _lacks(row, found) and (tick := await self._tick(found.message)) is not None:
+                view = lifecycle.merge(view, lifecycle.snapshot(tick))  # the database was emptied
+        return view if row is None else lifecycle.merge(view, row)
 
     async def _from_stream(self, job_id: str, tenant: str) -> Snapshot:
         """Postgres is away: the stream's answer, where that cannot be older than what Postgres has told."""
         found = await self._look(job_id, tenant)
         if found is None:
             raise Unanswerable(BOTH_NEEDED)
-        try:
-            state = await recorded(self._broker, subjects.JOBS)
-        except (BrokerUnavailable, JetStreamError):
-            raise Unanswerable(NATS_DOWN) from None
+        state = await self._recorded()
         unrecorded = state.has_not(found.sequence)
         if not unrecorded and not state.has(found.sequence):
             # It was delivered to a store that has not acknowledged it, while later ones were: it may be a left-over.
@@ -85,6 +88,25 @@ class Reads:
             # Postgres may have told of its progress since; unless it had not even recorded the hand-over.
             raise Unanswerable(BOTH_NEEDED)
         return view
+
+    async def _recorded(self) -> Recorded:
+        """How far the status store has got. Raises Unanswerable where NATS is away."""
+        try:
+            return await recorded(self._broker, subjects.JOBS)
+        except (BrokerUnavailable, JetStreamError):
+            raise Unanswerable(NATS_DOWN) from None
+
+    async def _tick(self, message: AnyJobMessage) -> Progress | None:
+        """The newest of this very hand-over. Raises Unanswerable where NATS is away."""
+        newest = subjects.progress_subject("*", message.job_id)
+        try:
+            last = await self._broker.last_message(subjects.PROGRESS, newest, timeout=1.0)
+            tick = None if last is None else messages.decode_progress(last.subject, last.data)
+        except (BrokerUnavailable, JetStreamError):
+            raise Unanswerable(NATS_DOWN) from None
+        except UnusableMessage:
+            return None
+        return tick if tick is not None and tick.step == message.step else None
 
     async def _look(self, job_id: str, tenant: str) -> _InStream | None:
         """The newest message of this tenant's job. Raises Unanswerable where NATS is away."""
@@ -98,3 +120,8 @@ class Reads:
         except UnusableMessage:
             return None  # a stranger's: its consumers set it aside
         return _InStream(message, last.sequence) if message.tenant == tenant else None
+
+
+def _lacks(row: Snapshot | None, found: _InStream) -> bool:
+    """Whether Postgres does not have this message."""
+    return row is None or row.step < found.message.step

@@ -13,7 +13,7 @@ import msgspec
 from heimdex_contracts import messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
 from heimdex_contracts.history import event_rows
-from heimdex_contracts.messages import AnyJobMessage, Due
+from heimdex_contracts.messages import AnyJobMessage, AnyMessage, Due, Progress
 from heimdex_contracts.runtime.broker import Broker, JetStreamError
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.publishing import Publisher, Refused
@@ -101,10 +101,22 @@ class Sweep:
     async def _record(self, batch: list[AnyJobMessage]) -> int:
         if not batch:
             return 0
+        # With what was told of their progress: a job that was seen to run must not be pending until its next tick.
+        ticks = await asyncio.gather(*(self._tick(event) for event in batch if isinstance(event, Due)))
+        events: list[AnyMessage] = [*batch, *(tick for tick in ticks if tick is not None)]
         recorded = await self._database.run(
-            lambda connection: queries.record(connection, job_rows(batch), event_rows(batch))
+            lambda connection: queries.record(connection, job_rows(events), event_rows(events))
         )
         return recorded.raised
+
+    async def _tick(self, due: Due) -> Progress | None:
+        """The newest of this very hand-over."""
+        last = await self._broker.last_message(subjects.PROGRESS, subjects.progress_subject("*", due.job_id))
+        try:
+            tick = None if last is None else messages.decode_progress(last.subject, last.data)
+        except UnusableMessage:
+            return None
+        return tick if tick is not None and tick.step == due.step else None
 
     async def _compare_page(self, after: str | None, rest: timedelta) -> tuple[str | None, int]:
         """Publish again the unfinished jobs of one page that the stream does not hold.
