@@ -67,7 +67,7 @@ class Reads:
         if found is None:
             return row
         view = found.view()
-        if _lacks(row, found) and not view.ended and not (await self._recorded()).has_not(found.sequence):
+        if _lacks(row, found) and not view.ended and (await self._recorded()).has(found.sequence):
             row = await self._database.job(job_id, tenant)
             if _lacks(row, found) and (tick := await self._tick(found.message)) is not None:
                 view = lifecycle.merge(view, lifecycle.snapshot(tick))  # the database was emptied

@@ -107,8 +107,9 @@ class Follower:
             return wrong
         if _ORDER[after["status"]] < _ORDER[before["status"]]:
             wrong.append("status")
-        # A thawed worker's last tick may still move the time, forwards.
-        if _ORDER[before["status"]] == 2 and before | {"updated_at": after["updated_at"]} != after:
+        # A tick that was under way may still move the time, and the progress of a canceled job: forwards, see below.
+        moving = {"updated_at", "progress"} if before["status"] == "canceled" else {"updated_at"}
+        if _ORDER[before["status"]] == 2 and before | {key: after[key] for key in moving} != after:
             wrong.append("changed after its end")
         if after["progress"] < before["progress"]:
             wrong.append("progress")
