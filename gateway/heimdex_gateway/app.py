@@ -29,7 +29,7 @@ effect on the job's status exactly once, and the status never runs backwards. Ev
 
 def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     """The application around this gateway; it opens and closes nothing."""
-    parameters.describe(gateway.pipelines.types, gateway.pipelines.stage_names)
+    parameters.describe(gateway.pipelines.types, gateway.pipelines.stage_names, callbacks=gateway.callbacks.enabled)
     app = Litestar.from_config(
         AppConfig(
             route_handlers=[

@@ -258,7 +258,8 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
             if operation["operationId"] not in {"submitJob", "submitJobs"}:
                 operation["responses"].pop("400", None)
     details.add(document)
-    documented.add(document)
+    if parameters.takes_callbacks():
+        documented.add(document)
     return document
 
 

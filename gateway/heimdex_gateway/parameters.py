@@ -11,12 +11,22 @@ from heimdex_gateway.callbacks import documented
 
 _TYPES: list[str] = []
 _STAGES: list[str] = []
+_CALLED_BACK: dict[str, Example] = {}
 
 
-def describe(types: tuple[str, ...], stages: tuple[str, ...]) -> None:
-    """Tell the document which job types and stages this gateway knows."""
+def describe(types: tuple[str, ...], stages: tuple[str, ...], *, callbacks: bool) -> None:
+    """Tell the document which job types and stages this gateway knows, and whether it takes callbacks."""
     _TYPES[:] = types
     _STAGES[:] = stages
+    _CALLED_BACK.clear()
+    if callbacks:
+        value = {"type": "mock_process", "callback_url": documented.EXAMPLE_URL}
+        _CALLED_BACK["called_back"] = Example(summary="tells its end to a URL", value=value)
+
+
+def takes_callbacks() -> bool:
+    """Whether this gateway takes callbacks."""
+    return bool(_CALLED_BACK)
 
 
 def job_schema() -> Schema:
@@ -48,7 +58,7 @@ def job_schema() -> Schema:
                 one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=LONGEST_DELAY.total_seconds()), null],
                 description="not before so many seconds from now; excludes run_at",
             ),
-            "callback_url": documented.url_schema(),
+            "callback_url": documented.url_schema(enabled=takes_callbacks()),
         },
     )
 
@@ -73,10 +83,7 @@ class SubmitOperation(Operation):
                     value={"type": "mock_process", "fail_at_stage": "analyzing"},
                 ),
                 "later": Example(summary="starts in a minute", value={"type": "mock_process", "delay_seconds": 60}),
-                "called_back": Example(
-                    summary="tells its end to a URL",
-                    value={"type": "mock_process", "callback_url": documented.EXAMPLE_URL},
-                ),
+                **_CALLED_BACK,
             },
         )
 

@@ -21,16 +21,16 @@ _DISABLED: Final = (
 
 
 class Acceptance:
-    """Of one gateway."""
+    """Of one gateway. `enabled`: whether it takes any."""
 
     def __init__(self, enabled: bool, allowed: Allowed, resolver: Resolver) -> None:
-        self._enabled = enabled
+        self.enabled = enabled
         self._allowed = allowed
         self._resolver = resolver
 
     def read(self, value: object, field: str) -> str:
         """The URL, as far as can be told without looking its host up. Raises Problem."""
-        if not self._enabled:
+        if not self.enabled:
             raise _wrong(field, _DISABLED)
         try:
             receiver = urls.read(value)

@@ -30,14 +30,16 @@ _HEADERS: Final = (
 )
 
 
-def url_schema() -> Schema:
+def url_schema(*, enabled: bool) -> Schema:
     """The field of a job."""
+    if not enabled:
+        return Schema(type=OpenAPIType.NULL, description="null: the operator has not enabled callbacks")
     url = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.URI, max_length=LONGEST)
     return Schema(
         one_of=[url, Schema(type=OpenAPIType.NULL)],
         description=(
             "null, or where the job object is POSTed, signed, when the job ends: https:// or http://, to a public "
-            "address, without a user name or a fragment. Where the operator has not enabled callbacks: 422."
+            "address, without a user name or a fragment"
         ),
     )
 
