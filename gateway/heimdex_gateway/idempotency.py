@@ -8,6 +8,7 @@ publishes it, under the same id, which the broker accepts once.
 import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -26,7 +27,8 @@ from heimdex_gateway.submissions import submit
 LONGEST_KEY: Final = 255
 #: How long a repeat waits for the first to be stored before it stores the job itself.
 FIRST_WITHIN_SECONDS: Final = 1.5
-#: The server's duplicate window, less some: as long as it lasts, publishing again cannot run a job twice.
+#: The server's duplicate window, less some: as long as it lasts, publishing again cannot run a job twice, unless the
+#: server was restarted. So Postgres is asked first all the same.
 SURELY_REMEMBERED_SECONDS: Final = 100.0
 
 _QUOTED: Final = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\["\\])*)"')
@@ -41,11 +43,11 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     stored: bool = False
 
 
-def read_key(header: str | None) -> str | None:
-    """The key, quoted as in the IETF's draft or bare; None where there is none. Raises Problem 422."""
-    if header is None:
-        return None
-    text = header.strip()
+def read_key(headers: Sequence[str]) -> str:
+    """The key, quoted as in the IETF's draft or bare, of all such headers of a request. Raises Problem 422."""
+    if len(headers) != 1:
+        raise Problem(422, "The header 'Idempotency-Key' is given twice; a job has one key.", field="Idempotency-Key")
+    text = headers[0].strip()
     quoted = _QUOTED.fullmatch(text)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text if _BARE.fullmatch(text) else ""
     if not 1 <= len(key) <= LONGEST_KEY:
@@ -84,13 +86,13 @@ async def submit_once(gateway: Gateway, key: str, body: str, job: Due) -> str:
     if found.body != body:
         raise Problem(422, "This Idempotency-Key was used with another body; use another key.", field="Idempotency-Key")
     if not found.stored and not await _appears(gateway, subject, found.job.job_id):
-        age = (messages.now() - found.job.created_at).total_seconds()
-        if age > SURELY_REMEMBERED_SECONDS:
-            # Long ago: it may have run and left the stream, which only Postgres knows.
-            try:
-                if await gateway.database.job(found.job.job_id, found.job.tenant) is not None:
-                    return found.job.job_id
-            except DatabaseUnavailable:
+        # It may have run and left the stream, which only Postgres knows.
+        try:
+            if await gateway.database.job(found.job.job_id, found.job.tenant) is not None:
+                return found.job.job_id
+        except DatabaseUnavailable:
+            age = (messages.now() - found.job.created_at).total_seconds()
+            if age > SURELY_REMEMBERED_SECONDS:
                 raise Unanswerable(BOTH_NEEDED) from None
         await submit(gateway, found.job)
         await _mark(gateway, subject, found)

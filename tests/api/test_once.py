@@ -7,10 +7,12 @@ import json
 
 import pytest
 
+from heimdex_cli.embedded.ports import free_port
+from tests.api.conftest import Live
 from tests.harness.api import Api
 from tests.harness.pipelines.scripted import STAGES, Script
 from tests.harness.servers import NatsServer, PostgresServer
-from tests.harness.services import System
+from tests.harness.services import MOCK_STAGES, System
 from tests.harness.waiting import eventually
 from tests.harness.watching import Observer
 
@@ -45,9 +47,14 @@ async def test_a_key_with_another_body_is_refused(http: Api) -> None:
     assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
 
 
-@pytest.mark.parametrize("key", ['""', '"unended', "x" * 256])
+@pytest.mark.parametrize("key", ["", '""', '"unended', "x" * 256, f'"{"x" * 256}"', "Schlüssel", "a\tb"])
 async def test_what_is_no_key_is_refused(http: Api, key: str) -> None:
-    answer = await http.http.post("/jobs", json=BODY, headers={"Idempotency-Key": key})
+    answer = await http.http.post("/jobs", json=BODY, headers={"Idempotency-Key": key.encode()})
+    assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
+
+
+async def test_two_keys_are_none(http: Api) -> None:
+    answer = await http.http.post("/jobs", json=BODY, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
     assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
 
 
@@ -78,6 +85,25 @@ async def test_a_key_keeps_its_job_over_restarts_with_postgres_down_and_through_
     own_postgres.start()
 
 
+async def test_fifty_callers_that_race_through_two_gateways_while_postgres_is_down_get_one_job(
+    system: System, api: Api, nats: NatsServer, own_postgres: PostgresServer
+) -> None:
+    system.env["HEIMDEX_DATABASE_URL"] = own_postgres.url
+    system.start_all(without=MOCK_STAGES)
+    port = free_port()
+    system.start("gateway", port=port)
+    await system.ready()
+    own_postgres.kill()
+    headers = {"Idempotency-Key": "race"}
+    async with Api(f"http://127.0.0.1:{port}") as other, Observer(nats.url, "heimdex-stored.>") as stored:
+        callers = (gateway.submit(headers=headers) for gateway in (api, other) * 25)
+        (job_id,) = set(await asyncio.gather(*callers))
+        # Somebody who comes later, too, though Postgres cannot say what became of it.
+        assert await other.submit(headers=headers) == job_id
+        assert stored.subjects("heimdex-stored.jobs", job_id) == ["extracting"]
+    own_postgres.start()
+
+
 async def eventually_up(api: Api) -> None:
     async def accepts() -> bool:
         return await api.is_up() and (await api.http.post("/jobs", json=BODY)).status_code == 202
@@ -93,15 +119,51 @@ async def test_a_key_whose_first_caller_died_before_its_job_was_stored_makes_it_
     headers = {"Idempotency-Key": "orphan"}
     job_id = await api.submit("scripted", headers=headers)
     await api.wait_until(job_id, "completed")
-    async with Observer(nats.url) as seen:
-        # As the crash would have left it: a key, not marked as stored, of a job that is nowhere.
-        subject = "$KV.HEIMDEX_IDEMPOTENCY." + hashlib.sha256(b"orphan").hexdigest()
-        answer = await seen.api("STREAM.MSG.GET.KV_HEIMDEX_IDEMPOTENCY", {"last_by_subj": subject})
-        made = json.loads(base64.b64decode(answer["message"]["data"]))
-        made["stored"] = False
-        made["job"]["job_id"] = "01990000-0000-7000-8000-000000000001"
-        await seen.nc.publish(subject, json.dumps(made).encode())
-        await seen.nc.flush()
+    # As the crash would have left it: a key, not marked as stored, of a job that is nowhere.
+    await rewrite_key(nats, "orphan", job_id="01990000-0000-7000-8000-000000000001")
     again = await api.submit("scripted", headers=headers)
     assert again == "01990000-0000-7000-8000-000000000001"
     await api.wait_until(again, "completed")
+
+
+@pytest.mark.parametrize("ago", [{}, {"created_at": "2025-10-28T12:00:00.000000Z"}], ids=["just now", "long ago"])
+async def test_a_job_that_has_ended_does_not_run_again_though_its_key_was_never_marked(
+    scripted: System, api: Api, script: Script, nats: NatsServer, ago: dict[str, str]
+) -> None:
+    scripted.start_all(stages=STAGES)
+    await scripted.ready()
+    headers = {"Idempotency-Key": "unmarked"}
+    job_id = await api.submit("scripted", headers=headers)
+    await api.wait_until(job_id, "completed")
+    await rewrite_key(nats, "unmarked", **ago)
+    # After a restart its duplicate window has only what is still in the stream.
+    nats.kill()
+    nats.start()
+
+    async def repeated() -> bool:
+        answer = await api.http.post("/jobs", json={"type": "scripted"}, headers=headers)
+        assert answer.status_code == 500 or answer.json() == {"job_id": job_id}
+        return answer.status_code == 202
+
+    await eventually(repeated)
+    # One that comes after it has gone through all stages; the first would have, too.
+    await api.wait_until(await api.submit("scripted"), "completed")
+    assert len(script.runs("preparing", job_id)) == 1
+
+
+async def test_a_key_is_forgotten_after_a_day(live: Live, http: Api) -> None:
+    async with Observer(live.nats.url) as seen:
+        info = await seen.api("STREAM.INFO.KV_HEIMDEX_IDEMPOTENCY")
+    assert info["config"]["max_age"] == 24 * 3600 * 10**9
+
+
+async def rewrite_key(nats: NatsServer, key: str, **job: str) -> None:
+    """Change what is kept of a key's job, which is then not marked as stored."""
+    async with Observer(nats.url) as seen:
+        subject = "$KV.HEIMDEX_IDEMPOTENCY." + hashlib.sha256(key.encode()).hexdigest()
+        answer = await seen.api("STREAM.MSG.GET.KV_HEIMDEX_IDEMPOTENCY", {"last_by_subj": subject})
+        made = json.loads(base64.b64decode(answer["message"]["data"]))
+        made["stored"] = False
+        made["job"] |= job
+        await seen.nc.publish(subject, json.dumps(made).encode())
+        await seen.nc.flush()

@@ -160,7 +160,12 @@ async def test_a_stream_says_what_it_is_and_how_soon_to_come_again(http: Api, li
     [
         ("text/event-stream", "text/event-stream"),
         ("text/event-stream, application/json;q=0.1", "text/event-stream"),
+        ("Text/Event-Stream; charset=utf-8", "text/event-stream"),
+        ("application/json, text/event-stream;q=0.5", "application/json"),
+        ("text/event-stream;q=0, */*", "application/json"),
         ("application/json", "application/json"),
+        ("application/xml", "application/json"),
+        ("", "application/json"),
         ("*/*", "application/json"),
         ("text/html, */*;q=0.8", "application/json"),
     ],

@@ -1,6 +1,6 @@
 """Submit a job, ask how it is, list them, and tell what happened to one."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
@@ -14,6 +14,7 @@ from heimdex_gateway.asking import LARGEST_BODY_BYTES
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.routes.answers import (
+    JSON,
     NOT_FOUND,
     AnyRequest,
     check_query,
@@ -26,6 +27,8 @@ from heimdex_gateway.routes.answers import (
 )
 from heimdex_gateway.schemas import JobAccepted, JobObject, JobsAccepted, job_object
 from heimdex_gateway.submissions import new_job, submit, submit_all
+
+EVENT_STREAM: Final = "text/event-stream"
 
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
 Traceparent = Annotated[
@@ -70,11 +73,11 @@ async def submit_job(
     if wanted.callback_url is not None:
         await gateway.callbacks.look_up([("callback_url", wanted.callback_url)])
     job = new_job(gateway, tenant_of(request), wanted, traceparent)
-    key = idempotency.read_key(idempotency_key)
-    if key is None:
+    if idempotency_key is None:
         await in_time(submit(gateway, job))
         job_id = job.job_id
     else:
+        key = idempotency.read_key(request.headers.getall("Idempotency-Key"))
         job_id = await in_time(idempotency.submit_once(gateway, key, idempotency.digest(body), job))
     return encoded(JobAccepted(job_id), 202, {"Location": f"/jobs/{job_id}"})
 
@@ -174,10 +177,10 @@ async def list_events(
     gateway, known = gateway_of(request), job_id_of(job_id)
     if await in_time(gateway.reads.job(known, tenant_of(request))) is None:
         raise Problem(404, NOT_FOUND)
-    if "text/event-stream" in request.headers.get("accept", ""):
+    if request.accept.best_match([JSON, EVENT_STREAM]) == EVENT_STREAM:
         return Stream(
             events.live(gateway, known, events.parse_id(last_event_id)),
-            media_type="text/event-stream",
+            media_type=EVENT_STREAM,
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
     try:
