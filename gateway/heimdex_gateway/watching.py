@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 
 import nats.errors
@@ -9,7 +10,7 @@ from nats.aio.msg import Msg
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
-from heimdex_contracts.messages import AnyMessage
+from heimdex_contracts.messages import AnyMessage, Progress
 from heimdex_contracts.runtime.broker import Broker
 
 
@@ -21,34 +22,45 @@ class Watch:
     """The events of one job from the moment of `Watches.open` on."""
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[AnyMessage | None] = asyncio.Queue()
+        self._events: deque[AnyMessage | None] = deque()
+        self._more = asyncio.Event()
 
     async def next(self, timeout: float) -> AnyMessage | None:
         """The next event, or None when none came within `timeout` seconds. Raises Interrupted."""
-        try:
-            async with asyncio.timeout(timeout):
-                event = await self._events.get()
-        except TimeoutError:
-            return None
+        if not self._events:
+            self._more.clear()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._more.wait()
+            except TimeoutError:
+                return None
+        event = self._events.popleft()
         if event is None:
             raise Interrupted
         return event
 
     def interrupt(self) -> None:
         """After what has come already, `next` raises."""
-        self._events.put_nowait(None)
+        self._add(None)
 
     async def on_stored(self, msg: Msg) -> None:
         """A hand-over or a failed attempt, told by the stream that stored it."""
         subject = subjects.subject_of_stored(msg.subject)
         decode = messages.decode_job if subject.startswith("heimdex.jobs.") else messages.decode_attempt
         with contextlib.suppress(UnusableMessage):
-            self._events.put_nowait(decode(subject, msg.data))
+            self._add(decode(subject, msg.data))
 
     async def on_progress(self, msg: Msg) -> None:
         """A tick, as its worker published it."""
         with contextlib.suppress(UnusableMessage):
-            self._events.put_nowait(messages.decode_progress(msg.subject, msg.data))
+            tick = messages.decode_progress(msg.subject, msg.data)
+            if self._events and isinstance(self._events[-1], Progress):
+                self._events.pop()  # nobody has read it yet: a caller who reads slowly holds one tick, not thousands
+            self._add(tick)
+
+    def _add(self, event: AnyMessage | None) -> None:
+        self._events.append(event)
+        self._more.set()
 
 
 class Watches:
