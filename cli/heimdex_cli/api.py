@@ -197,6 +197,8 @@ class JobsApi:
     def _refuse(self, response: httpx.Response) -> None:
         answer = self._object(response)
         sentence = f"{answer.get('detail', response.reason_phrase)} ({response.status_code} from {self.url})"
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            sentence += " HEIMDEX_API_KEY is where the key is taken from."
         if response.is_client_error and response.status_code not in _LATER:
             raise Unusable(sentence)
         raise Unreachable(sentence)

@@ -137,6 +137,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, str):
         text = repr(value[:60])
         return text + "…" if len(value) > 60 else text
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15:
+        return f"{value:.15g}"
     return _kind(value)
 
 
