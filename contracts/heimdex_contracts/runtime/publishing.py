@@ -121,9 +121,9 @@ class Publisher:
         loop = asyncio.get_running_loop()
         ready = [envelope(job, expected=0) for job in jobs]
         attempt = 0
-        while (left := deadline - loop.time()) > 0:
+        while deadline > loop.time():
             try:
-                error = await self._publish_batch(ready, min(2.0, left))
+                error = await self._publish_batch(ready, deadline)
                 if error is None:
                     return
                 if error.err_code not in WRONG_LAST_SEQUENCE | {DUPLICATE_IN_BATCH}:
@@ -137,16 +137,24 @@ class Publisher:
             attempt += 1
         raise BrokerUnavailable("NATS did not store the jobs in time; whether it did later is not known")
 
-    async def _publish_batch(self, ready: list[Envelope], timeout: float) -> ApiError | None:
-        """One try. The server answers the first message, so that a batch it refuses ends early, and the commit."""
+    async def _publish_batch(self, ready: list[Envelope], deadline: float) -> ApiError | None:
+        """One try. The server answers the first message, so that a batch it refuses ends early, and the commit.
+
+        A commit is waited for longer than a single message: a server that is still busy with the batch would only have
+        more to do if all of it were sent again.
+        """
+
+        def left(most: float, kept: float = 0.0) -> float:
+            return max(0.1, min(most, deadline - asyncio.get_running_loop().time() - kept))
+
         batch_id = secrets.token_hex(16)
         for number, entry in enumerate(ready, start=1):
             headers = {**entry.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
             if number == len(ready):
                 headers["Nats-Batch-Commit"] = "1"
-                return (await self._broker.publish(entry.subject, entry.payload, headers, timeout)).error
+                return (await self._broker.publish(entry.subject, entry.payload, headers, left(10.0, 1.0))).error
             if number == 1:
-                answer = await self._broker.request(entry.subject, entry.payload, timeout, headers)
+                answer = await self._broker.request(entry.subject, entry.payload, left(2.0), headers)
                 if answer.data:  # an answer without a body: go on
                     return msgspec.json.decode(answer.data, type=PubAck).error
             else:
