@@ -24,8 +24,11 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
 
 def _refusal(description: str, detail: str, headers: dict[str, str]) -> dict[str, Any]:
     media = {"schema": {"$ref": "#/components/schemas/ErrorBody"}, "examples": {"error": {"value": {"detail": detail}}}}
-    shown = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
-    return {"description": description, "headers": shown, "content": {"application/json": media}}
+    return {"description": description, "headers": _shown(headers), "content": {"application/json": media}}
+
+
+def _shown(headers: dict[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
 
 
 #: Answered in front of the routes, where there are keys or a limit.
@@ -71,6 +74,8 @@ def add(document: dict[str, Any]) -> None:
             operation["security"] = []
         else:
             operation["responses"] |= _REFUSALS
+            if "503" in operation["responses"]:
+                operation["responses"]["503"]["headers"] = _shown({"Retry-After": "seconds after which to try again"})
     for name, status, pointer, targets in _LINKS:
         operations[name]["responses"][status]["links"] = {
             target: {"operationId": target, "parameters": {"job_id": f"$response.body#{pointer}"}} for target in targets

@@ -74,6 +74,7 @@ UNAVAILABLE: Final = problem(
     "NATS cannot be reached, and the job's state cannot be told without it. Try again in a few seconds.",
 )
 
+FULL: Final = "1000000 jobs are waiting or running, and 1000000 are allowed: try again when some have ended."
 SUBMIT_ERRORS: Final = {
     400: problem("The body is not JSON.", "The body is not valid JSON: Input data was truncated."),
     413: problem("The body is over 1 MiB.", "The body is over 1 MiB; a job is far smaller."),
@@ -86,7 +87,7 @@ SUBMIT_ERRORS: Final = {
     500: UNAVAILABLE,
     503: problem(
         "The queue is full; `Retry-After` says when to try again.",
-        "1000000 jobs are waiting or running, and 1000000 are allowed: try again when some have ended.",
+        FULL,
     ),
 }
 EVENTS: Final = {
@@ -144,25 +145,33 @@ EVENTS_ANSWERS: Final = {
 }
 
 
-CHANGED: Final = [
+def _changes(example: Example, conflict: str, no_room: str) -> dict[int, ResponseSpec]:
+    """The answers to a change of one job."""
+    return {
+        200: ResponseSpec(JobObject, description="Done and recorded.", generate_examples=False, examples=[example]),
+        202: ResponseSpec(
+            JobObject,
+            description="Done; the status store has not recorded it yet.",
+            generate_examples=False,
+            examples=[example],
+        ),
+        404: problem("There is no such job.", "Job not found"),
+        409: problem("The job's state does not allow it.", conflict),
+        500: UNAVAILABLE,
+        503: problem(f"{no_room}; `Retry-After` says when to try again.", FULL),
+    }
+
+
+CANCEL_ANSWERS: Final = _changes(
     Example(id="canceled", summary="after a cancel", value=CANCELED),
+    "The job has ended (completed): only one that has not can be canceled.",
+    "JetStream has no room for what ends the job",
+)
+RETRY_ANSWERS: Final = _changes(
     Example(id="again", summary="after a retry", value=AGAIN),
-]
-CHANGES: Final = {
-    200: ResponseSpec(JobObject, description="Done and recorded.", generate_examples=False, examples=CHANGED),
-    202: ResponseSpec(
-        JobObject,
-        description="Done; the status store has not recorded it yet.",
-        generate_examples=False,
-        examples=CHANGED,
-    ),
-    404: problem("There is no such job.", "Job not found"),
-    409: problem(
-        "The job's state does not allow it.", "The job has ended (completed): only one that has not can be canceled."
-    ),
-    500: UNAVAILABLE,
-    503: problem("There is no room for another run.", "1000 jobs are waiting or running, and 1000 are allowed."),
-}
+    "The job has completed: only a failed or canceled one can be run again.",
+    "There is no room for another run",
+)
 UNKNOWN_FROM: Final = problem(
     "The parameter is unknown.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
 )
@@ -203,11 +212,10 @@ RETRY_MANY_ANSWERS: Final = {
         field="status",
     ),
     500: UNAVAILABLE,
-    503: problem("There is no room for more runs.", "1000 jobs are waiting or running, and 1000 are allowed."),
+    503: problem("There is no room for more runs; `Retry-After` says when to try again.", FULL),
 }
 
 
-_JOB_REQUEST: Final = {"$ref": "#/components/schemas/JobRequest"}
 _WITH_NULLS: Final[dict[str, Any]] = {
     "processing": PROCESSING,
     "completed": COMPLETED,
@@ -241,9 +249,11 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
     document["components"]["schemas"] = components
     # By name, so that a generated client calls it so too.
     components["JobRequest"] = parameters.job_schema().to_schema()
-    bodies = {name: document["paths"][name]["post"]["requestBody"]["content"] for name in ("/jobs", "/jobs/batch")}
-    bodies["/jobs"]["application/json"]["schema"] = _JOB_REQUEST
-    bodies["/jobs/batch"]["application/json"]["schema"]["properties"]["jobs"]["items"] = _JOB_REQUEST
+    components["BatchRequest"] = parameters.batch_schema().to_schema()
+    components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
+    for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        body["schema"] = {"$ref": f"#/components/schemas/{name}"}
     for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
         example.pop("id", None)
         example["value"] = _WITH_NULLS.get(name, example["value"])

@@ -63,6 +63,18 @@ def job_schema() -> Schema:
     )
 
 
+def batch_schema() -> Schema:
+    """Many of them."""
+    jobs = Schema(type=OpenAPIType.ARRAY, items=job_schema(), min_items=1, max_items=MOST_IN_A_BATCH)
+    return Schema(
+        title="BatchRequest",
+        type=OpenAPIType.OBJECT,
+        additional_properties=False,
+        required=["jobs"],
+        properties={"jobs": jobs},
+    )
+
+
 def _body(description: str, schema: Schema, examples: dict[str, Example]) -> RequestBody:
     media = OpenAPIMediaType(schema=schema, examples=dict(examples))
     return RequestBody(required=True, description=description, content={"application/json": media})
@@ -93,16 +105,8 @@ class BatchOperation(Operation):
     """POST /jobs/batch, likewise."""
 
     def __post_init__(self) -> None:
-        jobs = Schema(type=OpenAPIType.ARRAY, items=job_schema(), min_items=1, max_items=MOST_IN_A_BATCH)
-        schema = Schema(
-            title="BatchRequest",
-            type=OpenAPIType.OBJECT,
-            additional_properties=False,
-            required=["jobs"],
-            properties={"jobs": jobs},
-        )
         value = {"jobs": [{"type": "mock_process"}, {"type": "mock_process", "delay_seconds": 60}]}
-        self.request_body = _body("The jobs to run.", schema, {"two": Example(summary="two jobs", value=value)})
+        self.request_body = _body("The jobs to run.", batch_schema(), {"two": Example(summary="two jobs", value=value)})
 
 
 @dataclass

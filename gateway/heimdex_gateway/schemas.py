@@ -7,17 +7,19 @@ import msgspec
 
 from heimdex_contracts.lifecycle import Snapshot
 
+JobId = Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
+
 
 class JobAccepted(msgspec.Struct, frozen=True):
     """The answer to an accepted job."""
 
-    job_id: Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
+    job_id: JobId
 
 
 class JobsAccepted(msgspec.Struct, frozen=True):
     """The answer to an accepted batch: the ids in the order of the jobs."""
 
-    job_ids: list[str]
+    job_ids: list[JobId]
 
 
 class JobsRetried(msgspec.Struct, frozen=True):
@@ -38,7 +40,7 @@ _NOT_STARTED: Final = "null while pending, then the stage the job is in; a faile
 class JobObject(msgspec.Struct, frozen=True):
     """A job as GET shows it: exactly these eight keys."""
 
-    id: Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
+    id: JobId
     status: Annotated[
         str,
         msgspec.Meta(extra_json_schema={"enum": ["pending", "processing", "completed", "failed", "canceled"]}),

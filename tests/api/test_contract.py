@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ EXAMPLES = 10
 CONFIG = Path(__file__).parent / "contract" / "schemathesis.toml"
 
 
+#: With everything enabled that the document describes.
+CALLBACKS: dict[str, str | None] = {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.1"}
+
+
 @pytest.fixture
 async def served(system: System) -> System:
-    system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.1"}
+    system.env |= CALLBACKS
     system.start_all()
     await system.ready()
     return system
@@ -60,6 +65,7 @@ async def document(api: Api) -> dict[str, Any]:
 async def test_schemathesis_finds_nothing_with_all_its_checks_along_all_links(
     system: System, api: Api, tmp_path: Path, doors: str
 ) -> None:
+    system.env |= CALLBACKS
     if doors == "keyed":
         # Its key is in schemathesis.toml. The limit is there to be told of in every answer, and high enough.
         system.env |= {"HEIMDEX_API_KEYS": entries("acme"), "HEIMDEX_RATE_LIMIT": "100000"}
@@ -102,15 +108,25 @@ async def test_the_document_links_each_answer_with_a_job_to_what_can_be_asked_of
         }
 
 
-async def test_every_answer_of_every_operation_on_jobs_has_an_example(served: System, api: Api) -> None:
-    for path, operations in (await document(api))["paths"].items():
-        if not path.startswith("/jobs"):
-            continue
+async def test_every_answer_of_every_operation_has_an_example_of_its_own_shape(served: System, api: Api) -> None:
+    found = await document(api)
+    for path, operations in found["paths"].items():
         for method, operation in operations.items():
-            assert "500" in operation["responses"], f"{method} {path}"
+            assert "500" in operation["responses"] or not path.startswith("/jobs"), f"{method} {path}"
             for status, answer in operation["responses"].items():
                 media = answer["content"]["application/json"]
                 assert media.get("examples"), f"{method} {path} {status}"
+                name = media["schema"]["$ref"].removeprefix("#/components/schemas/")
+                shape = found["components"]["schemas"][name]
+                for example in media["examples"].values():
+                    assert set(shape["required"]) <= set(example["value"]) <= set(shape["properties"])
+
+
+async def test_each_change_of_a_job_has_the_example_of_its_own_conflict(served: System, api: Api) -> None:
+    paths = (await document(api))["paths"]
+    for change, said in (("cancel", "can be canceled"), ("retry", "can be run again")):
+        answer = paths[f"/jobs/{{job_id}}/{change}"]["post"]["responses"]["409"]
+        assert said in answer["content"]["application/json"]["examples"]["error"]["value"]["detail"]
 
 
 async def test_the_document_describes_what_is_sent_to_a_callback_url(served: System, api: Api) -> None:
@@ -125,7 +141,7 @@ async def test_the_document_describes_what_is_sent_to_a_callback_url(served: Sys
     assert any("callback_url" in example["value"] for example in examples.values())
 
 
-async def test_a_client_generated_from_the_document_submits_a_job_and_gets_it(
+async def test_a_client_generated_from_the_document_does_what_the_api_offers(
     served: System, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "openapi.json").write_text(json.dumps(await document(api)))
@@ -153,6 +169,29 @@ async def test_a_client_generated_from_the_document_submits_a_job_and_gets_it(
         refused = await module("api.jobs.cancel_job").asyncio(accepted.job_id, client=client)
         assert isinstance(refused, models.ErrorBody)
         assert "completed" in refused.detail
+        later = models.JobRequest(type_=models.JobRequestType.MOCK_PROCESS, delay_seconds=600)
+        batch = models.BatchRequest(jobs=[later, later])
+        many = await module("api.jobs.submit_jobs").asyncio(client=client, body=batch)
+        assert isinstance(many, models.JobsAccepted)
+        for job_id in many.job_ids:
+            canceled = await module("api.jobs.cancel_job").asyncio(job_id, client=client)
+            assert (canceled.id, canceled.status) == (job_id, models.JobObjectStatus.CANCELED)
+        listed = module("api.jobs.list_jobs").asyncio
+        status = models.ListJobsStatus.CANCELED
+        page = await listed(client=client, status=status, limit=1)
+        rest = await listed(client=client, status=status, cursor=page.next_cursor)
+        assert [job.id for job in (*page.jobs, *rest.jobs)] == many.job_ids[::-1]
+        again = await module("api.jobs.retry_job").asyncio(many.job_ids[0], client=client)
+        assert again.id == many.job_ids[0]
+        assert again.status != models.JobObjectStatus.CANCELED
+        others = models.RetryJobsStatus.CANCELED
+        retried = await module("api.jobs.retry_jobs").asyncio(client=client, status=others)
+        assert (retried.retried, retried.more) == (1, False)
+        for job_id in many.job_ids:
+            job = await module("api.jobs.get_job").asyncio(job_id, client=client, wait=30)
+            assert job.status == models.JobObjectStatus.COMPLETED
+        nothing = await module("api.jobs.get_job").asyncio(str(uuid.uuid4()), client=client)
+        assert nothing.detail == "Job not found"
 
 
 async def test_the_document_tells_of_keys_and_limits_and_asks_for_a_key_where_one_is_wanted(system: System) -> None:

@@ -34,7 +34,7 @@ MANY_SECONDS = 10.0
     operation_id="cancelJob",
     summary="Cancel a job",
     tags=["jobs"],
-    responses=documentation.CHANGES,
+    responses=documentation.CANCEL_ANSWERS,
 )
 async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
     """A queued job never starts; a running stage is interrupted. 409 for a job that has ended."""
@@ -51,7 +51,7 @@ async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparen
     operation_id="retryJob",
     summary="Run an ended job again",
     tags=["jobs"],
-    responses=documentation.CHANGES | {422: documentation.UNKNOWN_FROM},
+    responses=documentation.RETRY_ANSWERS | {422: documentation.UNKNOWN_FROM},
 )
 async def retry_job(
     request: AnyRequest,

@@ -1,12 +1,53 @@
 """For load balancers and operators: is it alive, can it work."""
 
+from typing import Final
+
 from litestar import HttpMethod, Response, get, route
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
 
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.keys import OPEN
 from heimdex_gateway.routes.answers import JSON, AnyRequest, gateway_of
 from heimdex_gateway.schemas import DependencyState, Health, Readiness
+
+_HEALTH: Final = {
+    "ok": True,
+    "service": "heimdex-api",
+    "version": "0.0.1",
+    "env": "local",
+    "started_at": "2025-10-28T12:00:00.000000Z",
+}
+_CONNECTED: Final = {"ok": True, "detail": "connected"}
+_READY: Final = {"ok": True, "detail": "ready", "nats": _CONNECTED, "postgres": _CONNECTED}
+_NOT_READY: Final = {
+    "ok": False,
+    "detail": "NATS cannot be used now.",
+    "nats": {"ok": False, "detail": "not connected"},
+    "postgres": _CONNECTED,
+}
+_HEALTH_ANSWERS: Final = {
+    200: ResponseSpec(
+        Health,
+        description="It is alive.",
+        generate_examples=False,
+        examples=[Example(id="alive", value=_HEALTH)],
+    )
+}
+_READY_ANSWERS: Final = {
+    200: ResponseSpec(
+        Readiness,
+        description="It can.",
+        generate_examples=False,
+        examples=[Example(id="ready", value=_READY)],
+    ),
+    503: ResponseSpec(
+        Readiness,
+        description="A dependency is away; each says its state.",
+        generate_examples=False,
+        examples=[Example(id="not_ready", value=_NOT_READY)],
+    ),
+}
 
 
 @get(
@@ -15,6 +56,7 @@ from heimdex_gateway.schemas import DependencyState, Health, Readiness
     summary="Is the process alive?",
     tags=["operations"],
     sync_to_thread=False,
+    responses=_HEALTH_ANSWERS,
     opt={OPEN: True},
 )
 def healthz(request: AnyRequest) -> Health:
@@ -28,7 +70,7 @@ def healthz(request: AnyRequest) -> Health:
     operation_id="ready",
     summary="Can it do its work now?",
     tags=["operations"],
-    responses={503: ResponseSpec(Readiness, description="A dependency is away; each says its state.")},
+    responses=_READY_ANSWERS,
     opt={OPEN: True},
 )
 async def readyz(request: AnyRequest) -> Response[Readiness]:
