@@ -76,9 +76,9 @@ async def _connect(port: int) -> Connection:
     return connection
 
 
-def post_request(body: bytes = BODY) -> bytes:
-    """POST /jobs."""
-    head = f"POST /jobs HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+def post_request(body: bytes = BODY, path: str = "/jobs") -> bytes:
+    """POST /jobs, or another path."""
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return f"{head}\r\n\r\n".encode() + body
 
 
@@ -160,6 +160,13 @@ async def _post(port: int, count: int, connections: int, body: str | None = None
     return found
 
 
+async def _batch(port: int, count: int, size: int, connections: int) -> dict[str, Any]:
+    request = post_request(b'{"jobs": [%s]}' % b", ".join([BODY] * size), "/jobs/batch")
+    found = await hammer(port, [request] * count, connections, 202)
+    found["ids"] = [job_id for body in found.pop("bodies") for job_id in json.loads(body)["job_ids"]]
+    return found
+
+
 async def _get(port: int, ids: list[str], count: int, connections: int, status: str | None) -> dict[str, Any]:
     requests = [get_request(job_id) for job_id in ids]
     found = await hammer(port, (requests * (count // len(ids) + 1))[:count], connections, 200)
@@ -186,7 +193,12 @@ async def _idle(port: int, rounds: int, together: int, silence: float) -> dict[s
 
 
 async def _serve() -> None:
-    actions: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {"post": _post, "get": _get, "idle": _idle}
+    actions: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+        "post": _post,
+        "batch": _batch,
+        "get": _get,
+        "idle": _idle,
+    }
     reader = asyncio.StreamReader(limit=2**30)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
@@ -219,6 +231,10 @@ class Load:
     def post(self, count: int, body: str | None = None) -> dict[str, Any]:
         """POST so many jobs; also `ids`."""
         return self._ask(do="post", count=count, connections=self._connections, body=body)
+
+    def batch(self, count: int, size: int) -> dict[str, Any]:
+        """POST so many batches of this size; also `ids`, of all jobs."""
+        return self._ask(do="batch", count=count, size=size, connections=self._connections)
 
     def get(self, ids: list[str], count: int, status: str | None = None) -> dict[str, Any]:
         """GET these jobs in turn; each must have this status."""
