@@ -224,7 +224,7 @@ async def _removal(gateway: Gateway, stored: Stored) -> None:
     deadline = asyncio.get_running_loop().time() + REMOVED_WITHIN_SECONDS
     while asyncio.get_running_loop().time() < deadline:
         try:
-            await gateway.broker.delete(subjects.JOBS, stored.sequence)
+            await gateway.broker.delete_of(subjects.JOBS, stored.subject, stored.sequence)
             return
         except (BrokerUnavailable, JetStreamError):
             await asyncio.sleep(0.5)

@@ -103,7 +103,9 @@ class Attempt:
     def _time_out(self) -> None:
         self._end(Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s"))
 
-    def _set_over(self, _: object = None) -> None:
+    def _set_over(self, ended: asyncio.Future[Any] | None = None) -> None:
+        if ended is not None and not ended.cancelled():
+            ended.exception()  # looked at, also where the attempt is over already
         if not self._over.done():
             self._over.set_result(None)
 

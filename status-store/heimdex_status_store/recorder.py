@@ -260,9 +260,7 @@ class Recorder:
             return True
         job, sequence = subjects.job_filter(canceled.job_id), canceled.follows.sequence
         try:
-            found = await self._broker.next_message(subjects.JOBS, job, sequence)
-            if found is not None and found.sequence == sequence:
-                await self._broker.delete(subjects.JOBS, sequence)
+            await self._broker.delete_of(subjects.JOBS, job, sequence)
         except (BrokerUnavailable, JetStreamError):
             return False
         return True

@@ -119,7 +119,7 @@ class Broker:
                 if self.connected:
                     await self.nc.flush(1)
                 await self.nc.close()
-        except (TimeoutError, nats.errors.Error):
+        except (TimeoutError, nats.errors.Error, OSError, RuntimeError):
             self._log.debug("nats_close_slow", message="NATS did not close in time")
 
     def send(
@@ -200,6 +200,15 @@ class Broker:
             raise
         return _stored(answer["message"])
 
+    async def delete_of(self, stream: str, subject_filter: str, sequence: int) -> None:
+        """Remove the message at this sequence, if it is one of these: a sequence may have been given anew since.
+
+        Raises as `delete`.
+        """
+        found = await self.next_message(stream, subject_filter, sequence)
+        if found is not None and found.sequence == sequence:
+            await self.delete(stream, sequence)
+
     async def delete(self, stream: str, sequence: int) -> bool:
         """Remove one message. False where it was gone already. Raises BrokerUnavailable or JetStreamError."""
         try:
@@ -233,6 +242,7 @@ class Broker:
             self._log.warning("nats_error", message="NATS reported an error", error=str(error) or type(error).__name__)
 
     async def _on_disconnect(self) -> None:
+        self.nc.drop_unsent()
         for call in self.on_disconnect:
             call()
         if not self._closing:

@@ -80,10 +80,27 @@ class DirectClient(Client):
                 subscription._stop_processing()
                 self._remove_sub(number)
 
+    def move(self, number: int, subject: str) -> None:
+        """Listen on another subject from the next connection on. For what must not hear what was asked for before."""
+        subscription = self._subs.get(number)
+        if subscription is not None:
+            subscription._subject = subject
+
+    def drop_unsent(self) -> None:
+        """Forget what waits to be written: to be called when the connection is lost.
+
+        The server that is connected to next may know the sequences of an acknowledgement by other messages.
+        """
+        self._pending = []
+        self._pending_data_size = 0
+
     async def flush(self, timeout: float = 10) -> None:
-        """Return when the server has handled all that was sent by now. Raises nats-py's errors."""
+        """Return when the server has handled all that was sent by now. Raises nats-py's errors or ConnectionError."""
         self._write()  # nats-py's ping would overtake what waits
-        await super().flush(timeout)  # type: ignore[arg-type]  # asyncio takes fractions of a second
+        try:
+            await super().flush(timeout)  # type: ignore[arg-type]  # asyncio takes fractions of a second
+        except RuntimeError as error:  # uvloop's word for a transport that is closed
+            raise ConnectionError(str(error)) from error
 
     def send(
         self,
@@ -150,7 +167,7 @@ class DirectClient(Client):
 
     def _write(self) -> None:
         self._write_at, self._write_timer = float("inf"), None
-        # What could not be written stays, and nats-py sends it once it has connected again.
+        # What cannot be written now is dropped when the loss of the connection is told, or is written by nats-py.
         if not self._pending or self._status != Client.CONNECTED or self._transport is None:
             return
         try:
@@ -171,6 +188,8 @@ class DirectClient(Client):
             # The reading of everything that follows must go on.
             await self._error_cb(error)
 
+    # What follows guards nats-py's reading and reconnecting against ends that nobody would be told of.
+
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg:
@@ -183,6 +202,35 @@ class DirectClient(Client):
             headers=headers,
             _sid=sid,
         )
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except (IndexError, ValueError):  # no header block at all
+            return None
+        return found
+
+    async def _process_pong(self) -> None:
+        # A flush that was cancelled leaves its future behind, and nats-py's reader would end with it.
+        if self._pongs and self._pongs[0].done():
+            self._pongs.pop(0)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+            return
+        await super()._process_pong()
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except RuntimeError as error:  # uvloop's word for a connection that was reset: nats-py would not try again
+            raise ConnectionError(str(error)) from error
+
+    async def _attempt_reconnect(self) -> None:
+        # nats-py waits until what it had written is sent, which a link that swallows everything never does.
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        await super()._attempt_reconnect()
 
 
 async def _never(_: Msg) -> None:

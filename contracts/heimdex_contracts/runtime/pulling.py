@@ -65,6 +65,7 @@ class Puller:
     async def start(self) -> None:
         """Subscribe and ask for the first messages."""
         self._inbox = self._broker.nc.new_inbox()
+        self._broker.on_disconnect.append(self._move)
         self._subscription = await self._broker.nc.listen(self._inbox, self._on_message)
         self._watch = asyncio.create_task(self._watch_requests())
         self.reset()
@@ -79,11 +80,17 @@ class Puller:
         if self._subscription is not None and self._broker.connected:
             try:
                 await self._broker.nc.forget(self._subscription, timeout=1)
-            except (TimeoutError, nats.errors.Error):
+            except (TimeoutError, nats.errors.Error, ConnectionError):
                 self._log.debug(
                     "pull_not_drained",
                     message="the pull subscription did not drain: its messages come back after their ack wait",
                 )
+
+    def _move(self) -> None:
+        """To another inbox for each connection: a server that lives on keeps what was asked for on the one before."""
+        self._inbox = self._broker.nc.new_inbox()
+        if self._subscription is not None:
+            self._broker.nc.move(self._subscription, self._inbox)
 
     def release(self, count: int = 1) -> None:
         """The owner has room for this many more."""
@@ -124,7 +131,8 @@ class Puller:
         answer = reply.decode(errors="replace")
         place = place_of(answer)
         if place is None:
-            self._on_status(block)
+            if subject == self._inbox.encode():  # not of a request before the reconnection
+                self._on_status(block)
             return
         self._held += 1
         self._asked = max(0, self._asked - 1)

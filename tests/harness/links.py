@@ -1,0 +1,63 @@
+"""A link to a server that can be cut, reset right after the server's first words, or made to swallow everything."""
+
+import asyncio
+from typing import Any
+
+
+class Link:
+    """Forwards connections on a port of its own. `resets`: so many of the next ones are cut after the first words."""
+
+    def __init__(self, port: int) -> None:
+        self.url = ""
+        self.resets = 0
+        self.accepted = 0
+        self._port = port
+        self._swallows = False
+        self._writers: list[asyncio.StreamWriter] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> "Link":
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        self.cut()
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def swallow(self) -> None:
+        """From now on nothing goes through, in either direction, and nobody is told."""
+        self._swallows = True
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        onward, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += (writer, back)
+        if self.resets:
+            self.resets -= 1
+            writer.write(await onward.readline())
+            await writer.drain()
+            self.cut()
+            return
+        for source, target in ((reader, back), (onward, writer)):
+            task = asyncio.create_task(self._forward(source, target))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while (data := await source.read(65536)) and not self._swallows:
+                target.write(data)
+                await target.drain()
+        except OSError:
+            return
+        if not self._swallows:
+            target.transport.abort()
