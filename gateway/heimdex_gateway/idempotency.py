@@ -1,8 +1,9 @@
-"""Idempotency keys: the same key and body give the same job, for 24 hours, across gateways and restarts.
+"""Idempotency keys: the same key and body give the same job or batch, for 24 hours, across gateways and restarts.
 
-A key lives in a bucket of JetStream. Whoever creates it has made the job's id; everybody else answers with that id. It
-is created before the job is published, so a crash between the two leaves a key whose job is nowhere: a repeat then
-publishes it, under the same id, which the broker accepts once.
+A key lives in a bucket of JetStream. Whoever creates it has made the jobs' ids; everybody else answers with those ids.
+It is created before the jobs are published, so a crash between the two leaves a key whose jobs are nowhere: a repeat
+then publishes them, under the same ids, which the broker accepts once. A batch is stored whole or not at all: where its
+first job is, all are.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.reads import BOTH_NEEDED, Unanswerable
 from heimdex_gateway.service import Gateway
-from heimdex_gateway.submissions import submit
+from heimdex_gateway.submissions import submit, submit_all
 
 LONGEST_KEY: Final = 255
 #: How long a repeat waits for the first to be stored before it stores the job itself.
@@ -36,11 +37,20 @@ _BARE: Final = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """What the bucket keeps of a key. `stored`: its job is known to be in the stream, or to have been."""
+    """What the bucket keeps of a key. `others`: ids of a batch's further jobs, which the body of a repeat tells again.
+
+    stored: they are known to be in the stream, or to have been.
+    """
 
     job: Due
     body: str
+    others: list[str] = []
     stored: bool = False
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all its jobs, in order."""
+        return [self.job.job_id, *self.others]
 
 
 def read_key(headers: Sequence[str]) -> str:
@@ -70,18 +80,18 @@ def _of_tenant(key: str, tenant: str) -> str:
     return hashlib.sha256(f"{whose}{key}".encode()).hexdigest()
 
 
-async def submit_once(gateway: Gateway, key: str, body: str, job: Due) -> str:
-    """Submit this job, or find the one that the key made; returns its id. `body`: the digest of what was asked for.
+async def submit_once(gateway: Gateway, key: str, body: str, jobs: Sequence[Due]) -> list[str]:
+    """Submit these jobs, or find those that the key made; returns their ids. `body`: the digest of what was asked for.
 
     Raises Problem 422 where the key was used with another body, and as `submit`; Unanswerable where it cannot be told
-    whether the job of a key is there.
+    whether the jobs of a key are there.
     """
-    subject = subjects.key_subject(_of_tenant(key, job.tenant))
-    made = Made(job=job, body=body)
+    subject = subjects.key_subject(_of_tenant(key, jobs[0].tenant))
+    made = Made(job=jobs[0], body=body, others=[job.job_id for job in jobs[1:]])
     if await _create(gateway, subject, made):
-        await submit(gateway, job)
+        await _store(gateway, jobs)
         await _mark(gateway, subject, made)
-        return job.job_id
+        return made.ids
     found = await _read(gateway, subject)
     if found.body != body:
         raise Problem(422, "This Idempotency-Key was used with another body; use another key.", field="Idempotency-Key")
@@ -89,14 +99,19 @@ async def submit_once(gateway: Gateway, key: str, body: str, job: Due) -> str:
         # It may have run and left the stream, which only Postgres knows.
         try:
             if await gateway.database.job(found.job.job_id, found.job.tenant) is not None:
-                return found.job.job_id
+                return found.ids
         except DatabaseUnavailable:
             age = (messages.now() - found.job.created_at).total_seconds()
             if age > SURELY_REMEMBERED_SECONDS:
                 raise Unanswerable(BOTH_NEEDED) from None
-        await submit(gateway, found.job)
+        others = zip(jobs[1:], found.others, strict=True)
+        await _store(gateway, [found.job, *(msgspec.structs.replace(job, job_id=job_id) for job, job_id in others)])
         await _mark(gateway, subject, found)
-    return found.job.job_id
+    return found.ids
+
+
+async def _store(gateway: Gateway, jobs: Sequence[Due]) -> None:
+    await (submit(gateway, jobs[0]) if len(jobs) == 1 else submit_all(gateway, jobs))
 
 
 async def _create(gateway: Gateway, subject: str, made: Made) -> bool:

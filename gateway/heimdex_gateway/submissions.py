@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Final
 
 import uuid_utils
@@ -49,7 +50,7 @@ async def submit(gateway: Gateway, job: Due) -> None:
             await gateway.publisher.publish(job, expected=0, deadline=deadline)
 
 
-async def submit_all(gateway: Gateway, jobs: list[Due]) -> None:
+async def submit_all(gateway: Gateway, jobs: Sequence[Due]) -> None:
     """All or none of them. Raises as `submit`."""
     async with gateway.room.taken(len(jobs)):
         await gateway.publisher.publish_new(jobs, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,21 @@ async def test_a_key_is_the_same_quoted_or_bare_and_a_body_whatever_its_spaces_a
         headers={"Idempotency-Key": 'a "key"', "Content-Type": "application/json"},
     )
     assert second.json() == {"job_id": first}
+
+
+async def test_a_batch_with_a_key_is_accepted_once_however_many_ask(http: Api, stored: Observer) -> None:
+    body = {"jobs": [BODY, {**BODY, "fail_at_stage": "indexing"}, {**BODY, "delay_seconds": 600}]}
+    headers = {"Idempotency-Key": "batch"}
+    answers = await asyncio.gather(*(http.http.post("/jobs/batch", json=body, headers=headers) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {202}
+    first = answers[0].json()
+    assert all(answer.json() == first for answer in answers)
+    assert len(set(first["job_ids"])) == 3
+    for job_id, token in zip(first["job_ids"], ("extracting", "extracting", "later"), strict=True):
+        assert stored.subjects("heimdex-stored.jobs", job_id) == [token]
+    for path, other in (("/jobs/batch", {"jobs": [BODY]}), ("/jobs", BODY)):
+        answer = await http.http.post(path, json=other, headers=headers)
+        assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
 
 
 async def test_a_key_with_another_body_is_refused(http: Api) -> None:
@@ -126,6 +143,24 @@ async def test_a_key_whose_first_caller_died_before_its_job_was_stored_makes_it_
     await api.wait_until(again, "completed")
 
 
+async def test_a_batch_whose_first_caller_died_before_it_was_stored_is_made_at_the_repeat(
+    scripted: System, api: Api, script: Script, nats: NatsServer
+) -> None:
+    scripted.start_all(stages=STAGES)
+    await scripted.ready()
+    request: dict[str, Any] = {"json": {"jobs": [{"type": "scripted"}] * 3}, "headers": {"Idempotency-Key": "orphans"}}
+    ids = (await api.http.post("/jobs/batch", **request)).json()["job_ids"]
+    for job_id in ids:
+        await api.wait_until(job_id, "completed")
+    lost = [f"01990000-0000-7000-8000-00000000000{n}" for n in range(3)]
+    await rewrite_key(nats, "orphans", others=lost[1:], job_id=lost[0])
+    for _ in range(2):
+        assert (await api.http.post("/jobs/batch", **request)).json() == {"job_ids": lost}
+    for job_id in lost:
+        await api.wait_until(job_id, "completed")
+        assert len(script.runs("preparing", job_id)) == 1
+
+
 @pytest.mark.parametrize("ago", [{}, {"created_at": "2025-10-28T12:00:00.000000Z"}], ids=["just now", "long ago"])
 async def test_a_job_that_has_ended_does_not_run_again_though_its_key_was_never_marked(
     scripted: System, api: Api, script: Script, nats: NatsServer, ago: dict[str, str]
@@ -157,13 +192,14 @@ async def test_a_key_is_forgotten_after_a_day(live: Live, http: Api) -> None:
     assert info["config"]["max_age"] == 24 * 3600 * 10**9
 
 
-async def rewrite_key(nats: NatsServer, key: str, **job: str) -> None:
-    """Change what is kept of a key's job, which is then not marked as stored."""
+async def rewrite_key(nats: NatsServer, key: str, others: Sequence[str] = (), **job: str) -> None:
+    """Change what is kept of a key's job, which is then not marked as stored. `others`: of a batch."""
     async with Observer(nats.url) as seen:
         subject = "$KV.HEIMDEX_IDEMPOTENCY." + hashlib.sha256(key.encode()).hexdigest()
         answer = await seen.api("STREAM.MSG.GET.KV_HEIMDEX_IDEMPOTENCY", {"last_by_subj": subject})
         made = json.loads(base64.b64decode(answer["message"]["data"]))
         made["stored"] = False
         made["job"] |= job
+        made["others"] = others
         await seen.nc.publish(subject, json.dumps(made).encode())
         await seen.nc.flush()

@@ -9,6 +9,7 @@ from litestar.params import Parameter
 from litestar.response import Stream
 
 from heimdex_contracts import tracing
+from heimdex_contracts.messages import Due
 from heimdex_gateway import asking, documentation, events, idempotency, listing, parameters, waiting
 from heimdex_gateway.asking import LARGEST_BODY_BYTES
 from heimdex_gateway.database import DatabaseUnavailable
@@ -31,6 +32,14 @@ from heimdex_gateway.submissions import new_job, submit, submit_all
 EVENT_STREAM: Final = "text/event-stream"
 
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
+IdempotencyKey = Annotated[
+    str | None,
+    Parameter(
+        header="Idempotency-Key",
+        required=False,
+        description="the same key and body give the same job, or batch, for 24 hours",
+    ),
+]
 Traceparent = Annotated[
     str | None, Parameter(header="traceparent", required=False, description=documentation.TRACEPARENT_HEADER)
 ]
@@ -57,14 +66,7 @@ Traceparent = Annotated[
 async def submit_job(
     request: AnyRequest,
     traceparent: Traceparent = None,
-    idempotency_key: Annotated[
-        str | None,
-        Parameter(
-            header="Idempotency-Key",
-            required=False,
-            description="the same key and body give the same job, for 24 hours",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[bytes]:
     """Answers 202 only after the job is stored; from then on it is never lost."""
     gateway = gateway_of(request)
@@ -77,8 +79,7 @@ async def submit_job(
         await in_time(submit(gateway, job))
         job_id = job.job_id
     else:
-        key = idempotency.read_key(request.headers.getall("Idempotency-Key"))
-        job_id = await in_time(idempotency.submit_once(gateway, key, idempotency.digest(body), job))
+        (job_id,) = await _once(request, body, [job])
     return encoded(JobAccepted(job_id), 202, {"Location": f"/jobs/{job_id}"})
 
 
@@ -92,17 +93,29 @@ async def submit_job(
     request_max_body_size=LARGEST_BODY_BYTES,
     responses=documentation.BATCH_ANSWERS,
 )
-async def submit_jobs(request: AnyRequest, traceparent: Traceparent = None) -> Response[bytes]:
+async def submit_jobs(
+    request: AnyRequest, traceparent: Traceparent = None, idempotency_key: IdempotencyKey = None
+) -> Response[bytes]:
     """Answers 202 only after all of them are stored; else none of them runs."""
     gateway = gateway_of(request)
-    wanted = asking.jobs(await json_body(request), gateway.pipelines, gateway.callbacks)
+    body = await json_body(request)
+    wanted = asking.jobs(body, gateway.pipelines, gateway.callbacks)
     if called_back := asking.called_back(wanted):
         await gateway.callbacks.look_up(called_back)
     trace = tracing.start(traceparent) if traceparent else None
     tenant = tenant_of(request)
     jobs = [new_job(gateway, tenant, entry, trace) for entry in wanted]
-    await in_time(submit_all(gateway, jobs))
-    return encoded(JobsAccepted([job.job_id for job in jobs]), 202)
+    if idempotency_key is None:
+        await in_time(submit_all(gateway, jobs))
+        job_ids = [job.job_id for job in jobs]
+    else:
+        job_ids = await _once(request, body, jobs)
+    return encoded(JobsAccepted(job_ids), 202)
+
+
+async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
+    key = idempotency.read_key(request.headers.getall("Idempotency-Key"))
+    return await in_time(idempotency.submit_once(gateway_of(request), key, idempotency.digest(body), jobs))
 
 
 @get(
