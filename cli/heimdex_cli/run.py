@@ -56,6 +56,7 @@ def describe(system: EmbeddedSystem) -> str:
         f"  Postgres   {system.postgres.url}",
         f"  logs       {_shown(system.logs)}/",
         *_callbacks(system),
+        *_open(),
         "Ctrl-C ends it.",
         "",
     ]
@@ -66,6 +67,12 @@ def _callbacks(system: EmbeddedSystem) -> list[str]:
     if not system.callback_secret_path.exists():
         return []  # the environment has a secret of its own
     return [f"  callbacks  signed with the secret in {_shown(system.callback_secret_path)}"]
+
+
+def _open() -> list[str]:
+    if os.environ.get("HEIMDEX_API_KEYS"):
+        return []
+    return ["  keys       none is asked for: whoever reaches the API may use it (`heimdex key` makes one)"]
 
 
 def _shown(path: Path) -> str:

@@ -68,6 +68,7 @@ def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, com
             f"nats --server nats://localhost:{ports['HEIMDEX_EMBEDDED_NATS_PORT']} sub 'heimdex.jobs.>'",
             f"postgresql://heimdex@/heimdex?host={folder.resolve()}/.heimdex/postgres/data",
             ".heimdex/logs/",
+            "none is asked for: whoever reaches the API may use it",
         ):
             assert words in text
         assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
