@@ -39,6 +39,7 @@ TOGETHER = (
             "history",
             "listing",
             "once",
+            "parameters",
             "retry",
             "retry_many",
             "stream",

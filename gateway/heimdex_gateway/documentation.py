@@ -133,6 +133,9 @@ LIST_ANSWERS: Final = {
     ),
     500: UNAVAILABLE,
 }
+NO_PARAMETERS: Final = problem(
+    "There are no parameters.", "There is no parameter 'form'; there are none.", field="form"
+)
 EVENTS_ANSWERS: Final = {
     200: ResponseSpec(
         EventList,
@@ -141,6 +144,7 @@ EVENTS_ANSWERS: Final = {
         examples=[Example(id="history", value=EVENTS)],
     ),
     404: problem("There is no such job.", "Job not found"),
+    422: NO_PARAMETERS,
     500: UNAVAILABLE,
 }
 

@@ -34,10 +34,11 @@ MANY_SECONDS = 10.0
     operation_id="cancelJob",
     summary="Cancel a job",
     tags=["jobs"],
-    responses=documentation.CANCEL_ANSWERS,
+    responses=documentation.CANCEL_ANSWERS | {422: documentation.NO_PARAMETERS},
 )
 async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
     """A queued job never starts; a running stage is interrupted. 409 for a job that has ended."""
+    check_query(request)
     work = changes.cancel(gateway_of(request), tenant_of(request), job_id_of(job_id), traceparent)
     try:
         return _answer(await in_time(work))

@@ -69,6 +69,7 @@ async def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Response[bytes]:
     """Answers 202 only after the job is stored; from then on it is never lost."""
+    check_query(request)
     gateway = gateway_of(request)
     body = await json_body(request)
     wanted = asking.job(body, gateway.pipelines, gateway.callbacks)
@@ -97,6 +98,7 @@ async def submit_jobs(
     request: AnyRequest, traceparent: Traceparent = None, idempotency_key: IdempotencyKey = None
 ) -> Response[bytes]:
     """Answers 202 only after all of them are stored; else none of them runs."""
+    check_query(request)
     gateway = gateway_of(request)
     body = await json_body(request)
     wanted = asking.jobs(body, gateway.pipelines, gateway.callbacks)
@@ -187,6 +189,7 @@ async def list_events(
     ] = None,
 ) -> Response[bytes] | Stream:
     """Every hand-over and every failed attempt. With `Accept: text/event-stream`: live, history first."""
+    check_query(request)
     gateway, known = gateway_of(request), job_id_of(job_id)
     if await in_time(gateway.reads.job(known, tenant_of(request))) is None:
         raise Problem(404, NOT_FOUND)
