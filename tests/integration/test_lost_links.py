@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Any, cast
 
 import pytest_asyncio
 from nats.aio.msg import Msg
@@ -34,7 +34,7 @@ async def link(nats: NatsServer) -> AsyncIterator[Link]:
 @pytest_asyncio.fixture
 async def linked(link: Link, journal: Journal) -> AsyncIterator[Broker]:
     """A broker whose only way to the server is the link."""
-    broker = Broker(Settings(nats_url=link.url), "linked", cast("object", journal))  # type: ignore[arg-type]
+    broker = Broker(Settings(nats_url=link.url), "linked", cast("Any", journal))
     await broker.connect()
     yield broker
     await broker.close()
@@ -70,13 +70,13 @@ async def test_a_server_that_resets_while_it_is_connected_to_is_tried_again(link
 async def test_a_link_that_swallows_what_is_written_is_left_for_another_server(
     link: Link, nats: NatsServer, journal: Journal
 ) -> None:
-    broker = Broker(Settings(nats_url=f"{link.url},{nats.url}"), "both", cast("object", journal))  # type: ignore[arg-type]
+    broker = Broker(Settings(nats_url=f"{link.url},{nats.url}"), "both", cast("Any", journal))
     # Only the first connection must be the link; nats-py shuffles its servers.
     while not link.accepted:
         await broker.connect()
         if not link.accepted:
             await broker.nc.close()
-            broker = Broker(Settings(nats_url=f"{link.url},{nats.url}"), "both", cast("object", journal))  # type: ignore[arg-type]
+            broker = Broker(Settings(nats_url=f"{link.url},{nats.url}"), "both", cast("Any", journal))
     link.swallow()
     for _ in range(16):  # more than the kernel takes for us
         broker.send("nobody", b"x" * 1_000_000, within=0)
@@ -104,7 +104,7 @@ async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_r
     link: Link, linked: Broker, ready: Broker, journal: Journal
 ) -> None:
     held: list[Delivered] = []
-    puller = Puller(linked, subjects.JOBS, "extracting", 10, 20.0, held.append, cast("object", journal))  # type: ignore[arg-type]
+    puller = Puller(linked, subjects.JOBS, "extracting", 10, 20.0, held.append, cast("Any", journal))
 
     async def reset() -> None:
         puller.reset()
