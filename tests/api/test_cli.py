@@ -31,11 +31,12 @@ async def heimdex(url: str, *words: str, code: int = 0) -> str:
     return out.decode()
 
 
-async def test_a_job_is_submitted_watched_listed_and_its_events_are_told(live: Live) -> None:
+async def test_a_job_is_submitted_watched_listed_and_its_events_are_told(live: Live, http: Api) -> None:
     url = live.system.url
     job = json.loads(await heimdex(url, "submit", "--type", "scripted", "--watch", "--json"))
     assert (job["status"], job["progress"]) == ("completed", 100)
     assert json.loads(await heimdex(url, "get", job["id"], "--json")) == job
+    await http.wait_until_listed([job["id"]], status="completed")
     newest = (await heimdex(url, "list", "--type", "scripted", "--status", "completed", "--limit", "1")).splitlines()
     assert newest[1].startswith(job["id"])
     events = [json.loads(line) for line in (await heimdex(url, "events", job["id"], "--json")).splitlines()]

@@ -68,7 +68,7 @@ async def test_a_job_for_later_survives_a_restart_of_everything(system: System, 
     system.start_all()
     await system.ready()
     job_id = await api.submit(delay_seconds=4)
-    await eventually(lambda: recorded(api, job_id))
+    await api.wait_until_listed([job_id])
     system.end()
     nats.kill()
     nats.start()
@@ -80,18 +80,13 @@ async def test_a_job_for_later_survives_a_restart_of_everything(system: System, 
         await eventually(seen.empty)
 
 
-async def recorded(api: Api, job_id: str) -> bool:
-    listed = (await api.http.get("/jobs")).json()["jobs"]
-    return job_id in [job["id"] for job in listed]
-
-
 async def test_a_job_for_later_whose_schedule_is_lost_with_the_stream_is_scheduled_again(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()
     await system.ready()
     job_id = await api.submit(delay_seconds=8)
-    await eventually(lambda: recorded(api, job_id))
+    await api.wait_until_listed([job_id])
     async with Observer(nats.url) as seen:
         await seen.api("STREAM.DELETE.HEIMDEX_JOBS")
     nats.kill()

@@ -14,6 +14,7 @@ async def test_all_failed_jobs_of_a_type_run_again_and_the_others_do_not(http: A
     failed = await asyncio.gather(*(http.submit("scripted") for _ in range(12)))
     for job_id in failed:
         await http.wait_until(job_id, "failed")
+    await http.wait_until_listed(failed, status="failed")
     live.script.clear()
     done = await http.submit("scripted")
     await http.wait_until(done, "completed")

@@ -111,6 +111,7 @@ async def test_with_nats_down_health_is_told_jobs_are_refused_in_time_and_ended_
     await system.ready()
     job_id = await api.submit()
     ended = await api.wait_until(job_id, "completed")
+    await api.wait_until_listed([job_id], status="completed")
     nats.stop()
 
     async def noticed() -> bool:

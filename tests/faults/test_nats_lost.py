@@ -119,6 +119,7 @@ async def test_jobs_run_on_from_their_stage_when_nats_comes_back_with_an_empty_d
         follower.add(*jobs)
         await eventually(lambda: len(script.runs("grinding")) == 5, what="all are in the second stage")
         await told(follower, jobs, stage="grinding")
+        await api.wait_until_listed(jobs, stage="grinding")
         system["grinding"].kill()
         await restart(nats, wipe=True)
         script.open_gate()

@@ -1,5 +1,6 @@
 """A small HTTP client of the API, for the tests."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -52,6 +53,22 @@ class Api:
         await eventually(reached, timeout, lambda: f"the job {job_id} is {' or '.join(statuses)}; it is {seen}")
         assert seen["status"] in statuses, f"the job is not {' or '.join(statuses)}, but {seen}"
         return dict(seen)
+
+    async def wait_until_listed(self, job_ids: Iterable[str], timeout: float = PATIENCE_SECONDS, **wanted: Any) -> None:
+        """Until `GET /jobs` shows all of these, each with these fields.
+
+        GET by id knows first: the list is told from Postgres alone, which the status store writes a moment later.
+        """
+        query = {"limit": 1000} | ({"status": wanted["status"]} if "status" in wanted else {})
+        missing = set(job_ids)
+
+        async def shown() -> bool:
+            response = await self.http.get("/jobs", params=query)
+            assert response.status_code == 200, f"GET /jobs answered {response.status_code} {response.text}"
+            missing.difference_update(job["id"] for job in response.json()["jobs"] if wanted.items() <= job.items())
+            return not missing
+
+        await eventually(shown, timeout, lambda: f"GET /jobs shows {missing} {wanted}")
 
     async def is_up(self) -> bool:
         """Whether /healthz answers 200."""
