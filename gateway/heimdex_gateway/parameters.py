@@ -128,7 +128,7 @@ class ListOperation(Operation):
     """GET /jobs: the route reads its query itself, so its parameters are told here."""
 
     def __post_init__(self) -> None:
-        text = Schema(type=OpenAPIType.STRING)
+        cursor = Schema(type=OpenAPIType.STRING, pattern=listing.CURSOR)
         time = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
         limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=listing.MOST, default=listing.USUAL)
         self.parameters = [
@@ -137,7 +137,7 @@ class ListOperation(Operation):
             _query("created_after", "only jobs created later than this", time),
             _query("created_before", "only jobs created earlier than this", time),
             _query("limit", "how many jobs a page has at most", limit),
-            _query("cursor", "the `next_cursor` of the page before", text),
+            _query("cursor", "the `next_cursor` of the page before", cursor),
         ]
 
 
