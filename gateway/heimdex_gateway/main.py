@@ -72,7 +72,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     topology = Topology(broker, subjects.streams(known.stage_names, found.ack_wait_seconds), found.stream_replicas, log)
     resolver, allowed = Resolver(), Allowed(found.callback_allow)
     deliverer: Deliverer | None = None
-    if found.callback_secret is not None:
+    if found.callback_secret:
         poster = Poster(found.callback_secret, allowed, resolver, MOST_AT_ONCE)
         deliverer = Deliverer(running, topology, poster)
     gateway = Gateway(

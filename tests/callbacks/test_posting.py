@@ -69,11 +69,14 @@ class Connector(httpcore.AsyncNetworkBackend):
         return httpcore.AsyncMockStream([])
 
 
+OTHER_SECRET = "whsec_YW5vdGhlciBzZWNyZXQgb2YgdGhlIHRlc3Rz"
+
+
 @pytest_asyncio.fixture
 async def post() -> AsyncIterator[Post]:
     """Makes a try to a URL, with loopback allowed."""
     resolver = Resolver()
-    poster = Poster(SECRET, Allowed(["127.0.0.0/8"]), resolver, 10)
+    poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
 
     async def make(url: str) -> Answer:
         return await poster.post(urls.read(url), END)
@@ -103,19 +106,38 @@ async def test_the_body_is_the_job_object_under_a_signature_that_standard_webhoo
         Webhook(SECRET).verify(call.body + b" ", call.headers)
 
 
-async def test_the_verification_that_the_documentation_shows_accepts_it_and_nothing_that_was_changed(
-    post: Post, receiver: Receiver
-) -> None:
+def documented_verification() -> Callable[[str, dict[str, str], bytes], bool]:
     shown = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(next(code for code in shown if "def is_genuine" in code), names)
+    return names["is_genuine"]  # type: ignore[no-any-return]
+
+
+async def test_while_there_are_two_secrets_a_receiver_may_know_either(receiver: Receiver) -> None:
+    resolver = Resolver()
+    poster = Poster([OTHER_SECRET, SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
+    assert await poster.post(urls.read(receiver.url), END) == Answer()
+    (call,) = receiver.calls
+    for secret in (SECRET, OTHER_SECRET):
+        assert Webhook(secret).verify(call.body, call.headers)
+        assert documented_verification()(secret, call.headers, call.body)
+    with pytest.raises(WebhookVerificationError):
+        Webhook("whsec_bm9ib2R5J3Mgc2VjcmV0IGFuZCBub25lIG9mIHRoZXNl").verify(call.body, call.headers)
+    await poster.close()
+    resolver.close()
+
+
+async def test_the_verification_that_the_documentation_shows_accepts_it_and_nothing_that_was_changed(
+    post: Post, receiver: Receiver
+) -> None:
+    is_genuine = documented_verification()
     await post(receiver.url)
     (call,) = receiver.calls
-    assert names["is_genuine"](SECRET, call.headers, call.body)
-    assert not names["is_genuine"](SECRET, call.headers, call.body + b" ")
-    assert not names["is_genuine"]("whsec_YW5vdGhlciBzZWNyZXQgb2YgMjQrIGJ5dGVz", call.headers, call.body)
+    assert is_genuine(SECRET, call.headers, call.body)
+    assert not is_genuine(SECRET, call.headers, call.body + b" ")
+    assert not is_genuine("whsec_YW5vdGhlciBzZWNyZXQgb2YgMjQrIGJ5dGVz", call.headers, call.body)
     old = {"webhook-timestamp": str(int(call.headers["webhook-timestamp"]) - 400)}
-    assert not names["is_genuine"](SECRET, call.headers | old, call.body)
+    assert not is_genuine(SECRET, call.headers | old, call.body)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -241,7 +263,7 @@ async def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_connected
         socket.getaddrinfo(name, 80)
     except OSError:
         resolver = Rebinding(["127.0.0.1"])
-    poster = Poster(SECRET, Allowed(), resolver, 10)
+    poster = Poster([SECRET], Allowed(), resolver, 10)
     for host in (name, "localhost", "127.0.0.1"):
         answer = await poster.post(urls.read(f"http://{host}:{receiver.port}/"), END)
         assert answer.error is not None

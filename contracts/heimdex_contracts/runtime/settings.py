@@ -53,8 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[Origin, ...] = ()
     #: A file touched every few seconds while the process is connected to what it needs; for container health checks.
     health_file: str | None = None
-    #: Signs what is POSTed to a job's callback_url; None: callbacks are not enabled.
-    callback_secret: str | None = None
+    #: Each signs what is POSTed to a job's callback_url; none: callbacks are not enabled.
+    callback_secret: tuple[str, ...] = ()
     #: Host names, addresses and networks that may be called although they are not public.
     callback_allow: tuple[str, ...] = ()
 
@@ -64,7 +64,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
 
-_LISTS: Final = {"retry_backoff_seconds", "pipelines", "api_keys", "rate_limit", "cors_origins", "callback_allow"}
+_LISTS: Final = {
+    "retry_backoff_seconds",
+    "pipelines",
+    "api_keys",
+    "rate_limit",
+    "cors_origins",
+    "callback_allow",
+    "callback_secret",
+}
 #: Never shown, not even when they cannot be used: somebody may have put the key itself there.
 _SECRETS: Final = {"api_keys", "callback_secret"}
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -86,7 +94,7 @@ _WHAT: Final[dict[str, str]] = {
     "api_keys": "entries <tenant>:<SHA-256 of the key in hex>, separated by commas (`heimdex key TENANT` makes one)",
     "rate_limit": "requests a second, such as 50; or with the most at once after silence, such as 50,200",
     "cors_origins": "origins such as https://app.example.com (no path, no slash at the end), separated by commas, or *",
-    "callback_secret": "whsec_ followed by the base64 of 24 to 64 random bytes",
+    "callback_secret": "whsec_ followed by the base64 of 24 to 64 random bytes, or several such, separated by commas",
     "callback_allow": "host names, addresses or networks such as 10.0.0.0/8, separated by commas",
 }
 
@@ -100,6 +108,8 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         if not text:
             continue
         value: Any = [part.strip() for part in text.split(",") if part.strip()] if field.name in _LISTS else text
+        if not value:  # commas alone are a mistake, and must not be taken for "no keys are wanted"
+            raise _unusable(field.name, text)
         try:
             values[field.name] = msgspec.convert(value, field.type, strict=False)
         except msgspec.ValidationError:
@@ -118,8 +128,9 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         raise _unusable("rate_limit", environ[f"{PREFIX}RATE_LIMIT"])
     if not _is_database_url(settings.database_url):
         raise _unusable("database_url", settings.database_url)
-    if settings.callback_secret is not None and not callback_settings.is_secret(settings.callback_secret):
-        raise _unusable("callback_secret", settings.callback_secret)
+    for secret in settings.callback_secret:
+        if not callback_settings.is_secret(secret):
+            raise _unusable("callback_secret", secret)
     for entry in settings.callback_allow:
         if not callback_settings.is_allowance(entry):
             raise _unusable("callback_allow", entry)

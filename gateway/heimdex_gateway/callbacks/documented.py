@@ -24,7 +24,8 @@ _HEADERS: Final = (
     ),
     (
         "webhook-signature",
-        "`v1,` and the base64 of the HMAC-SHA256, under the shared secret, of id, timestamp and body, dots in between",
+        "`v1,` and the base64 of the HMAC-SHA256, under the shared secret, of id, timestamp and body, dots in between; "
+        "while the operator changes secrets, one under each, with a space in between",
         "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
     ),
 )

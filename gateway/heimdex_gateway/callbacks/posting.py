@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
@@ -47,10 +48,10 @@ def body_of(end: End) -> bytes:
 
 
 class Poster:
-    """Of one gateway. `secret`: `whsec_` and base64."""
+    """Of one gateway. `secrets`: each `whsec_` and base64. A receiver may know any one of them."""
 
-    def __init__(self, secret: str, allowed: Allowed, resolver: Resolver, most_at_once: int) -> None:
-        self._webhook = Webhook(secret)
+    def __init__(self, secrets: Sequence[str], allowed: Allowed, resolver: Resolver, most_at_once: int) -> None:
+        self._webhooks = [Webhook(secret) for secret in secrets]
         self._agent = f"heimdex/{micro.package_version()}"
         trusted = httpcore.default_ssl_context()
         # Beside the usual authorities those of this machine, and of SSL_CERT_FILE.
@@ -113,7 +114,7 @@ class Poster:
             ("User-Agent", self._agent),
             ("webhook-id", message_id),
             ("webhook-timestamp", str(int(now.timestamp()))),
-            ("webhook-signature", self._webhook.sign(message_id, now, body.decode())),
+            ("webhook-signature", " ".join(one.sign(message_id, now, body.decode()) for one in self._webhooks)),
         ]
 
 

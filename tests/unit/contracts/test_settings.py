@@ -84,6 +84,14 @@ BAD = [
     ("HEIMDEX_CALLBACK_SECRET", "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU"),
     ("HEIMDEX_CALLBACK_SECRET", "whsec_dGhlIHNlY3JldCBvZiB0aGU gdGVzdHMgYWxvbmU="),
     ("HEIMDEX_CALLBACK_SECRET", "whsec_\u00fcber"),
+    ("HEIMDEX_CALLBACK_SECRET", "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=,whsec_c2hvcnQ="),
+    *(
+        (f"HEIMDEX_{name}", " , ,")
+        for name in (
+            *("API_KEYS", "CALLBACK_ALLOW", "CALLBACK_SECRET", "CORS_ORIGINS", "PIPELINES", "RATE_LIMIT"),
+            "RETRY_BACKOFF_SECONDS",
+        )
+    ),
     ("HEIMDEX_CALLBACK_ALLOW", "10.0.0.0/33"),
     ("HEIMDEX_CALLBACK_ALLOW", "10.0.0.1/8"),
     ("HEIMDEX_CALLBACK_ALLOW", "localhost,10.0.0"),
@@ -151,7 +159,7 @@ def test_good_values_are_read() -> None:
     assert found.api_keys == (f"acme:{DIGEST}", f"b.e-t_a:{DIGEST[::-1]}", f"acme:{'AB' * 32}")
     assert found.rate_limit == (0.5, 20)
     assert found.cors_origins == ("https://app.example.com", "http://localhost:3000", "http://[::1]:3000")
-    assert found.callback_secret == "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU="
+    assert found.callback_secret == ("whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=",)
     assert found.nats_servers == ["nats://user:secret@a:4222", "nats://b:4222"]
     assert found.retry_backoff_seconds == (0.5, 1.0, 2.0)
     assert (found.port, found.mock_time_scale, found.ack_wait_seconds) == (9000, 0, 1.5)
@@ -168,6 +176,11 @@ def test_a_refused_secret_is_not_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         settings.read({"HEIMDEX_CALLBACK_SECRET": "whsec_c2hvcnQ="})
     assert "c2hvcnQ" not in str(caught.value)
+
+
+def test_a_second_secret_signs_too_while_receivers_change_from_one_to_the_other() -> None:
+    old, new = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=", "whsec_YW5vdGhlciBzZWNyZXQgb2YgdGhlIHRlc3Rz"
+    assert settings.read({"HEIMDEX_CALLBACK_SECRET": f"{new}, {old}"}).callback_secret == (new, old)
 
 
 def test_who_may_be_called_back_is_a_list_of_names_addresses_and_networks() -> None:
