@@ -3,6 +3,7 @@
 A fixture costs nothing where it is not asked for. The unit tests ask for none of these.
 """
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 import pytest_asyncio
+import uvloop
 
 from tests.harness import servers
 from tests.harness.api import Api
@@ -48,6 +50,11 @@ TOGETHER = (
         )
     ),
 )
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The services' own: it has ways of its own to say that a connection broke."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -21,6 +21,7 @@ from heimdex_gateway.callbacks.connecting import CheckedBackend
 from heimdex_gateway.callbacks.posting import Answer, Poster
 from heimdex_gateway.callbacks.resolving import Resolver
 from tests.harness.histories import Writer
+from tests.harness.links import reset
 from tests.harness.receiver import SECRET, Receiver
 from tests.harness.services import ROOT
 
@@ -209,7 +210,10 @@ async def raw(*chunks: bytes, forever: bytes = b"") -> tuple[asyncio.Server, str
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            # What is left unread when a connection is closed makes a reset of it.
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
             for chunk in chunks:
                 writer.write(chunk)
             while forever:
@@ -232,6 +236,17 @@ async def test_what_is_no_http_is_an_error_in_one_printable_line(post: Post) -> 
     assert answer.error is not None
     assert answer.error.startswith("The receiver did not answer in HTTP: ")
     assert answer.error.isprintable()
+
+
+async def test_a_connection_that_breaks_is_told_in_the_systems_words(post: Post) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        reset(writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        answer = await post(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert answer == Answer("The receiver cannot be reached: Connection reset by peer.")
 
 
 async def test_a_body_without_end_does_not_hold_up_the_answer(post: Post) -> None:

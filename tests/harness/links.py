@@ -1,6 +1,8 @@
 """A link to a server that can be cut, reset right after the server's first words, or made to swallow everything."""
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 
@@ -44,7 +46,7 @@ class Link:
         if self.resets:
             self.resets -= 1
             writer.write(await onward.readline())
-            await writer.drain()
+            reset(writer)
             self.cut()
             return
         for source, target in ((reader, back), (onward, writer)):
@@ -61,3 +63,9 @@ class Link:
             return
         if not self._swallows:
             target.transport.abort()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End it by a reset, which a close without lingering is, and not in order."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -130,5 +130,9 @@ def _judged(status: int) -> Answer:
 
 def _said(error: Exception) -> str:
     """The cause in one line, which may be a stranger's words."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None and not str(cause):
+        cause = cause.__cause__ or cause.__context__
+    said = (getattr(cause, "strerror", None) or str(cause)) if cause is not None else "the connection broke"
+    text = " ".join(said.split())
     return "".join(letter for letter in text if letter.isprintable())[:200].rstrip(".")
