@@ -37,10 +37,11 @@ class Conflict(HeimdexError):
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """The job after the change, and whether Postgres has it already."""
+    """The job after the change, whether Postgres has it already, and whether Postgres could be asked at all."""
 
     job: Snapshot
     recorded: bool
+    asked: bool = True
 
 
 async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | None) -> Changed | None:
@@ -51,20 +52,16 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
     """
     answer_by = asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
     for _ in range(LOOKS):
-        job = await gateway.reads.job(job_id, tenant)
+        job, found = await _job_and_newest(gateway, tenant, job_id)
         if job is None:
             return None
         if job.ended:
             raise Conflict(ENDED.format(job.status))
-        found = await _newest(gateway, job_id)
         if found is None:
-            again = await gateway.reads.job(job_id, tenant)
-            if again is not None and again.ended:
-                raise Conflict(ENDED.format(again.status))
             raise Unanswerable("The job's messages are being restored. Try again in a few seconds.")
         stored, due = found
         if not isinstance(due, Due):
-            raise Conflict(ENDED.format(lifecycle.snapshot(due).status))
+            continue  # its end was recorded, and it was run again, between our looks
         tick = await _running(gateway, due)
         message = _canceled(due, _carried(due, stored, job), job, tick)
         message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
@@ -78,6 +75,7 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
         changed = await _recorded(gateway, message, answer_by)
         # A worker that has not taken it yet need not be asked to drop it.
         await _remove(gateway, stored, answer_by)
+        await _check_it_held(gateway, message, stored, changed)
         return changed
     raise Unanswerable("The job moves on too fast to be canceled. Try again.")
 
@@ -92,15 +90,17 @@ async def retry(
     """
     answer_by = asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
     for _ in range(LOOKS):
-        job = await gateway.reads.job(job_id, tenant)
+        job, found = await _job_and_newest(gateway, tenant, job_id)
         if job is None:
             return None
         if job.status not in {"failed", "canceled"}:
             why = "completed" if job.status == "completed" else "not ended"
             raise Conflict(f"The job has {why}: only a failed or canceled one can be run again.")
-        found = await _newest(gateway, job_id)
         # The end of a job leaves the stream once it is recorded; its row keeps it.
-        last = found[1] if found is not None else await gateway.database.last_message(job_id)
+        if found is not None and found[1].step == job.step:
+            last: AnyJobMessage | None = found[1]
+        else:
+            last = await gateway.database.last_message(job_id)
         if not isinstance(last, Failed | Canceled):
             continue  # recorded, or run again by somebody else, between our looks
         pipeline = gateway.pipelines.by_type.get(last.type)
@@ -162,6 +162,24 @@ def _carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[
         "trace": tracing.child(last.trace),
         "callback_url": last.callback_url,
     }
+
+
+async def _job_and_newest(
+    gateway: Gateway, tenant: str, job_id: str
+) -> tuple[Snapshot | None, tuple[Stored, AnyJobMessage] | None]:
+    """The job, and its newest message in the stream.
+
+    That message may be a left-over, which a status store that is frozen has not acknowledged while another has
+    recorded all that came after it. So it is looked at first: the job is then seen to have gone on, or ended.
+    """
+    try:
+        found = await _newest(gateway, job_id)
+    except Unanswerable:
+        job = await gateway.reads.job(job_id, tenant)
+        if job is None or job.ended:
+            return job, None
+        raise
+    return await gateway.reads.job(job_id, tenant), found
 
 
 async def _newest(gateway: Gateway, job_id: str) -> tuple[Stored, AnyJobMessage] | None:
@@ -233,13 +251,27 @@ async def _removal(gateway: Gateway, stored: Stored) -> None:
 async def _recorded(gateway: Gateway, message: AnyJobMessage, answer_by: float) -> Changed:
     """Wait until a plain GET shows the change, but for no longer than an answer may take."""
     after = lifecycle.snapshot(message)
+    asked = False
     deadline = min(answer_by, asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS)
     pause = 0.005
     while asyncio.get_running_loop().time() < deadline:
         with contextlib.suppress(HeimdexError):
             row = await gateway.database.job(message.job_id, message.tenant)
+            asked = True
             if row is not None and row.rank >= after.rank:
                 return Changed(row, True)
         await asyncio.sleep(pause)
         pause = min(0.1, pause * 2)
-    return Changed(after, False)
+    return Changed(after, False, asked)
+
+
+async def _check_it_held(gateway: Gateway, message: AnyJobMessage, stored: Stored, changed: Changed) -> None:
+    """Raise Conflict if the job had ended before its cancel was stored, Unanswerable if that cannot be told.
+
+    Between our looks and our publish all that came after `stored` may have been recorded, and left the stream.
+    """
+    job = changed.job
+    if changed.recorded and job.run == message.run and job.status != "canceled":
+        raise Conflict(ENDED.format(job.status))
+    if not changed.asked and not await gateway.reads.is_unrecorded(stored.sequence):
+        raise Unanswerable("Whether the job ended before it was canceled cannot be told now. Ask in a few seconds.")

@@ -56,6 +56,10 @@ class Reads:
         except DatabaseUnavailable:
             return await self._from_stream(job_id, tenant)
 
+    async def is_unrecorded(self, sequence: int) -> bool:
+        """Whether the status store has surely recorded neither this message nor any later one."""
+        return (await self._recorded()).has_not(sequence)
+
     async def _from_both(self, job_id: str, tenant: str, before: Snapshot | None) -> Snapshot | None:
         try:
             found = await self._look(job_id, tenant)

@@ -1,18 +1,20 @@
 """Two status stores and two gateways: no answer is older than one that was given, whoever gave it."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from heimdex_cli.embedded.ports import free_port
+from tests.api.asking import cancel, retry
 from tests.conftest import NewSystem
 from tests.harness.api import Api
 from tests.harness.ends import published, told
 from tests.harness.following import Follower
 from tests.harness.pipelines.duties import STAGES, Duties
 from tests.harness.servers import NatsServer
-from tests.harness.services import LAUNCHERS, System
+from tests.harness.services import LAUNCHERS, Service, System
 from tests.harness.waiting import eventually
 from tests.harness.watching import JOBS, Observer
 
@@ -26,7 +28,7 @@ async def test_a_left_over_that_a_frozen_store_holds_is_not_told_as_a_jobs_state
     system: System, nats: NatsServer, own_postgres: Any, duties: Duties
 ) -> None:
     system.start_all(stages=STAGES, without=("status-store",))
-    frozen = system.start("status-store", launcher=LAUNCHERS / "store_that_takes_five.py")
+    frozen = system.start("status-store", {"TEST_TAKES": "5"}, LAUNCHERS / "store_that_takes_few.py")
     await system.ready()
     async with Api(system.url) as api, Observer(nats.url) as seen, Follower([system.url]) as follower:
         await api.wait_until(await api.submit("quick"), "completed")
@@ -53,9 +55,70 @@ async def test_a_left_over_that_a_frozen_store_holds_is_not_told_as_a_jobs_state
     follower.check()
 
 
-async def _ended(api: Api, jobs: list[str]) -> bool:
+async def _left_over(system: System, seen: Observer, api: Api, job_type: str) -> tuple[str, Service]:
+    """A job whose first message is delivered to a status store that is frozen, beside one that is not."""
+    system.start_all(stages=STAGES, without=("status-store",))
+    frozen = system.start("status-store", {"TEST_TAKES": "1"}, LAUNCHERS / "store_that_takes_few.py")
+    await system.ready()
+    await api.wait_until(await api.submit("quick"), "completed")
+    await eventually(seen.empty)
+    frozen.freeze()
+    job_id = await api.submit(job_type)
+
+    async def taken() -> bool:
+        store = await seen.api(f"CONSUMER.INFO.{JOBS}.status-store")
+        return int(store["num_ack_pending"]) == 1
+
+    await eventually(taken)
+    await system.start("status-store").wait_log("ready")
+    return job_id, frozen
+
+
+async def test_a_cancel_of_a_job_that_ended_just_before_is_refused_though_a_left_over_looks_like_its_last_message(
+    system: System, nats: NatsServer, duties: Duties, scratch: Path
+) -> None:
+    go_on = scratch / "go_on"
+    async with Api(system.url) as api, Observer(nats.url) as seen:
+        job_id, frozen = await _left_over(system, seen, api, "gated")
+        await system["gateway"].terminate()
+        system.start("gateway", {"TEST_GO_ON": str(go_on)}, LAUNCHERS / "gateway_that_waits_before_a_change.py")
+        await system.ready()
+        canceling = asyncio.create_task(cancel(api, job_id, status=409))
+        await eventually(go_on.with_suffix(".waiting").exists)
+        duties.open_gate()
+        await eventually(lambda: _ended(api, [job_id]))
+
+        async def only_the_left_over_is_left() -> bool:
+            found = await seen.api(f"STREAM.MSG.GET.{JOBS}", {"last_by_subj": f"heimdex.jobs.*.{job_id}"})
+            return bool(found["message"]["subject"] == f"heimdex.jobs.working.{job_id}")
+
+        await eventually(only_the_left_over_is_left)
+        go_on.touch()
+        assert "completed" in str((await canceling)["detail"])
+        assert (await api.get(job_id))["status"] == "completed"
+        frozen.thaw()
+        await eventually(seen.empty)
+        assert (await api.get(job_id))["status"] == "completed"
+
+
+async def test_a_failed_job_is_run_again_though_a_left_over_looks_like_its_last_message(
+    system: System, nats: NatsServer, duties: Duties
+) -> None:
+    async with Api(system.url) as api, Observer(nats.url) as seen:
+        job_id, frozen = await _left_over(system, seen, api, "raiser")
+        await eventually(lambda: _ended(api, [job_id], "failed"))
+        before = len(duties.runs(job_id))
+        await retry(api, job_id)
+        await eventually(lambda: len(duties.runs(job_id)) == 2 * before)
+        await eventually(lambda: _ended(api, [job_id], "failed"))
+        frozen.thaw()
+        await eventually(seen.empty)
+    assert len(duties.runs(job_id)) == 2 * before
+
+
+async def _ended(api: Api, jobs: list[str], status: str = "completed") -> bool:
     answers = [(await api.get(job_id))["status"] for job_id in jobs]
-    return set(answers) == {"completed"}
+    return set(answers) == {status}
 
 
 async def test_two_gateways_tell_the_same_story_while_the_store_lags_and_one_of_them_starts_anew(
