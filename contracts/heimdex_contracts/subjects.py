@@ -75,6 +75,11 @@ def stored_filter(job_id: str) -> str:
     return f"{STORED}.*.*.{job_id}"
 
 
+def stored_subject(token: str) -> str:
+    """Every message of HEIMDEX_JOBS with this token that was stored, whatever its job."""
+    return f"{STORED}.jobs.{token}.*"
+
+
 def subject_of_stored(subject: str) -> str:
     """`heimdex-stored.jobs.<token>.<job_id>` back to `heimdex.jobs.<token>.<job_id>`."""
     return "heimdex." + subject.removeprefix(f"{STORED}.")

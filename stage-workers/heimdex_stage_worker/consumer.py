@@ -123,7 +123,8 @@ class StageWorker:
         process.health.append(self._topology.ready.is_set)
         self._broker.on_reconnect.append(self._on_reconnect)
         await micro.register(self._broker.nc, f"heimdex-{self._stage}", f"runs the stage {self._stage}", self._counters)
-        await self._broker.nc.listen(subjects.job_subject(subjects.CANCELED, "*"), self._on_canceled)
+        # Not the publish itself, which may have been refused: the job goes on then.
+        await self._broker.nc.listen(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
         self._leases.start()
         await self._puller.start()
         self._log.info("ready", concurrency=process.settings.stage_concurrency)
@@ -137,7 +138,7 @@ class StageWorker:
 
     def _on_canceled(self, subject: bytes, _: bytes, data: bytes, __: bytes) -> None:
         try:
-            canceled = messages.decode_job(subject.decode(errors="replace"), data)
+            canceled = messages.decode_job(subjects.subject_of_stored(subject.decode(errors="replace")), data)
         except UnusableMessage:
             return  # the status store sets it aside
         self._canceled[canceled.job_id] = canceled.step

@@ -134,6 +134,31 @@ async def test_a_late_hand_over_is_refused_though_the_gateway_that_canceled_the_
         assert await api.get(job_id) == job
 
 
+async def test_a_cancel_that_the_broker_refused_interrupts_nothing(
+    scripted: System, api: Api, nats: NatsServer, script: Script
+) -> None:
+    script.write("preparing", "gate")
+    scripted.start_all(stages=STAGES)
+    await scripted.ready()
+    async with Observer(nats.url) as seen:
+        job_id = await api.submit("scripted")
+        await eventually(lambda: script.runs("preparing", job_id))
+        (first,) = seen.payloads("heimdex.jobs", job_id)
+        canceled = {name: first[name] for name in ("job_id", "type", "created_at", "at")}
+        headers = {
+            "Nats-Expected-Last-Subject-Sequence": "999999",
+            "Nats-Expected-Last-Subject-Sequence-Subject": f"heimdex.jobs.*.{job_id}",
+        }
+        body = json.dumps({**canceled, "event": "canceled", "step": first["step"] + 1}).encode()
+        answer = await seen.nc.request(f"heimdex.jobs.canceled.{job_id}", body, headers=headers)
+        assert b"wrong last sequence" in answer.data
+        another = await api.submit("scripted")
+        await eventually(lambda: script.runs("preparing", another), what="the worker has heard all of it")
+        script.open_gate()
+        await api.wait_until(job_id, "completed")
+    assert not interrupted(scripted, "preparing", job_id)
+
+
 def _refused(system: System, job_id: str) -> bool:
     return bool(system["preparing"].logged("delivery_superseded", job_id=job_id))
 

@@ -1,6 +1,7 @@
 """One successor: of all who would go on from a job's message, the broker accepts exactly one."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -183,6 +184,25 @@ async def test_a_copy_of_an_older_message_in_the_way_is_removed_and_the_job_goes
     last = await ready.last_message(subjects.JOBS, subjects.job_filter(job.job_id))
     assert last is not None
     assert last.sequence == sequence
+
+
+async def test_a_cancel_that_comes_as_its_jobs_time_does_leaves_what_was_started(
+    ready: Broker, publishing: Publisher
+) -> None:
+    job = due(not_before=messages.now() + timedelta(seconds=0.2))
+    scheduled = await publishing.publish(job, expected=0)
+
+    async def started() -> bool:
+        last = await ready.last_message(subjects.JOBS, subjects.job_filter(job.job_id))
+        return last is not None and last.sequence > scheduled
+
+    await eventually(started)
+    with pytest.raises(Superseded):
+        await publishing.publish(canceled(job), expected=scheduled)
+    assert await started()
+    last = await ready.last_message(subjects.JOBS, subjects.job_filter(job.job_id))
+    assert last is not None
+    await publishing.publish(canceled(job), expected=last.sequence)
 
 
 async def test_a_publish_with_a_deadline_gives_up_when_nats_is_away(

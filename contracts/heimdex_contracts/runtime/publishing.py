@@ -14,7 +14,7 @@ import msgspec
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded, UnusableMessage
-from heimdex_contracts.messages import AnyJobMessage, Due
+from heimdex_contracts.messages import AnyJobMessage, Canceled, Due
 from heimdex_contracts.runtime.broker import (
     BEING_STORED,
     DUPLICATE_IN_BATCH,
@@ -184,6 +184,9 @@ class Publisher:
                 return None
             await self._remove_stray(last, f"it is unusable ({error})")
             return None
+        if isinstance(message, Canceled) and isinstance(found, Due) and found.not_before is not None:
+            # Its time came between our look and our publish: the server's own copy of what we followed is the job.
+            raise Superseded("the time of the job has come")
         if expected and found.step < message.step:
             await self._remove_stray(last, "it is a copy of an older message")
             return None
