@@ -175,6 +175,9 @@ _jobs: Final = msgspec.json.Decoder(AnyJobMessage)
 _attempts: Final = msgspec.json.Decoder(AttemptFailed)
 _progress: Final = msgspec.json.Decoder(Progress)
 
+#: As JSON writes it; or as the end of an escaped backslash and "u0000".
+_NUL: Final = rb"\u0000"
+
 _ENDINGS: Final = {Completed: COMPLETED, Failed: FAILED, Canceled: CANCELED}
 
 
@@ -231,13 +234,25 @@ def decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
     if not payload:
         raise UnusableMessage("the payload is empty")
     try:
-        return decoder.decode(payload)
+        message = decoder.decode(payload)
+        if _NUL in payload and _holds_nul(msgspec.json.decode(payload)):
+            # Also in a field that no rule of ours is about: Postgres could not look into the message any more.
+            raise UnusableMessage("the payload holds a NUL character, which Postgres cannot store")
+        return message
     except msgspec.MsgspecError as error:
         raise UnusableMessage(f"the payload cannot be read: {error}") from error
     except RecursionError as error:
         raise UnusableMessage("the payload is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UnusableMessage("the payload is not UTF-8") from error
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any(map(_holds_nul, value)) or any(map(_holds_nul, value.values()))
+    return isinstance(value, list) and any(map(_holds_nul, value))
 
 
 def later_of(moment: datetime, other: datetime) -> datetime:

@@ -26,6 +26,8 @@ async def prune(database: Database, retention_days: float, log: Logger) -> None:
                 await asyncio.sleep(PAUSE_SECONDS)
         except OUTAGE:
             pass  # the next round goes on
+        except Exception:
+            log.exception("pruning_broken", message="a round of pruning ended in a defect; the next one tries again")
         if removed:
             log.info("jobs_pruned", count=removed, retention_days=retention_days)
         await asyncio.sleep(EVERY_SECONDS)

@@ -43,12 +43,20 @@ _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\
 
 #: A tick that came before its hand-over comes again after this pause, but not for ever: it may be a stranger's.
 _AGAIN: Final = b'-NAK {"delay": %d}' % (subjects.NANOSECOND // 10)
-#: An end whose callback could not be stored.
+#: What could not be recorded, or an end whose callback could not be stored.
 _LATER: Final = b'-NAK {"delay": %d}' % round(AGAIN_SECONDS * subjects.NANOSECOND)
 MOST_DELIVERIES_OF_A_TICK: Final = 100
 
-#: What the events of a batch may cause; anything else is a defect of ours, and must not cost an event.
-UNRECORDABLE: Final = (asyncpg.PostgresError, ValueError, TypeError, OverflowError, RecursionError)
+#: What is about the events themselves, so that they can never be recorded.
+UNRECORDABLE: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 
 Decode = Callable[[str, bytes], AnyMessage | CallbackTold]
 
@@ -87,6 +95,8 @@ class Recorder:
         self._waiting: list[_Held] = []
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
+        #: Why events are tried again; said once.
+        self._said = ""
         self._owed = Owed(broker, log)
         self._asides: set[asyncio.Task[None]] = set()
         self._pullers: list[Puller] = [
@@ -172,25 +182,37 @@ class Recorder:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            except UNRECORDABLE as error:
+            except (asyncpg.PostgresError, *UNRECORDABLE) as error:
                 await self._narrow(batch, error)
                 return
+            self._said = ""
             spent = (time.monotonic_ns() - began) // len(batch)
             self._counters.count(spent, units=len(batch))
             await self._acknowledge(batch, recorded.early)
             return
 
     async def _narrow(self, batch: list[_Held], error: Exception) -> None:
-        """One unusable message must not block the others: halve the batch until it stands alone."""
+        """One message that cannot be recorded must not block the others: halve the batch until it stands alone.
+
+        It is set aside where it is the cause itself. What else Postgres may say (a disk that cannot be read, a schema
+        that is another's) must cost no event, so it comes again then.
+        """
         if len(batch) > 1:
             middle = len(batch) // 2
             await self._record(batch[:middle])
             await self._record(batch[middle:])
             return
-        held = batch[0]
-        self._leases.remove(held.msg.reply)
+        held, reason = batch[0], f"{type(error).__name__}: {error}"
         self._counters.count(0, str(error))
-        self._set_aside(held.msg, held.puller, f"Postgres refused it: {type(error).__name__}: {error}")
+        if isinstance(error, UNRECORDABLE):
+            self._leases.remove(held.msg.reply)
+            self._set_aside(held.msg, held.puller, f"Postgres refused it: {reason}")
+            return
+        if self._said != reason:
+            self._said = reason
+            self._log.error("not_recorded_yet", message="Postgres failed: the event is tried again", error=reason)
+        self._answer(held, _LATER)
+        held.puller.release()
 
     async def _acknowledge(self, batch: list[_Held], early: frozenset[str]) -> None:
         if not self._topology.ready.is_set():

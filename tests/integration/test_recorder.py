@@ -20,6 +20,7 @@ from heimdex_status_store.database import Database
 from heimdex_status_store.recorder import Recorder
 from tests.harness.histories import Writer, new_id
 from tests.harness.journal import Journal
+from tests.harness.rows import execute
 from tests.harness.servers import PostgresServer
 from tests.harness.waiting import eventually
 from tests.integration.conftest import NewBroker, consumer, count, make_topology, take
@@ -122,6 +123,27 @@ async def test_one_message_that_postgres_refuses_is_set_aside_and_the_hundred_ar
     assert await count(ready, subjects.UNUSABLE) == 1
     (entry,) = journal.of("message_unusable")
     assert "Postgres refused it" in entry["reason"]
+
+
+async def test_what_postgres_refuses_for_a_reason_of_its_own_is_recorded_once_that_is_over(
+    ready: Broker, start_recorder: StartRecorder, database_url: str, journal: Journal
+) -> None:
+    await start_recorder()
+    await publish(ready, Writer().due)
+    await eventually(lambda: all_recorded(ready))
+    await execute(
+        database_url,
+        """CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN RAISE 'could not read block 7' USING errcode = '58030'; END $$""",
+        "CREATE TRIGGER breaks BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION break()",
+    )
+    for event in completed_run().events:
+        await publish(ready, event)
+    await eventually(lambda: journal.of("not_recorded_yet"))
+    await execute(database_url, "DROP TRIGGER breaks ON jobs")
+    await eventually(lambda: all_recorded(ready))
+    assert await statuses(database_url) == {"pending": 1, "completed": 1}
+    assert await count(ready, subjects.UNUSABLE) == 0
 
 
 @pytest.mark.containers

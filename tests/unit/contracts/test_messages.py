@@ -133,6 +133,30 @@ def test_rubbish_is_unusable_and_the_reason_is_a_sentence(channel: str, payload:
     assert len(str(caught.value)) < 1000
 
 
+COMPLETED = {"event": "completed", **CORE, "stage": "indexing", "result": {}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"trace": "a\x00b"},
+        {"follows": {"sequence": 1, "ack": "\x00"}},
+        {"result": {"deep": [{"deeper": "\x00"}]}},
+        {"result": {"na\x00me": 1}},
+        {"unheard_of": ["\x00"]},
+    ],
+    ids=str,
+)
+def test_a_nul_anywhere_is_unusable(fields: dict[str, Any]) -> None:
+    with pytest.raises(UnusableMessage, match="NUL"):
+        decode(f"heimdex.jobs.completed.{ID}", json.dumps(COMPLETED | fields).encode())
+
+
+def test_a_backslash_before_u0000_is_no_nul() -> None:
+    event = decode(f"heimdex.jobs.completed.{ID}", json.dumps(COMPLETED | {"result": {"pattern": "\\u0000"}}).encode())
+    assert event.result == {"pattern": "\\u0000"}
+
+
 WRONG = [
     ("job_id", "not-a-uuid"),
     ("job_id", ID.upper()),
