@@ -30,7 +30,7 @@ QUICK = {
     "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "5",
 }
 #: Events that only a defect logs; `System.check_logs` looks for them.
-DEFECTS = {"defect", "delivery_broken", "request_broken"}
+DEFECTS = {"defect", *(f"{work}_broken" for work in ("delivery", "pruning", "reconnection", "request", "sweep"))}
 
 
 def command(service: str) -> list[str]:

@@ -129,6 +129,20 @@ async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_r
     await puller.stop()
 
 
+async def test_work_after_a_reconnection_that_fails_is_done_again(link: Link, linked: Broker, journal: Journal) -> None:
+    tries: list[int] = []
+
+    async def work() -> None:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise ZeroDivisionError
+
+    linked.on_reconnect.append(work)
+    link.cut()
+    await eventually(lambda: len(tries) == 2)
+    assert journal.of("reconnection_broken")
+
+
 async def test_a_block_of_headers_that_is_none_ends_nobodys_reading(linked: Broker, nats: NatsServer) -> None:
     heard: list[bytes] = []
 

@@ -259,7 +259,14 @@ class Broker:
 
     async def _revive(self) -> None:
         for call in self.on_reconnect:
-            await call()
+            while True:
+                try:
+                    await call()
+                    break
+                except Exception:
+                    # Without it the process would be connected, and never ready again.
+                    self._log.exception("reconnection_broken", message="work after a reconnection failed: once more")
+                    await asyncio.sleep(1)
 
     async def _on_closed(self) -> None:
         self.closed.set()
