@@ -57,10 +57,10 @@ class Attempt:
 
     async def run(self) -> Outcome:
         """Run to the end. Never raises what the stage raised."""
-        if self._ctx.fail_at_stage == self._ctx.stage:
-            return Errored(f"fail_at_stage asked this job to fail at {self._ctx.stage}")
         if self._ended_by is not None:
             return self._ended_by
+        if self._ctx.fail_at_stage == self._ctx.stage:
+            return Errored(f"fail_at_stage asked this job to fail at {self._ctx.stage}")
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._call())
         self._task.add_done_callback(self._set_over)
@@ -118,6 +118,9 @@ def _call_blocking(function: StageFunction, ctx: StageContext) -> Any:
     except (SystemExit, KeyboardInterrupt) as error:
         # Not through the executor's future: asyncio would end the loop with it.
         raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
+    except StopIteration as error:
+        # No future takes it: asyncio's would never be done. An async function's is turned into this by Python itself.
+        raise RuntimeError(f"the stage raised {error!r}: a next() without a default found nothing") from error
 
 
 def _outcome(task: asyncio.Future[Any]) -> Outcome:
@@ -136,7 +139,7 @@ def _outcome(task: asyncio.Future[Any]) -> Outcome:
 def _text(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:
+    except BaseException:  # whatever a stage's own error does here, it is an error of that stage
         text = "its text cannot be told"
     text = text.encode(errors="replace").decode().replace("\x00", "�")[:LONGEST_ERROR]
     return text if isinstance(error, PermanentError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

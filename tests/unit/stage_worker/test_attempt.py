@@ -14,6 +14,7 @@ from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, 
 from heimdex_contracts.errors import SettingsError
 from heimdex_stage_worker.attempt import LONGEST_ERROR, Attempt, load_stage
 from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
+from tests.harness.pipelines.isolatable import ODD, OddError
 
 FOREVER = 3600.0
 MakeAttempt = Callable[..., Attempt]
@@ -76,6 +77,10 @@ class Deaf:
         self.over = True
         if self.started.is_set():
             await self.ended.wait()
+
+
+def interrupted_group(text: str) -> BaseException:
+    return BaseExceptionGroup(text, [KeyboardInterrupt()])
 
 
 class AsyncCallable:
@@ -150,10 +155,13 @@ async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttem
     assert len(outcome.error) <= LONGEST_ERROR + 100
 
 
-async def test_an_error_that_cannot_be_shown_is_an_error_all_the_same(attempt: MakeAttempt) -> None:
+@pytest.mark.parametrize("reason", [RuntimeError("not telling"), OddError("not telling")], ids=["error", "odd error"])
+async def test_an_error_that_cannot_be_shown_is_an_error_all_the_same(
+    attempt: MakeAttempt, reason: BaseException
+) -> None:
     class Unspeakable(Exception):
         def __str__(self) -> str:
-            raise RuntimeError("not telling")
+            raise reason
 
     outcome = await ended(attempt(raises(Unspeakable())[0]))
     assert isinstance(outcome, Errored)
@@ -166,20 +174,27 @@ async def test_a_blocking_stage_that_exits_does_not_end_its_worker(attempt: Make
     assert "SystemExit" in outcome.error
 
 
-def test_an_async_stage_that_exits_does_not_end_its_worker() -> None:
-    async def exits(_: StageContext) -> None:
-        sys.exit(3)
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["async", "sync", "sync that returns an awaitable"])
+@pytest.mark.parametrize("error", [*ODD.values(), interrupted_group])
+def test_no_exception_of_a_stage_hangs_its_job_or_ends_its_worker(
+    error: Callable[[str], BaseException], kind: int
+) -> None:
+    in_async, in_sync = raises(error("odd"))
+    function = (in_async, in_sync, lambda ctx: in_async(ctx))[kind]
 
     async def run() -> Outcome:
-        return await ended(Attempt(exits, context(), None, ThreadPoolExecutor(1)))
+        outcome = await ended(Attempt(function, context(), None, ThreadPoolExecutor(1)))
+        await asyncio.sleep(0)  # the loop goes on
+        return outcome
 
-    # In a loop of its own, which the exit would end.
+    # In a loop of its own, which an exit would end.
     with ThreadPoolExecutor(1) as thread:
         future = thread.submit(asyncio.run, run())
-        assert not isinstance(future.exception(), SystemExit), "the exit ended the whole event loop"
-        outcome = future.result()
-    assert isinstance(outcome, Errored)
-    assert "SystemExit" in outcome.error
+        outcome = future.exception() or future.result()
+    assert isinstance(outcome, Errored), f"instead: {outcome!r}"
+    assert not outcome.permanent
+    named = "cancelled itself" if error is asyncio.CancelledError else type(error("odd")).__name__
+    assert named in outcome.error
 
 
 async def test_a_stage_that_cancels_itself_is_an_error(attempt: MakeAttempt) -> None:
