@@ -3,12 +3,15 @@
 import asyncio
 import importlib
 import inspect
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, cast
 
 from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_contracts.errors import SettingsError
 from heimdex_stage_worker.context import PermanentError, StageContext, StageFunction, StageInterrupted
+from heimdex_stage_worker.threads import Threads
 
 #: An error's text is for people: a page of it is enough.
 LONGEST_ERROR = 2000
@@ -36,7 +39,7 @@ class Attempt:
         function: StageFunction,
         ctx: StageContext,
         timeout_seconds: float | None,
-        threads: ThreadPoolExecutor,
+        threads: Threads,
     ) -> None:
         self._function = function
         self._ctx = ctx
@@ -44,6 +47,8 @@ class Attempt:
         self._threads = threads
         self._ended_by: Outcome | None = None
         self._task: asyncio.Future[Any] | None = None
+        self._blocking: Future[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         #: Resolved when the function has ended, or must end.
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -55,22 +60,25 @@ class Attempt:
         """The job goes on without this attempt (it was canceled): the outcome is Overtaken."""
         self._end(Overtaken())
 
+    @property
+    def goes_on(self) -> Future[Any] | None:
+        """The blocking function, while it runs: also when the attempt is over, as a thread cannot be ended."""
+        return self._blocking if self._blocking is not None and self._blocking.running() else None
+
     async def run(self) -> Outcome:
         """Run to the end. Never raises what the stage raised."""
         if self._ended_by is not None:
             return self._ended_by
         if self._ctx.fail_at_stage == self._ctx.stage:
             return Errored(f"fail_at_stage asked this job to fail at {self._ctx.stage}")
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._call())
+        self._task = asyncio.get_running_loop().create_task(self._call())
         self._task.add_done_callback(self._set_over)
-        timer = None if self._timeout is None else loop.call_later(self._timeout, self._time_out)
         try:
             # One future for every way to end: asyncio.wait for the task and the others would cost a set of its own.
             await self._over
         finally:
-            if timer:
-                timer.cancel()
+            if self._timer:
+                self._timer.cancel()
         if not self._task.done():
             # A function that swallows its cancellation must not hold the slot for ever.
             await asyncio.wait({self._task}, timeout=SWALLOWED_SECONDS)
@@ -81,16 +89,38 @@ class Attempt:
     async def _call(self) -> None:
         try:
             if inspect.iscoroutinefunction(self._function):
+                self._called(time.monotonic())
                 await self._function(self._ctx)
                 return
-            loop = asyncio.get_running_loop()
-            result = await loop.run_in_executor(self._threads, _call_blocking, self._function, self._ctx)
+            self._blocking = self._threads.submit(partial(self._call_blocking, asyncio.get_running_loop()))
+            result = await asyncio.wrap_future(self._blocking)
             if inspect.isawaitable(result):
                 await result
         except StageInterrupted:
             return  # whoever interrupted it knows why
         except (SystemExit, KeyboardInterrupt) as error:
             raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
+
+    def _call_blocking(self, loop: asyncio.AbstractEventLoop) -> Any:
+        """In a thread."""
+        if self._timeout is not None:
+            loop.call_soon_threadsafe(self._called, time.monotonic())
+        try:
+            return self._function(self._ctx)
+        except StageInterrupted:
+            return None
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Not through the executor's future: asyncio would end the loop with it.
+            raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
+        except StopIteration as error:
+            # No future takes it: asyncio's would never be done. An async function's becomes this by Python itself.
+            raise RuntimeError(f"the stage raised {error!r}: a next() without a default found nothing") from error
+
+    def _called(self, at: float) -> None:
+        """The function was called, at this time of `time.monotonic`: what it waited before is no time of its own."""
+        if self._timeout is not None and not self._over.done():
+            left = at + self._timeout - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._time_out)
 
     def _end(self, outcome: Outcome) -> None:
         if self._ended_by is None and not (self._task and self._task.done()):
@@ -108,19 +138,6 @@ class Attempt:
             ended.exception()  # looked at, also where the attempt is over already
         if not self._over.done():
             self._over.set_result(None)
-
-
-def _call_blocking(function: StageFunction, ctx: StageContext) -> Any:
-    try:
-        return function(ctx)
-    except StageInterrupted:
-        return None
-    except (SystemExit, KeyboardInterrupt) as error:
-        # Not through the executor's future: asyncio would end the loop with it.
-        raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
-    except StopIteration as error:
-        # No future takes it: asyncio's would never be done. An async function's is turned into this by Python itself.
-        raise RuntimeError(f"the stage raised {error!r}: a next() without a default found nothing") from error
 
 
 def _outcome(task: asyncio.Future[Any]) -> Outcome:

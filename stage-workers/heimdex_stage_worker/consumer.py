@@ -7,7 +7,6 @@ between leaves a delivery that comes back, finds that its job has a successor, a
 import asyncio
 import contextlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Final
 
@@ -23,20 +22,20 @@ from heimdex_contracts.runtime.broker import JetStreamError
 from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.runtime.process import Process
+from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
 from heimdex_contracts.runtime.publishing import Publisher, Refused
 from heimdex_contracts.runtime.pulling import Puller
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_contracts.runtime.unusable import SettingAside
+from heimdex_stage_worker.abandoned import Abandoned
 from heimdex_stage_worker.attempt import Attempt
 from heimdex_stage_worker.context import StageContext, StageFunction
 from heimdex_stage_worker.isolation import MOST_AT_ONCE, IsolatedAttempt
 from heimdex_stage_worker.reporting import Reporter
 from heimdex_stage_worker.successors import Ended, completed_or_next, failed, handed_back
 from heimdex_stage_worker.suspicion import is_suspect, last_tick
+from heimdex_stage_worker.threads import Threads
 
-#: Blocking stages share one interpreter lock with the heartbeats: more threads than this would starve them.
-MOST_THREADS: Final = 32
 #: How many canceled jobs are remembered.
 MOST_CANCELED: Final = 10_000
 #: A worker that holds so many jobs may let a hand-over wait this long for company (see `runtime.client`).
@@ -95,7 +94,8 @@ class StageWorker:
         self._unusable = SettingAside(self._broker, self._log)
         self._leases = Leases(self._broker, self._topology, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
-        self._threads = ThreadPoolExecutor(min(settings.stage_concurrency, MOST_THREADS), thread_name_prefix=stage)
+        self._threads = Threads(stage)
+        self._abandoned = Abandoned(settings.stage_concurrency, self._log)
         #: The last jobs that were canceled, with the step of that message: one may be on its way to us.
         self._canceled: dict[str, int] = {}
         self._isolated = asyncio.Semaphore(MOST_AT_ONCE)
@@ -128,7 +128,9 @@ class StageWorker:
         self._leases.start()
         await self._puller.start()
         self._log.info("ready", concurrency=process.settings.stage_concurrency)
-        await process.stopping.wait()
+        if await process.unless_stopped(self._abandoned.too_many.wait()):
+            process.exit_code = EXIT_BROKEN
+            process.stopping.set()
         await self._stop(process.stop_by())
 
     async def _on_reconnect(self) -> None:
@@ -237,6 +239,8 @@ class StageWorker:
             return await held.running.run()
         finally:
             held.reporter.stop()
+            if isinstance(held.running, Attempt) and (function := held.running.goes_on):
+                self._abandoned.watch(function, ctx)
 
     def _backoff(self, pipeline: Pipeline) -> tuple[float, ...]:
         override = self._process.settings.retry_backoff_seconds

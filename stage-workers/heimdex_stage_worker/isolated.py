@@ -8,13 +8,13 @@ import ctypes
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from heimdex_contracts.delivery import Errored
 from heimdex_stage_worker.attempt import Attempt, load_stage
 from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.isolation import Report, Work, decode_work, encode_report
+from heimdex_stage_worker.threads import Threads
 
 REPORT_SECONDS: Final = 0.2
 _PR_SET_PDEATHSIG: Final = 1
@@ -38,7 +38,7 @@ async def run(work: Work, reports: int) -> None:
                 os.write(reports, encode_report(Report(fraction=ctx.fraction)))
 
     telling = asyncio.create_task(tell())
-    outcome = await Attempt(load_stage(work.code), ctx, None, ThreadPoolExecutor(1)).run()
+    outcome = await Attempt(load_stage(work.code), ctx, None, Threads(work.stage)).run()
     telling.cancel()
     error, permanent = (outcome.error, outcome.permanent) if isinstance(outcome, Errored) else (None, False)
     os.write(reports, encode_report(Report(ended=True, error=error, permanent=permanent)))

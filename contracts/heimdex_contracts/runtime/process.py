@@ -39,6 +39,8 @@ class Process:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     #: Each must be true for the process to count as healthy.
     health: list[Callable[[], bool]] = field(default_factory=list)
+    #: What the process leaves with once its service has returned.
+    exit_code: int = 0
 
     def stop_by(self) -> float:
         """Event-loop time by which a stopping process must have ended, counted from this call."""
@@ -65,7 +67,8 @@ class Process:
 def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> None:
     """Run the service until it is told to stop, then leave the process with its exit code.
 
-    0: stopped as told. 2: a setting cannot be used (one line on stderr). 1: NATS was given up, or a defect.
+    0: stopped as told. 2: a setting cannot be used (one line on stderr). 1: NATS was given up, a defect, or the
+    service's own wish (`Process.exit_code`).
     """
     try:
         settings = read_settings()
@@ -108,7 +111,7 @@ async def _live(settings: Settings, name: str, log: Logger, service: Callable[[P
         lost.cancel()
         await broker.close()
     log.info("stopped", message="stopped")
-    return 0
+    return process.exit_code
 
 
 async def _touch_health_file(process: Process) -> None:

@@ -4,8 +4,8 @@ import asyncio
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, 
 from heimdex_contracts.errors import SettingsError
 from heimdex_stage_worker.attempt import LONGEST_ERROR, Attempt, load_stage
 from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
+from heimdex_stage_worker.threads import Threads
 from tests.harness.pipelines.isolatable import ODD, OddError
 
 FOREVER = 3600.0
@@ -33,14 +34,13 @@ def context(fail_at_stage: str | None = None) -> StageContext:
 
 
 @pytest.fixture
-def attempt() -> Iterator[MakeAttempt]:
-    threads = ThreadPoolExecutor(2)
+def attempt() -> MakeAttempt:
+    threads = Threads("painting")
 
     def make(function: Any, timeout: float | None = None, ctx: StageContext | None = None) -> Attempt:
         return Attempt(function, ctx or context(), timeout, threads)
 
-    yield make
-    threads.shutdown(wait=False, cancel_futures=True)
+    return make
 
 
 async def ended(attempt: Attempt) -> Outcome:
@@ -183,7 +183,7 @@ def test_no_exception_of_a_stage_hangs_its_job_or_ends_its_worker(
     function = (in_async, in_sync, lambda ctx: in_async(ctx))[kind]
 
     async def run() -> Outcome:
-        outcome = await ended(Attempt(function, context(), None, ThreadPoolExecutor(1)))
+        outcome = await ended(Attempt(function, context(), None, Threads("painting")))
         await asyncio.sleep(0)  # the loop goes on
         return outcome
 
@@ -220,6 +220,38 @@ async def test_a_stage_past_its_time_out_is_an_error_that_may_be_retried(attempt
     assert isinstance(outcome, Errored)
     assert "time-out of 0.05 s" in outcome.error
     assert not outcome.permanent
+
+
+async def test_a_time_out_counts_from_the_moment_the_function_is_called() -> None:
+    class Late(Threads):
+        def submit(self, function: Callable[[], Any]) -> Future[Any]:
+            def late() -> Any:
+                assert go.wait(FOREVER)
+                return function()
+
+            return super().submit(late)
+
+    go, timeout = threading.Event(), 2.0
+    running = asyncio.create_task(ended(Attempt(lambda ctx: None, context(), timeout, Late("painting"))))
+    done, _ = await asyncio.wait({running}, timeout=1.5 * timeout)
+    go.set()
+    assert not done, f"it is over before it was called: {running.result()}"
+    assert await running == Finished()
+
+
+async def test_a_thread_that_cannot_be_had_is_an_error(attempt: MakeAttempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await ended(attempt(lambda ctx: None)) == Finished()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "painting":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert await ended(attempt(lambda ctx: None)) == Errored("RuntimeError: can't start new thread")
+    monkeypatch.undo()
+    assert await ended(attempt(lambda ctx: None)) == Finished()
 
 
 async def test_a_function_faster_than_its_time_out_is_finished(attempt: MakeAttempt) -> None:
