@@ -206,9 +206,12 @@ class StageWorker:
 
     async def _outcome_of(self, held: Delivery) -> Outcome:
         due, pipeline = held.due, held.pipeline
-        if due.step < self._canceled.get(due.job_id, 0) or (held.redelivered and await self._is_overtaken(held)):
+        if held.redelivered and await self._is_overtaken(held):
             return Overtaken()
         tick = await last_tick(self._broker, due) if held.redelivered else None
+        # After the last pause before the attempt: from here on a cancel finds `held.running`.
+        if due.step < self._canceled.get(due.job_id, 0):
+            return Overtaken()
         if tick is not None:
             held.told = max(held.told, tick.progress)
         if held.attempt > delivery.tries(self._backoff(pipeline)):

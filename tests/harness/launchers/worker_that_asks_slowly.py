@@ -1,0 +1,34 @@
+"""A stage worker that hears what a job's attempts before told last only when it has heard of a cancel.
+
+TEST_ASKED names the file that it makes when it asks.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from heimdex_contracts.messages import Progress
+from heimdex_stage_worker import consumer
+from heimdex_stage_worker.consumer import StageWorker
+from heimdex_stage_worker.main import main
+
+last_tick, on_canceled = consumer.last_tick, StageWorker._on_canceled
+heard = asyncio.Event()
+
+
+async def ask_slowly(*arguments: Any) -> Progress | None:
+    tick = await last_tick(*arguments)
+    Path(os.environ["TEST_ASKED"]).touch()  # noqa: ASYNC240  # once
+    await heard.wait()
+    return tick
+
+
+def hear(self: StageWorker, *arguments: Any) -> None:
+    on_canceled(self, *arguments)
+    heard.set()
+
+
+consumer.last_tick = ask_slowly
+StageWorker._on_canceled = hear  # type: ignore[method-assign]
+main()
