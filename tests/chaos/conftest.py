@@ -1,4 +1,16 @@
-"""The chaos tests share the fixtures of the fault tests."""
+"""The chaos tests share the fixtures of the fault tests, and say first what repeats a run."""
+
+import os
+import random
 
 from tests.faults.conftest import duties as duties
 from tests.faults.test_cluster import cluster as cluster
+
+# In the environment, so that the workers of pytest -n have the one that was told.
+if int(os.environ.get("HEIMDEX_CHAOS_SEED") or 0) == 0:
+    os.environ["HEIMDEX_CHAOS_SEED"] = str(random.randrange(1, 1_000_000))
+
+
+def pytest_report_header() -> str:
+    """Printed before the tests begin, captured by nothing; what a storm prints itself is shown when it fails."""
+    return f"HEIMDEX_CHAOS_SEED={os.environ['HEIMDEX_CHAOS_SEED']}"
