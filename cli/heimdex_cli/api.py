@@ -2,16 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, cast, get_args
-from urllib.parse import quote
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
+from heimdex_cli.command import typed
 from heimdex_cli.errors import Unreachable, Unusable
 
 DEFAULT_URL = "http://localhost:8000"
@@ -61,6 +62,9 @@ class Event(TypedDict):
     retry_in_seconds: float | None
 
 
+_JOB = Job.__required_keys__
+
+
 @dataclass(frozen=True)
 class Told:
     """One message of a job's live stream: `data` is an Event, or what a `progress` tick tells (stage, attempt,
@@ -76,24 +80,38 @@ class JobsApi:
     """A connection to one Heimdex; a context manager.
 
     api_key: sent as a bearer token. Its methods raise Unusable when the API refuses what it was given (4xx, with the
-    API's own sentence) and Unreachable when it does not answer within ten seconds, answers with a 5xx or with
-    something else than JSON, or says that it is too busy (429).
+    API's own sentence), and before anything is asked when a job's id is no UUID. They raise Unreachable when the API
+    does not answer within ten seconds, answers with a 5xx or with something else than ours, or says that it is too busy
+    (429).
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         try:
             parsed = httpx.URL(url)
-        except httpx.InvalidURL as error:
+            # As a connection will: a label that is empty or too long is found there only, and as no error of httpx.
+            parsed.raw_host.decode().encode("idna")
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise Unusable(f"HEIMDEX_URL={url!r} is not a URL: {error}.") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise Unusable(f"HEIMDEX_URL={url!r} is not an HTTP URL such as {DEFAULT_URL}.")
+        if not 0 < (parsed.port or 80) <= 65_535:
+            raise Unusable(f"HEIMDEX_URL={url!r} names the port {parsed.port}: there are 1 to 65535.")
+        if parsed.query or parsed.fragment:
+            raise Unusable(f"HEIMDEX_URL={url!r} has a query or a fragment: give what comes before the '?' or '#'.")
         headers = {}
         if api_key:
             if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
                 raise Unusable("HEIMDEX_API_KEY cannot be sent: it has a space, a line break or a letter beyond ASCII.")
             headers["Authorization"] = f"Bearer {api_key}"
-        self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=10)
+        # As it is shown: a password for a proxy in front is nobody else's.
+        self.url = str(parsed.copy_with(userinfo=b"")).rstrip("/")
+        try:
+            self._client = httpx.Client(base_url=parsed, headers=headers, timeout=10)
+        except (OSError, ValueError, httpx.InvalidURL) as error:
+            raise Unusable(
+                f"The HTTP client cannot be set up ({error}): look at SSL_CERT_FILE, SSL_CERT_DIR and the proxy's "
+                "variables."
+            ) from error
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -104,11 +122,11 @@ class JobsApi:
         """POST /jobs. Returns the new job's id."""
         wanted = {"type": job_type, "fail_at_stage": fail_at_stage, "callback_url": callback_url}
         body = {name: value for name, value in wanted.items() if value is not None}
-        return str(self._ask("POST", "/jobs", body)["job_id"])
+        return str(self._ask("POST", "/jobs", {"job_id"}, body=body)["job_id"])
 
     def get(self, job_id: str) -> Job:
         """GET /jobs/{job_id}."""
-        return cast(Job, self._ask("GET", _path(job_id)))
+        return cast(Job, self._ask("GET", _path(job_id), _JOB))
 
     def jobs(self, status: str | None = None, job_type: str | None = None, limit: int | None = None) -> Iterator[Job]:
         """GET /jobs, newest first, page after page as they are needed: `limit` jobs at most, or all that there are."""
@@ -116,7 +134,8 @@ class JobsApi:
         while limit is None or limit > 0:
             size = LARGEST_PAGE if limit is None else min(limit, LARGEST_PAGE)
             wanted = {"status": status, "type": job_type, "limit": str(size), "cursor": cursor}
-            page = self._ask("GET", "/jobs", query={name: value for name, value in wanted.items() if value is not None})
+            query = {name: value for name, value in wanted.items() if value is not None}
+            page = self._ask("GET", "/jobs", {"jobs", "next_cursor"}, query=query)
             found = cast(list[Job], page["jobs"])
             yield from found
             cursor = page["next_cursor"]
@@ -126,16 +145,16 @@ class JobsApi:
 
     def cancel(self, job_id: str) -> Job:
         """POST /jobs/{job_id}/cancel. Returns the job as it then is."""
-        return cast(Job, self._ask("POST", f"{_path(job_id)}/cancel"))
+        return cast(Job, self._ask("POST", f"{_path(job_id)}/cancel", _JOB))
 
     def retry(self, job_id: str, *, from_start: bool = False) -> Job:
         """POST /jobs/{job_id}/retry. Returns the job as it then is."""
         query = {"from": "start"} if from_start else None
-        return cast(Job, self._ask("POST", f"{_path(job_id)}/retry", query=query))
+        return cast(Job, self._ask("POST", f"{_path(job_id)}/retry", _JOB, query=query))
 
     def events(self, job_id: str) -> list[Event]:
         """GET /jobs/{job_id}/events: the history so far, in order."""
-        return cast(list[Event], self._ask("GET", f"{_path(job_id)}/events")["events"])
+        return cast(list[Event], self._ask("GET", f"{_path(job_id)}/events", {"events"})["events"])
 
     def listen(self, job_id: str, after: str | None = None) -> Iterator[Told]:
         """The live stream of one connection: the history after the event `after`, then each change as it happens.
@@ -177,13 +196,17 @@ class JobsApi:
         return Told(data.get("id"), sent.event, data)
 
     def _ask(
-        self, method: str, path: str, body: object = None, query: Mapping[str, str] | None = None
+        self, method: str, path: str, keys: Set[str], *, body: object = None, query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
+        """The answer, which has these keys at least."""
         with self._unreachable_where_nothing_answers():
             response = self._client.request(method, path, json=body, params=query)
         if not response.is_success:
             self._refuse(response)
-        return self._object(response)
+        answer = self._object(response)
+        if missing := keys - answer.keys():
+            raise Unreachable(f"{self.url} answered without {', '.join(sorted(missing))}: is it Heimdex?")
+        return answer
 
     def _object(self, response: httpx.Response) -> dict[str, Any]:
         try:
@@ -210,10 +233,17 @@ class JobsApi:
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise Unreachable(
-                f"Nothing answers at {self.url} ({reason}): start it with `heimdex run`, or set HEIMDEX_URL."
+                f"Nothing answers at {self.url} ({reason}): start it with `{typed()} run`, or set HEIMDEX_URL."
             ) from error
 
 
 def _path(job_id: str) -> str:
-    # One path segment, whatever the user typed.
-    return f"/jobs/{quote(job_id, safe='')}"
+    """Raises Unusable for what is no UUID: in a path it could be another request's, as `` and `<id>/events` are."""
+    try:
+        well_formed = str(uuid.UUID(job_id)) == job_id.lower()
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        said = f"{job_id[:80]!r} is no job's id" if job_id else "The job's id is empty"
+        raise Unusable(f"{said}: give the UUID that was answered when the job was submitted.")
+    return f"/jobs/{job_id}"

@@ -25,6 +25,7 @@ from heimdex_cli.tables import describe, print_events, print_jobs
 INTERRUPTED = 130
 UNREAD = 141
 USUAL_LIMIT = 50
+LARGEST_LIMIT = 1_000_000_000
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
 Flag = Annotated[bool, Parameter(negative=())]
@@ -135,7 +136,7 @@ def list_jobs(
     *,
     status: Status | None = None,
     job_type: Annotated[str | None, Parameter(name="--type")] = None,
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = USUAL_LIMIT,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=LARGEST_LIMIT))] = USUAL_LIMIT,
     all_jobs: Annotated[bool, Parameter(name="--all", negative=())] = False,
     as_json: JsonFlag = False,
 ) -> int:
@@ -258,6 +259,14 @@ def _watch(api: JobsApi, job_id: str, *, as_json: bool = False) -> int:
     return EXIT_CODES[job["status"]]
 
 
+def _check_text(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise Unusable(f"The argument {argument[:80]!r} is no UTF-8, and cannot be sent.") from error
+
+
 def _print_json(answer: Any) -> None:
     print(json.dumps(answer, ensure_ascii=False))
 
@@ -267,6 +276,7 @@ def call(arguments: Sequence[str]) -> int:
     printed.
     """
     try:
+        _check_text(arguments)
         answer = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return answer if isinstance(answer, int) else 0

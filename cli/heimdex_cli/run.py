@@ -7,6 +7,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from heimdex_cli.api import DEFAULT_URL
+from heimdex_cli.command import typed
 from heimdex_cli.embedded.system import EmbeddedSystem
 from heimdex_cli.settings import addresses_for_run
 from heimdex_cli.signals import StopRequests
@@ -49,7 +51,7 @@ def describe(system: EmbeddedSystem) -> str:
     lines = [
         "",
         "Heimdex is ready.",
-        f"  API        {system.url}   (try `heimdex submit --watch` or `make test-job`)",
+        f"  API        {system.url}   (try `{_command(system)} submit --watch` in another terminal)",
         f"  docs       {system.url}/schema",
         f"  events     nats --server nats://localhost:{system.nats.port} sub 'heimdex.jobs.>'",
         *([f"  NATS       {monitor}"] if monitor else []),
@@ -63,6 +65,11 @@ def describe(system: EmbeddedSystem) -> str:
     return "\n".join(lines)
 
 
+def _command(system: EmbeddedSystem) -> str:
+    """The command as it finds this system from another terminal, whose HEIMDEX_URL is not known here."""
+    return typed() if system.url == DEFAULT_URL else f"HEIMDEX_URL={system.url} {typed()}"
+
+
 def _callbacks(system: EmbeddedSystem) -> list[str]:
     if not system.callback_secret_path.exists():
         return []  # the environment has a secret of its own
@@ -72,7 +79,7 @@ def _callbacks(system: EmbeddedSystem) -> list[str]:
 def _open() -> list[str]:
     if os.environ.get("HEIMDEX_API_KEYS"):
         return []
-    return ["  keys       none is asked for: whoever reaches the API may use it (`heimdex key` makes one)"]
+    return [f"  keys       none is asked for: whoever reaches the API may use it (`{typed()} key TENANT` makes one)"]
 
 
 def _shown(path: Path) -> str:

@@ -10,6 +10,7 @@ from heimdex_cli.main import call
 from .standin import Gateway
 
 Printed = pytest.CaptureFixture[str]
+UNKNOWN = "01a20685-7164-746b-829f-d1636dcdeb5e"
 
 
 def submit(printed: Printed, *words: str) -> str:
@@ -141,10 +142,10 @@ def test_an_api_that_is_too_busy_is_exit_code_4(api: str, capsys: Printed, monke
         (["list", "--status", "done"], "--status"),
         (["list", "--limit", "0"], "--limit"),
         (["list", "--limit", "x"], "--limit"),
-        (["cancel", "no-such-job"], "Job not found"),
-        (["retry", "no-such-job"], "Job not found"),
-        (["events", "no-such-job"], "Job not found"),
-        (["watch", "no-such-job"], "Job not found"),
+        (["cancel", UNKNOWN], "Job not found"),
+        (["retry", UNKNOWN], "Job not found"),
+        (["events", UNKNOWN], "Job not found"),
+        (["watch", UNKNOWN], "Job not found"),
         (["cancel"], "job-id"),
     ],
 )

@@ -64,8 +64,8 @@ def test_with_json_standard_output_is_the_answer_alone(api: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["get", "no-such-job"], "Job not found"),
-        (["watch", "../healthz?x"], "Job not found"),
+        (["get", "01a20685-7164-746b-829f-d1636dcdeb5e"], "Job not found"),
+        (["list", "--limit", "9" * 30], "--limit"),
         (["submit", "--type", "x"], "type: must be mock_process"),
         (["submit", "--nonsense"], "--nonsense"),
         (["get"], "See `heimdex --help`"),
@@ -83,6 +83,73 @@ def test_unusable_input_is_one_sentence_and_exit_code_2(
     assert words in captured.err
 
 
+@pytest.mark.parametrize("command", ["get", "watch", "events", "cancel", "retry"])
+@pytest.mark.parametrize(
+    "job_id",
+    [
+        "",
+        " ",
+        "no-such-job",
+        "../healthz?x",
+        "01a20685-7164-746b-829f-d1636dcdeb5e/events",
+        "01a20685-7164-746b-829f-d1636dcdeb5e ",
+        "01a206857164746b829fd1636dcdeb5e",
+        "{01a20685-7164-746b-829f-d1636dcdeb5e}",
+    ],
+)
+def test_what_is_no_id_is_refused_and_nothing_is_asked(
+    api: str, capsys: pytest.CaptureFixture[str], command: str, job_id: str
+) -> None:
+    assert call([command, job_id]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("heimdex: ")
+    assert captured.err.endswith("give the UUID that was answered when the job was submitted.\n")
+    assert Gateway.asked == []
+
+
+@pytest.mark.parametrize("word", ["--type", "--fail-at", "--callback-url"])
+def test_an_argument_that_is_no_text_is_one_sentence_and_exit_code_2(
+    api: str, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    assert call(["submit", word, "\udcff"]) == 2
+    assert capsys.readouterr().err == "heimdex: The argument '\\udcff' is no UTF-8, and cannot be sent.\n"
+    assert Gateway.asked == []
+
+
+@pytest.mark.parametrize("arguments", [["submit"], ["submit", "--watch"], ["list"], ["get"], ["events"], ["cancel"]])
+@pytest.mark.parametrize("answer", [{}, [], "text", {"unrelated": 1}])
+def test_another_api_is_exit_code_4(
+    api: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: object
+) -> None:
+    for method in ("do_GET", "do_POST"):
+        monkeypatch.setattr(Gateway, method, lambda self: self.answer(200, answer))
+    needs_id = arguments[0] not in ("submit", "list")
+    assert call([*arguments, *(["01a20685-7164-746b-829f-d1636dcdeb5e"] if needs_id else [])]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.endswith("is it Heimdex?\n")
+
+
+def test_a_password_in_the_url_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("HEIMDEX_URL", f"http://user:s3cret@127.0.0.1:{port}/")
+    assert call(["list"]) == 4
+    said = capsys.readouterr().err
+    assert f"Nothing answers at http://127.0.0.1:{port} " in said
+    assert "s3cret" not in said
+
+
+def test_a_file_of_authorities_that_is_not_there_is_exit_code_2(
+    api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    assert call(["list"]) == 2
+    assert "SSL_CERT_FILE" in capsys.readouterr().err
+
+
 def test_an_api_that_does_not_answer_is_exit_code_4(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +159,21 @@ def test_an_api_that_does_not_answer_is_exit_code_4(
     assert f"Nothing answers at {url}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "x",
+        "http://x:99999",
+        "http://x?y=1",
+        "http://x/#y",
+        "http://a..b",
+        f"http://{'a' * 64}.com",
+        "http://x/\udcff",
+    ],
+)
 def test_an_unusable_url_is_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:

@@ -30,7 +30,10 @@ def _start(folder: Path, commands: Path, word: str, **environ: str) -> "subproce
     return subprocess.Popen(
         [sys.executable, "-c", CALL, str(commands), word],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if not name.startswith("HEIMDEX_")} | environ,
+        # PATH as in a shell in which no virtual environment is active.
+        env={name: value for name, value in os.environ.items() if not name.startswith("HEIMDEX_")}
+        | {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+        | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -68,6 +71,7 @@ def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, com
             f"nats --server nats://localhost:{ports['HEIMDEX_EMBEDDED_NATS_PORT']} sub 'heimdex.jobs.>'",
             f"postgresql://heimdex@/heimdex?host={folder.resolve()}/.heimdex/postgres/data",
             ".heimdex/logs/",
+            f"try `HEIMDEX_URL={url} {Path(sys.executable).parent}/heimdex submit --watch`",
             "none is asked for: whoever reaches the API may use it",
         ):
             assert words in text
