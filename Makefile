@@ -142,5 +142,5 @@ bench-peers: $(STAMP) ## the same work done by other job systems
 	$(VENV)/bin/python bench/peers/run.py $(BENCH_ARGS)
 
 .PHONY: soak
-soak: $(STAMP) ## hours of load: does anything grow, slow down or get lost?
+soak: $(STAMP) ## half an hour of load (BENCH_ARGS="--minutes 240": four): does anything grow, slow down or get lost?
 	$(VENV)/bin/python bench/soak.py $(BENCH_ARGS)

@@ -30,7 +30,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="runs whose medians are shown (default 3)")
     parser.add_argument("--connections", type=int, default=16, help="HTTP connections of the load generator")
     parser.add_argument("--floor", action="store_true", help="measure also the least that the same messages can cost")
-    parser.add_argument("--short", action="store_true", help="about half a minute; less exact")
+    parser.add_argument("--short", action="store_true", help="about 20 s; less exact")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     found = parser.parse_args()
     found.jobs = found.jobs or (2000 if found.short else 5000)

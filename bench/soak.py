@@ -1,4 +1,4 @@
-"""Does anything grow? Hours, or minutes, of steady load at about half the maximum rate.
+"""Does anything grow? Half an hour, or as long as is asked, of steady load at about half the maximum rate.
 
     bench/soak.py [--minutes 30] [--rate JOBS_PER_SECOND] [--json FILE]
 
