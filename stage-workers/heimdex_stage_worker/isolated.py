@@ -1,6 +1,7 @@
 """The process in which `isolation` runs one attempt: `python -m heimdex_stage_worker.isolated FD`.
 
-Reads the work from its standard input, writes reports to the file descriptor FD, and ends with its parent.
+Reads the work from its standard input, writes reports to the file descriptor FD, and ends with its parent. It leads a
+process group of its own, in its parent's session.
 """
 
 import asyncio
@@ -37,8 +38,10 @@ async def run(work: Work, reports: int) -> None:
             if ctx.reported:
                 os.write(reports, encode_report(Report(fraction=ctx.fraction)))
 
+    function = load_stage(work.code)
+    os.write(reports, encode_report(Report(began=True)))
     telling = asyncio.create_task(tell())
-    outcome = await Attempt(load_stage(work.code), ctx, None, Threads(work.stage)).run()
+    outcome = await Attempt(function, ctx, None, Threads(work.stage)).run()
     telling.cancel()
     error, permanent = (outcome.error, outcome.permanent) if isinstance(outcome, Errored) else (None, False)
     os.write(reports, encode_report(Report(ended=True, error=error, permanent=permanent)))
@@ -48,10 +51,13 @@ def main() -> None:
     """Never returns."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A group of its own: the worker ends what this starts along with it, and Ctrl-C at a terminal is for the worker.
+    os.setpgid(0, 0)
     line = sys.stdin.buffer.readline()
     if not line:
         os._exit(0)  # the worker ended before it said what to do
     reports = int(sys.argv[1])
+    _keep_to_itself(reports)
     try:
         asyncio.run(run(decode_work(line), reports))
     except BrokenPipeError:
@@ -59,6 +65,18 @@ def main() -> None:
     except Exception as error:
         os.write(reports, encode_report(Report(ended=True, error=f"{type(error).__name__}: {error}")))
     os._exit(0)
+
+
+def _keep_to_itself(reports: int) -> None:
+    """Let no child that the stage starts or forks hold the pipe, or speak on it."""
+    os.set_inheritable(reports, False)
+
+    def let_go() -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, reports, inheritable=False)
+        os.close(nowhere)
+
+    os.register_at_fork(after_in_child=let_go)
 
 
 if __name__ == "__main__":

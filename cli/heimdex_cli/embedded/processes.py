@@ -146,9 +146,11 @@ class Child:
     def _after_end(self) -> None:
         if self._process is None or self._ward is None:
             return
-        # What it started and left behind: the rest of its process group.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        # What it started and left behind: the rest of its session, in whatever process group.
+        for pid in psutil.pids():
+            with suppress(ProcessLookupError, PermissionError):
+                if os.getsid(pid) == self._process.pid:
+                    os.kill(pid, signal.SIGKILL)
         GUARDIAN.forget(self._process.pid)
         self._ward = None
 

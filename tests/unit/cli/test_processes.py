@@ -58,9 +58,10 @@ def test_a_child_has_a_session_of_its_own(folder: Path) -> None:
     child.stop()
 
 
-def test_what_a_dead_child_left_behind_is_ended(folder: Path, eventually) -> None:
-    sleeper = "import signal; signal.pause()"
-    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleeper!r}]).pid, flush=True)"
+@pytest.mark.parametrize("group", [None, 0], ids=["in its process group", "in one of their own"])
+def test_what_a_dead_child_left_behind_is_ended(folder: Path, eventually, group: int | None) -> None:
+    sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
+    code = f"import subprocess; print(subprocess.Popen({sleeper!r}, process_group={group!r}).pid, flush=True)"
     child = _child(folder, code)
     child.start()
     eventually(lambda: child.died() == 0)
