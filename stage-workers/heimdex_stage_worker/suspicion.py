@@ -27,7 +27,10 @@ async def last_tick(broker: Broker, due: Due) -> Progress | None:
 
 
 def is_suspect(tick: Progress | None, attempt: int, allowed: int) -> bool:
-    """Whether this attempt should run in a process of its own; `allowed`: how often the stage may be tried."""
+    """Whether this attempt should run in a process of its own; `allowed`: how often the stage may be tried.
+
+    It is where the attempt before vanished, and this is the third or the last, whichever is first. The only try never is.
+    """
     if attempt < min(ISOLATED_FROM_ATTEMPT, allowed):
         return False
     return tick is not None and tick.attempt == attempt - 1 and not tick.ended
