@@ -1,8 +1,8 @@
 """Runs a stage's function once in a process of its own: for a job that is suspected of killing its worker.
 
-A job whose attempts vanish without a word takes everything beside it down with its worker. From its third attempt, or in
-its last of two (see `suspicion`), it runs alone, so that it can only end itself, and its neighbours, suspected with it,
-run to their end.
+A job whose attempts vanish without a word takes everything beside it down with its worker. From its third attempt, or
+in its last of two (see `suspicion`), it runs alone, so that it can only end itself, and its neighbours, suspected with
+it, run to their end.
 """
 
 import asyncio

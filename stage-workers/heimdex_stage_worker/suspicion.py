@@ -29,7 +29,7 @@ async def last_tick(broker: Broker, due: Due) -> Progress | None:
 def is_suspect(tick: Progress | None, attempt: int, allowed: int) -> bool:
     """Whether this attempt should run in a process of its own; `allowed`: how often the stage may be tried.
 
-    It is where the attempt before vanished, and this is the third or the last, whichever is first. The only try never is.
+    It is where the attempt before vanished, and this is the third or the last, whichever is first; an only try never.
     """
     if attempt < min(ISOLATED_FROM_ATTEMPT, allowed):
         return False
