@@ -2,11 +2,13 @@
 
 import asyncio
 
+import nats.errors
 import pytest
 
 from tests.api.conftest import Live
 from tests.harness.api import Api
 from tests.harness.waiting import eventually
+from tests.harness.watching import Observer
 
 
 @pytest.mark.parametrize(("behaviour", "status"), [("gate", "completed"), ("raise", "failed")])
@@ -84,3 +86,31 @@ async def test_a_parameter_that_is_misspelt_or_given_twice_is_422_and_named(http
         response = await http.http.request(method, path)
         assert response.status_code == 422, f"{method} {path}: {response.text}"
         assert response.json()["field"] == field
+
+
+async def test_a_wait_ends_when_its_caller_hangs_up(http: Api, live: Live) -> None:
+    job_id = await http.submit("mock_process")
+    async with Observer(live.nats.url, "nothing") as broker:
+
+        async def is_watched() -> bool:
+            """The server itself tells whether anybody would hear of this job."""
+            try:
+                await broker.nc.request(f"heimdex-stored.jobs.probe.{job_id}", timeout=0.2)
+            except nats.errors.NoRespondersError:
+                return False
+            except nats.errors.TimeoutError:
+                return True
+            raise AssertionError("nobody answers there")
+
+        async def is_not_watched() -> bool:
+            return not await is_watched()
+
+        callers = []
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", live.system.port)
+            writer.write(f"GET /jobs/{job_id}?wait=300 HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            callers.append(writer)
+        await eventually(is_watched, what="somebody waits")
+        for writer in callers:
+            writer.close()
+        await eventually(is_not_watched, what="nobody waits any more")

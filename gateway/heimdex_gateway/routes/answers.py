@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -24,6 +24,8 @@ NOT_FOUND: Final = "Job not found"
 #: Of a body that is too large.
 MOST_DISCARDED_BYTES: Final = 32 * 1024 * 1024
 MOST_DISCARDED_SECONDS: Final = 2.0
+#: Told to nobody, and counted: the caller has closed the connection before the answer.
+GONE: Final = 499
 #: The contract is an answer within 5 s.
 LONGEST_SECONDS: Final = 4.5
 
@@ -69,6 +71,26 @@ async def in_time(work: Awaitable[_T], waiting_seconds: float = 0.0) -> _T:
         raise Problem(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)}) from None
     except TimeoutError:
         raise Problem(500, "The answer could not be had in time. Try again in a few seconds.") from None
+
+
+async def while_there(request: AnyRequest, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await what takes long, for as long as there is somebody to tell. Raises Problem when the caller has gone."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    both = (working, leaving)
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Problem(GONE, "The caller has gone.")
+    finally:
+        for task in both:
+            task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+
+
+async def _gone(request: AnyRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def json_body(request: AnyRequest) -> bytes:

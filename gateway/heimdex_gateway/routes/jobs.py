@@ -25,6 +25,7 @@ from heimdex_gateway.routes.answers import (
     job_id_of,
     json_body,
     tenant_of,
+    while_there,
 )
 from heimdex_gateway.schemas import JobAccepted, JobObject, JobsAccepted, job_object
 from heimdex_gateway.submissions import new_job, submit, submit_all
@@ -165,7 +166,8 @@ async def get_job(
     gateway = gateway_of(request)
     seconds, known = waiting.seconds(wait), job_id_of(job_id)
     if seconds > 0:
-        job = await in_time(waiting.until_ended(gateway, tenant_of(request), known, seconds), seconds)
+        ending = waiting.until_ended(gateway, tenant_of(request), known, seconds)
+        job = await in_time(while_there(request, ending), seconds)
     else:
         job = await in_time(gateway.reads.job(known, tenant_of(request)))
     if job is None:
