@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from heimdex_contracts import messages, subjects
-from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
+from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import CALLBACK_KINDS, EventRow, event_row
 from heimdex_contracts.lifecycle import TERMINAL
 from heimdex_contracts.messages import Progress
@@ -18,7 +18,7 @@ from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.reads import NATS_DOWN, Unanswerable
 from heimdex_gateway.schemas import moment
 from heimdex_gateway.service import Gateway
-from heimdex_gateway.watching import Interrupted
+from heimdex_gateway.watching import Interrupted, Watch
 
 #: A comment is sent after this much silence, so that no proxy takes the stream for dead.
 KEEP_ALIVE_SECONDS: Final = 15.0
@@ -120,43 +120,51 @@ def _is_whole(found: Collection[Key]) -> bool:
     return bool(steps) and steps == list(range(steps[-1] + 1))
 
 
-async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterator[bytes]:
+@contextlib.asynccontextmanager
+async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterator[AsyncIterator[bytes]]:
     """The stream, as server-sent events; ends with the event that ends the job.
 
+    When it begins, the job is watched and its history was read. Raises HeimdexError where that cannot be had.
     after: the place of the last event that the caller has seen. Ends early, for the caller to come again, when
     something was missed.
     """
-    sent = after or (-1, -1)
     try:
         async with gateway.watches.open(job_id, ticks=True) as watch:
-            yield b"retry: 1000\n\n"
-            ended = False
-            past = await history(gateway, job_id)
-            if sent not in {(row.step, row.attempt) for row in past}:
-                sent = (-1, -1)  # an id of another job, or of a history that was lost: begin anew
-            for row in past:
-                if row.kind in CALLBACK_KINDS:
-                    continue  # the stream tells of the job, and ends with its end
+            yield _told(watch, await history(gateway, job_id), after)
+    except BrokerUnavailable:
+        raise Unanswerable(NATS_DOWN) from None
+
+
+async def _told(watch: Watch, past: list[EventRow], after: Key | None) -> AsyncIterator[bytes]:
+    sent = after or (-1, -1)
+    yield b"retry: 1000\n\n"
+    ended = False
+    if sent not in {(row.step, row.attempt) for row in past}:
+        sent = (-1, -1)  # an id of another job, or of a history that was lost: begin anew
+    for row in past:
+        if row.kind in CALLBACK_KINDS:
+            continue  # the stream tells of the job, and ends with its end
+        key = (row.step, row.attempt)
+        ended = row.kind in TERMINAL
+        if key > sent:
+            sent = key
+            yield _sse(event_object(row))
+    try:
+        while not ended:
+            event = await watch.next(KEEP_ALIVE_SECONDS)
+            if event is None:
+                yield b": still here\n\n"
+            elif isinstance(event, Progress):
+                if event.step >= sent[0] and not event.ended:
+                    yield _tick(event)
+            else:
+                row = event_row(event)
                 key = (row.step, row.attempt)
-                ended = row.kind in TERMINAL
                 if key > sent:
                     sent = key
+                    ended = row.kind in TERMINAL
                     yield _sse(event_object(row))
-            while not ended:
-                event = await watch.next(KEEP_ALIVE_SECONDS)
-                if event is None:
-                    yield b": still here\n\n"
-                elif isinstance(event, Progress):
-                    if event.step >= sent[0] and not event.ended:
-                        yield _tick(event)
-                else:
-                    row = event_row(event)
-                    key = (row.step, row.attempt)
-                    if key > sent:
-                        sent = key
-                        ended = row.kind in TERMINAL
-                        yield _sse(event_object(row))
-    except (Interrupted, HeimdexError):
+    except Interrupted:
         return
 
 

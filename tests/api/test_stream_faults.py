@@ -125,8 +125,26 @@ async def test_without_postgres_the_list_and_a_recorded_history_are_500_with_a_s
         async with Observer(nats.url) as seen:
             await eventually(seen.empty)  # what the stream still held would be told
         await asyncio.to_thread(own_postgres.kill)
-        for path in ("/jobs", f"/jobs/{job_id}/events"):
-            response = await api.http.get(path)
+        for path, accept in (
+            ("/jobs", "application/json"),
+            (f"/jobs/{job_id}/events", "application/json"),
+            (f"/jobs/{job_id}/events", "text/event-stream"),
+        ):
+            response = await api.http.get(path, headers={"accept": accept})
             assert response.status_code == 500
             assert "Postgres" in response.json()["detail"]
         system.expected_defects.add("not_json")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_without_nats_a_history_is_500_with_a_sentence_also_as_a_stream(
+    running: System, api: Api, script: Script, nats: Any, accept: str
+) -> None:
+    job_id = await at_the_gate(api, script)
+    script.open_gate()
+    await api.wait_until(job_id, "completed")
+    await asyncio.to_thread(nats.kill)
+    response = await api.http.get(f"/jobs/{job_id}/events", headers={"accept": accept})
+    assert response.status_code == 500, response.text
+    assert response.headers["content-type"].startswith("application/json")
+    assert "NATS" in response.json()["detail"]

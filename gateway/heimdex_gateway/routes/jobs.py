@@ -1,6 +1,7 @@
 """Submit a job, ask how it is, list them, and tell what happened to one."""
 
-from typing import Annotated, Final
+from contextlib import AsyncExitStack
+from typing import Annotated
 
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
@@ -14,8 +15,8 @@ from heimdex_gateway import asking, documentation, events, idempotency, listing,
 from heimdex_gateway.asking import LARGEST_BODY_BYTES
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
+from heimdex_gateway.routes import streaming
 from heimdex_gateway.routes.answers import (
-    JSON,
     NOT_FOUND,
     AnyRequest,
     check_query,
@@ -29,8 +30,6 @@ from heimdex_gateway.routes.answers import (
 )
 from heimdex_gateway.schemas import JobAccepted, JobObject, JobsAccepted, job_object
 from heimdex_gateway.submissions import new_job, submit, submit_all
-
-EVENT_STREAM: Final = "text/event-stream"
 
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
 IdempotencyKey = Annotated[
@@ -193,16 +192,19 @@ async def list_events(
     """Every hand-over and every failed attempt. With `Accept: text/event-stream`: live, history first."""
     check_query(request)
     gateway, known = gateway_of(request), job_id_of(job_id)
-    if await in_time(gateway.reads.job(known, tenant_of(request))) is None:
-        raise Problem(404, NOT_FOUND)
-    if request.accept.best_match([JSON, EVENT_STREAM]) == EVENT_STREAM:
-        return Stream(
-            events.live(gateway, known, events.parse_id(last_event_id)),
-            media_type=EVENT_STREAM,
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
+
+    async def told() -> Response[bytes] | Stream:
+        if await gateway.reads.job(known, tenant_of(request)) is None:
+            raise Problem(404, NOT_FOUND)
+        if streaming.is_wanted(request):
+            source = AsyncExitStack()
+            # What stands in the way must be known before the head is sent, which says 200.
+            pieces = await source.enter_async_context(events.live(gateway, known, events.parse_id(last_event_id)))
+            return streaming.EventStream(pieces, source)
+        rows = await events.history(gateway, known)
+        return encoded(events.EventList([events.event_object(row) for row in rows]))
+
     try:
-        rows = await in_time(events.history(gateway, known))
+        return await in_time(told())
     except DatabaseUnavailable:
         raise Problem(500, "Postgres cannot be reached, and the history is read from it. Try again.") from None
-    return encoded(events.EventList([events.event_object(row) for row in rows]))
