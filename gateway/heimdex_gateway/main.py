@@ -15,6 +15,7 @@ from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_gateway.app import create_app
+from heimdex_gateway.bounded import Bounded
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.callbacks.allowed import Allowed
 from heimdex_gateway.callbacks.delivering import MOST_AT_ONCE, Deliverer
@@ -26,7 +27,6 @@ from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health, moment
 from heimdex_gateway.service import Gateway
 from heimdex_gateway.watching import Watches
-from heimdex_gateway.whole_answers import WholeAnswers
 
 NAME = "heimdex-gateway"
 #: While so many requests wait for NATS, one more may wait this long for company (see `runtime.client`).
@@ -91,7 +91,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(gateway, log, counters),
-            http=WholeAnswers,
+            http=Bounded,
             ws="none",
             lifespan="off",
             access_log=False,

@@ -32,6 +32,10 @@ class _Gathering:
         self._flush()
         self._transport.close()
 
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
     def _flush(self) -> None:
         if self._waiting:
             data, self._waiting = b"".join(self._waiting), []

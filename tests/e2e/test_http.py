@@ -188,6 +188,27 @@ async def test_bytes_that_are_no_http_do_not_disturb_the_next_caller(
     assert await shared_api.is_up()
 
 
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"FOO /jobs HTTP/1.1\r\n\r\n", 400),
+        (b"GET /jobs/\xff\xfe HTTP/1.1\r\n\r\n", 400),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\nx: " + b"x" * 40_000, 431),
+    ],
+)
+async def test_bytes_that_are_no_request_are_answered_in_json_too(
+    shared_system: System, raw: bytes, status: int
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", shared_system.port)
+    writer.write(raw)
+    head, _, body = (await asyncio.wait_for(reader.read(), 30)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["detail"]
+
+
 async def test_a_malformed_traceparent_is_no_reason_to_refuse_a_job(shared_api: Api) -> None:
     for value in ("garbage", "00-" + "0" * 32 + "-00f067aa0ba902b7-01", "x" * 5000):
         await shared_api.submit(headers={"traceparent": value})
