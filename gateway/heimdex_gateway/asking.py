@@ -1,8 +1,9 @@
 """Reads the bodies of requests, or says what is wrong with them: 400 for what is not JSON, 422 naming the field."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,6 +17,7 @@ MOST_IN_A_BATCH: Final = 1000
 LONGEST_DELAY: Final = timedelta(days=366)
 _KEYS: Final = ("type", "fail_at_stage", "run_at", "delay_seconds", "callback_url")
 _BATCH_KEYS: Final = ("jobs",)
+_T = TypeVar("_T")
 
 
 class JobRequest(msgspec.Struct, frozen=True):
@@ -29,19 +31,24 @@ class JobRequest(msgspec.Struct, frozen=True):
 
 def job(body: bytes, pipelines: Pipelines, callbacks: Acceptance) -> JobRequest:
     """The body of POST /jobs. Raises Problem."""
-    return _job(_object(body, f'{{"type": "{pipelines.types[0]}"}}'), pipelines, callbacks, "")
+    return _read(body, f'{{"type": "{pipelines.types[0]}"}}', lambda data: _job(data, pipelines, callbacks, ""))
 
 
 def jobs(body: bytes, pipelines: Pipelines, callbacks: Acceptance) -> list[JobRequest]:
     """The body of POST /jobs/batch. Raises Problem, also for one job of it."""
-    data = _object(body, f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}')
+    example = f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}'
+    return _read(body, example, lambda data: _jobs(data, pipelines, callbacks))
+
+
+def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: Acceptance) -> list[JobRequest]:
     _check_keys(data, _BATCH_KEYS, "")
-    entries = data.get("jobs")
+    allowed = f"an array of 1 to {MOST_IN_A_BATCH} jobs"
+    if "jobs" not in data:
+        raise _wrong("", "jobs", f"is missing; it must be {allowed}")
+    entries = data["jobs"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_IN_A_BATCH:
         given = f"{len(entries)} of them" if isinstance(entries, list) else _kind(entries)
-        raise Problem(
-            422, f"The field 'jobs' must be an array of 1 to {MOST_IN_A_BATCH} jobs, not {given}.", field="jobs"
-        )
+        raise _wrong("", "jobs", f"must be {allowed}, not {given}")
     found = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -108,8 +115,17 @@ def _wrong(prefix: str, name: str, what: str) -> Problem:
     return Problem(422, f"The field {prefix + name!r} {what}.", field=prefix + name)
 
 
-def _object(body: bytes, example: str) -> dict[str, Any]:
-    data = _json(body, example)
+def _read(body: bytes, example: str, understood: Callable[[dict[str, Any]], _T]) -> _T:
+    try:
+        data = _json(body, example)
+    except msgspec.DecodeError as error:
+        data = _json_of_others(body, str(error))
+        understood(_object(data, example))  # says in which field the number is
+        raise Problem(400, f"The body cannot be read: {error}.") from None
+    return understood(_object(data, example))
+
+
+def _object(data: Any, example: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise Problem(422, f"The body must be a JSON object such as {example}, not {_kind(data)}.")
     return data
@@ -121,11 +137,38 @@ def _json(body: bytes, example: str) -> Any:
     try:
         return msgspec.json.decode(body)
     except RecursionError:
-        raise Problem(400, "The body is nested too deeply to be read.") from None
+        raise _too_deep() from None
     except UnicodeDecodeError as error:
         raise Problem(400, f"The body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
-    except msgspec.DecodeError as error:
-        raise Problem(400, f"The body is not valid JSON: {error}.") from None
+
+
+def _json_of_others(body: bytes, refusal: str) -> Any:
+    """What msgspec refuses and is JSON all the same: a number that no float holds, infinite here.
+
+    Raises Problem, with msgspec's word for what is no JSON, and with our own for half a surrogate pair.
+    """
+    try:
+        # float() takes each of JSON's whole numbers, int() none of over 4,300 digits.
+        data = json.loads(body.decode(), parse_int=float, parse_constant=_no_constant)
+        json.dumps(data, ensure_ascii=False).encode()
+    except RecursionError:
+        raise _too_deep() from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise Problem(
+            400, f"The body is not valid JSON: {half} is half of a surrogate pair, and no character."
+        ) from None
+    except ValueError:
+        raise Problem(400, f"The body is not valid JSON: {refusal}.") from None
+    return data
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _too_deep() -> Problem:
+    return Problem(400, "The body is nested too deeply to be read.")
 
 
 def _kind(value: Any) -> str:

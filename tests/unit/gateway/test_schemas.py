@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from heimdex_contracts import pipelines
 from heimdex_contracts.lifecycle import snapshot
 from heimdex_gateway.asking import job as job_request
+from heimdex_gateway.asking import jobs as job_requests
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.callbacks.allowed import Allowed
 from heimdex_gateway.callbacks.resolving import Resolver
@@ -93,6 +94,49 @@ def test_a_wrong_field_is_refused_with_422_that_names_it_and_what_is_allowed(
     assert field in problem.detail
     assert allowed in problem.detail
     assert len(problem.detail) < 500
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 5000])
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ('{"type": "mock_process", "delay_seconds": %s}', "delay_seconds"),
+        ('{"type": %s}', "type"),
+        ('{"type": "mock_process", "run_at": %s}', "run_at"),
+        ('{"type": "mock_process", "priority": %s}', "priority"),
+    ],
+)
+def test_a_number_that_no_float_holds_is_refused_like_any_other_number(body: str, field: str, number: str) -> None:
+    problem = refused((body % number).encode())
+    assert (problem.status, problem.extra["field"]) == (422, field)
+
+
+@pytest.mark.parametrize("body", ['{"delay_seconds": 1e400, "type": "mock_process"', '{"type": 1e400, "a": NaN}'])
+def test_a_number_that_no_float_holds_in_what_is_no_json_is_refused_with_400(body: str) -> None:
+    assert refused(body.encode()).status == 400
+
+
+def test_a_number_that_no_float_holds_is_never_part_of_a_job() -> None:
+    twice = b'{"type": "mock_process", "delay_seconds": 1e400, "delay_seconds": 1}'
+    assert refused(twice).status == 400
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\udc00", "\\ud800x", "\\ud800\\u0041"])
+def test_half_a_surrogate_pair_is_refused_as_what_it_is(half: str) -> None:
+    problem = refused(f'{{"type": "{half}"}}'.encode())
+    assert problem.status == 400
+    assert f"{half[:6]} is half of a surrogate pair" in problem.detail
+    assert answer(problem.status, problem.detail, **problem.extra).content
+    assert refused(f'{{"type": "{half}'.encode()).status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "says"), [({}, "is missing"), ({"jobs": None}, "not null"), ({"jobs": []}, "not 0 of them")]
+)
+def test_a_batch_without_jobs_is_told_whether_they_are_missing(body: Any, says: str) -> None:
+    with pytest.raises(Problem, match=says) as caught:
+        job_requests(json.dumps(body).encode(), KNOWN, NO_CALLBACKS)
+    assert (caught.value.status, caught.value.extra["field"]) == (422, "jobs")
 
 
 @given(st.binary(max_size=80))
