@@ -4,10 +4,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from litestar import Litestar
+from litestar import Litestar, Response, Router
 from litestar.config.app import AppConfig
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, NotFoundException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, Tag
 from litestar.static_files import create_static_files_router
@@ -50,7 +50,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                 title="Heimdex jobs",
                 version=gateway.health.version,
                 description=DESCRIPTION,
-                path="/schema",
+                openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, after_request=_no_page),
                 tags=[
                     Tag("jobs", "Submit and follow jobs."),
                     Tag("operations", "For load balancers and operators."),
@@ -76,6 +76,13 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     if gateway.doors.cors is not None:
         app.asgi_handler = cors.explained(app.asgi_handler)
     return app
+
+
+def _no_page(response: Response[Any]) -> Response[Any]:
+    """The framework's own answer to an unknown path below /schema is a page in HTML."""
+    if response.status_code == 404:
+        raise NotFoundException
+    return response
 
 
 def swagger_ui() -> Path:

@@ -145,9 +145,11 @@ async def test_json_is_recognised_however_its_type_is_spelled(shared_api: Api, c
     assert response.status_code == 202
 
 
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/jobs/a/b/c", "/healthz/x", "/%00"])
+@pytest.mark.parametrize(
+    "path", ["/", "/nowhere", "/jobs/a/b/c", "/healthz/x", "/%00", "/schema/nope", "/schema/a/b", "/schema/assets/nope"]
+)
 async def test_an_unknown_path_is_404_with_a_detail(shared_api: Api, path: str) -> None:
-    detail(await shared_api.http.get(path), 404)
+    assert "nothing at /" in detail(await shared_api.http.get(path), 404)
 
 
 @pytest.mark.parametrize(
