@@ -130,12 +130,16 @@ async def retry(
 
 
 async def retry_all(gateway: Gateway, tenant: str, status: str, job_type: str | None, most: int) -> tuple[int, bool]:
-    """Run again this tenant's jobs of this status, newest first, at most so many.
+    """Run again this tenant's jobs of this status and of a type that is known here, newest first, at most so many.
 
     Returns how many, and whether there are more. Raises as `retry`, and DatabaseUnavailable.
     """
-    wanted = Wanted(status=status, type=job_type, created_after=None, created_before=None, limit=most, cursor=None)
-    found = await gateway.database.jobs(wanted, tenant)
+    # One of a type that is not known can never be run again: in the list, it would be one more that there is for ever.
+    found: list[Snapshot] = []
+    for known in (job_type,) if job_type else gateway.pipelines.types:
+        wanted = Wanted(status=status, type=known, created_after=None, created_before=None, limit=most, cursor=None)
+        found += await gateway.database.jobs(wanted, tenant)
+    found.sort(key=lambda job: (job.created_at, job.job_id), reverse=True)
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def one(job: Snapshot) -> int:
