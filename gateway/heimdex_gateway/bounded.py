@@ -2,7 +2,7 @@
 
 A head comes from anybody, before a key is asked for: it has a largest size, and a time by which it must have ended. A
 body has its largest size from the framework; here it has to go on. A plain request, which comes in one piece, pays
-for a few assignments: only what is unfinished after a read is counted and timed, by one timer a connection.
+for little: only what is unfinished after a read is counted and timed, by one timer a connection.
 """
 
 import asyncio
@@ -20,10 +20,6 @@ from heimdex_gateway.whole_answers import WholeAnswers
 LINGER_SECONDS: Final = 2.0
 
 
-#: What the next byte belongs to.
-_Reading = Literal["nothing", "head", "body"]
-
-
 class Bounded(WholeAnswers):
     """The protocol of one connection."""
 
@@ -36,11 +32,11 @@ class Bounded(WholeAnswers):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._reading: _Reading = "nothing"
         #: Bytes since the last that were a finished head, or of a body.
         self._unread = 0
-        #: Since when the caller is waited for; None while it has nothing to finish.
+        #: Since when the caller is waited for, None while it has nothing to finish; and in which request.
         self._since: float | None = None
+        self._unfinished: object = None
         self._timer: asyncio.TimerHandle | None = None
         #: A refusal, while earlier requests of the connection are still being answered.
         self._last_words = b""
@@ -63,35 +59,28 @@ class Bounded(WholeAnswers):
         if self._deaf:
             return
         self._unread += len(data)
-        super().data_received(data)
-        if self._reading != "nothing" or self.cycle is None or self.cycle.response_complete:
+        WholeAnswers.data_received(self, data)
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.response_complete or cycle.scope is not self.scope:
             self._left_unfinished()
-
-    def on_message_begin(self) -> None:
-        """Called by the parser: a head's first byte."""
-        super().on_message_begin()
-        self._reading = "head"
+        else:
+            self._unread, self._since = 0, None
 
     def on_headers_complete(self) -> None:
         """Called by the parser. What it raises makes the parser give up."""
         if self._unread > self.head_bytes and self._head_size() > self.head_bytes:
             raise _HeadTooLarge
-        super().on_headers_complete()
-        self._reading, self._unread, self._since = "body", 0, None
+        WholeAnswers.on_headers_complete(self)
+        self._unread = 0
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._unread = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Called by the parser."""
-        super().on_message_complete()
-        self._reading, self._unread, self._since = "nothing", 0, None
+        WholeAnswers.on_body(self, body)
 
     def on_response_complete(self) -> None:
         """Called when an answer is complete."""
-        super().on_response_complete()
+        WholeAnswers.on_response_complete(self)
         if self._last_words and not self.pipeline and not self.transport.is_closing():
             self._say(self._last_words)
 
@@ -111,16 +100,23 @@ class Bounded(WholeAnswers):
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
+    def _reading(self) -> Literal["nothing", "head", "body"]:
+        """What the next byte belongs to. (Of a body whose answer did not wait for it, the end is not noticed.)"""
+        cycle = self.cycle
+        if self.scope is not None and (cycle is None or cycle.scope is not self.scope):
+            return "head"
+        return "body" if cycle is not None and cycle.more_body else "nothing"
+
     def _left_unfinished(self) -> None:
         if self._deaf:
             return
         if self._unread > self.head_bytes:
             self._refuse_large()
-        elif self._since is None or self._reading == "body":
+        elif self._since is None or self._unfinished is not self.scope or self._reading() == "body":
             self._wait_for_caller()
 
     def _wait_for_caller(self) -> None:
-        self._since = self.loop.time()
+        self._since, self._unfinished = self.loop.time(), self.scope
         if self._timer is None:
             self._timer = self.loop.call_later(self.head_seconds, self._look)
 
@@ -132,12 +128,13 @@ class Bounded(WholeAnswers):
         now = self.loop.time()
         if self.flow.read_paused:
             self._since = now  # it is we who do not read
-        left = self._since + (self.body_seconds if self._reading == "body" else self.head_seconds) - now
+        reading = self._reading()
+        left = self._since + (self.body_seconds if reading == "body" else self.head_seconds) - now
         if left > 0:
             self._timer = self.loop.call_later(min(left, self.head_seconds), self._look)
-        elif self._reading == "body":
+        elif reading == "body":
             self._refuse(408, f"Nothing more of the body came for {self.body_seconds:g} s. Send the request again.")
-        elif self._reading == "head":
+        elif reading == "head":
             self._refuse(408, f"The head did not end within {self.head_seconds:g} s. Send the request again.")
         else:
             self.transport.close()  # nothing was asked
@@ -152,7 +149,7 @@ class Bounded(WholeAnswers):
         self._deaf, self._since = True, None
         words = _answer(status, detail)
         cycle = self.cycle
-        if self._reading != "body":
+        if self._reading() != "body":
             if cycle is None or cycle.response_complete:
                 self._say(words)
             else:
