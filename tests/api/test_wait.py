@@ -88,7 +88,8 @@ async def test_a_parameter_that_is_misspelt_or_given_twice_is_422_and_named(http
         assert response.json()["field"] == field
 
 
-async def test_a_wait_ends_when_its_caller_hangs_up(http: Api, live: Live) -> None:
+@pytest.mark.parametrize("when", ["at once", "later"])
+async def test_a_wait_ends_when_its_caller_hangs_up(http: Api, live: Live, when: str) -> None:
     job_id = await http.submit("mock_process")
     async with Observer(live.nats.url, "nothing") as broker:
 
@@ -110,7 +111,11 @@ async def test_a_wait_ends_when_its_caller_hangs_up(http: Api, live: Live) -> No
             _, writer = await asyncio.open_connection("127.0.0.1", live.system.port)
             writer.write(f"GET /jobs/{job_id}?wait=300 HTTP/1.1\r\nhost: x\r\n\r\n".encode())
             callers.append(writer)
-        await eventually(is_watched, what="somebody waits")
+            if when == "at once":
+                writer.close()
+        if when == "later":
+            await eventually(is_watched, what="somebody waits")
+        await http.get(job_id)  # whoever was accepted before this answer is being served
         for writer in callers:
             writer.close()
         await eventually(is_not_watched, what="nobody waits any more")

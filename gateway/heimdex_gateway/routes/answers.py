@@ -84,8 +84,10 @@ async def while_there(request: AnyRequest, work: Coroutine[Any, Any, _T]) -> _T:
         raise Problem(GONE, "The caller has gone.")
     finally:
         for task in both:
-            task.cancel()
-        await asyncio.gather(*both, return_exceptions=True)
+            # Again, should it go on: in Python 3.11 `wait_for` swallows a cancel that comes together with its result.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=1.0)
 
 
 async def _gone(request: AnyRequest) -> None:
