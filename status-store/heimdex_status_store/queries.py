@@ -20,12 +20,13 @@ WITH incoming AS (
                          $9::json[], $10::text[], $11::timestamptz[], $12::timestamptz[], $13::json[], $14::bool[],
                          $28::text[])
       AS new (id, type, run, step, attempt, progress, status, stage, result, error,
-              created_at, updated_at, message, only_ticks, tenant)
+              created_at, updated_at, message, attempt_only, tenant)
 ), early AS (
-    -- A tick may only raise the row of the message that it belongs to: what was told of a stage's progress then
-    -- implies that the hand-over to this stage is recorded. One that comes before it must come again.
+    -- A tick or a failed attempt may only raise the row of the message that it belongs to: what was told of a stage's
+    -- attempts then implies that the hand-over to this stage is recorded, and kept in case the stream should lose it.
+    -- One that comes before it must come again.
     SELECT id FROM incoming
-    WHERE only_ticks AND NOT EXISTS (SELECT FROM jobs WHERE jobs.id = incoming.id AND jobs.step >= incoming.step)
+    WHERE attempt_only AND NOT EXISTS (SELECT FROM jobs WHERE jobs.id = incoming.id AND jobs.step >= incoming.step)
 ), history AS (
     INSERT INTO job_events (job_id, step, attempt, run, kind, stage, at,
                             ended_stage, ended_attempt, started_at, seconds, error, delay_seconds)
@@ -70,7 +71,7 @@ SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """How many jobs' rows rose (0 for a pure replay), and the jobs of whom a tick came before its hand-over."""
+    """How many jobs' rows rose (0 for a pure replay), and the jobs of whom an attempt was told before its hand-over."""
 
     raised: int
     early: frozenset[str]
@@ -98,7 +99,7 @@ def _job_columns(rows: Sequence[JobRow]) -> list[list[Any]]:
         [row.job.created_at for row in rows],
         [row.job.updated_at for row in rows],
         [None if row.message is None else row.message.decode() for row in rows],
-        [row.only_ticks for row in rows],
+        [row.attempt_only for row in rows],
     ]
 
 

@@ -41,11 +41,14 @@ CAPACITY: Final = 2000
 #: What an acknowledgement's subject looks like (with and without a domain and account): we publish to no other.
 _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\s*>]+")
 
-#: A tick that came before its hand-over comes again after this pause, but not for ever: it may be a stranger's.
+#: What came before what it belongs to comes again after this pause; after so many times, after a longer one.
 _AGAIN: Final = b'-NAK {"delay": %d}' % (subjects.NANOSECOND // 10)
+_AGAIN_AFTER_MANY: Final = b'-NAK {"delay": %d}' % subjects.NANOSECOND
+MANY_DELIVERIES: Final = 50
 #: What could not be recorded, or an end whose callback could not be stored.
 _LATER: Final = b'-NAK {"delay": %d}' % round(AGAIN_SECONDS * subjects.NANOSECOND)
-MOST_DELIVERIES_OF_A_TICK: Final = 100
+#: But not for ever: its job may be a stranger's. A minute and more: a killed store's hand-over comes again after 30 s.
+MOST_DELIVERIES: Final = 130
 
 #: What is about the events themselves, so that they can never be recorded.
 UNRECORDABLE: Final = (
@@ -228,7 +231,8 @@ class Recorder:
                 # In nobody's way: a stream that takes no callbacks must not hold up what has none.
                 self._beside(self._owe(held, held.event))
                 continue
-            self._answer(held, _AGAIN if again else b"+ACK")
+            often = held.msg.place.num_delivered > MANY_DELIVERIES
+            self._answer(held, (_AGAIN_AFTER_MANY if often else _AGAIN) if again else b"+ACK")
             done[held.puller] = done.get(held.puller, 0) + 1
         for puller, count in done.items():
             puller.release(count)
@@ -289,10 +293,10 @@ class Recorder:
 
     @staticmethod
     def _comes_again(held: _Held, early: frozenset[str]) -> bool:
-        """Whether this is a tick whose hand-over is not recorded yet, and may still be."""
-        if not early or not isinstance(held.event, Progress) or held.event.job_id not in early:
+        """Whether this tells of an attempt whose hand-over is not recorded yet, and may still be."""
+        if not early or not isinstance(held.event, (Progress, AttemptFailed)) or held.event.job_id not in early:
             return False
-        return held.msg.place.num_delivered < MOST_DELIVERIES_OF_A_TICK
+        return held.msg.place.num_delivered < MOST_DELIVERIES
 
 
 async def _write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackTold]) -> Recorded:

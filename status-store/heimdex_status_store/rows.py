@@ -16,15 +16,16 @@ from heimdex_contracts.messages import (
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A job's merged snapshot, the message that is kept with it, and whether ticks are all there is.
+    """A job's merged snapshot, the message that is kept with it, and whether it tells of an attempt alone.
 
+    attempt_only: ticks and failed attempts are all there is, so the hand-over that they belong to must be recorded.
     message: its newest on HEIMDEX_JOBS in this batch; None where there is none, or where nobody will ask for it: a
     completed job's is kept for its `callback_url` alone.
     """
 
     job: Snapshot
     message: bytes | None
-    only_ticks: bool
+    attempt_only: bool
 
 
 def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
@@ -33,16 +34,16 @@ def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
     newest: dict[str, AnyJobMessage] = {}
     for event in events:
         seen = lifecycle.snapshot(event)
-        tick = isinstance(event, Progress)
+        of_attempt = isinstance(event, (Progress, AttemptFailed))
         if not isinstance(event, (Progress, AttemptFailed)):
             other = newest.get(event.job_id)
             if other is None or event.step > other.step:
                 newest[event.job_id] = event
         row = found.get(event.job_id)
         if row is None:
-            found[event.job_id] = JobRow(seen, None, tick)
+            found[event.job_id] = JobRow(seen, None, of_attempt)
         else:
-            found[event.job_id] = JobRow(lifecycle.merge(row.job, seen), None, tick and row.only_ticks)
+            found[event.job_id] = JobRow(lifecycle.merge(row.job, seen), None, of_attempt and row.attempt_only)
     return [msgspec.structs.replace(found[job_id], message=_kept(newest.get(job_id))) for job_id in sorted(found)]
 
 

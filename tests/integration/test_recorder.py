@@ -20,7 +20,7 @@ from heimdex_status_store.database import Database
 from heimdex_status_store.recorder import Recorder
 from tests.harness.histories import Writer, new_id
 from tests.harness.journal import Journal
-from tests.harness.rows import execute
+from tests.harness.rows import execute, fetch
 from tests.harness.servers import PostgresServer
 from tests.harness.waiting import eventually
 from tests.integration.conftest import NewBroker, consumer, count, make_topology, take
@@ -197,6 +197,28 @@ async def test_a_tick_that_overtakes_its_hand_over_is_not_lost(
     await publish(ready, due)
     await eventually(lambda: all_recorded(ready))
     assert await statuses(database_url) == {"processing": 1}
+
+
+async def test_a_failed_attempt_that_overtakes_its_hand_over_leaves_what_the_job_can_be_restored_from(
+    ready: Broker, start_recorder: StartRecorder, database_url: str
+) -> None:
+    writer = Writer()
+    writer.fail_attempt()
+    due, *_, failed = writer.events
+    await start_recorder()
+    await publish(ready, failed)
+
+    async def taken() -> bool:
+        info = await consumer(ready, subjects.STATUS_STORE, subjects.ATTEMPTS)
+        return bool(info["delivered"]["stream_seq"] == 1)
+
+    await eventually(taken)
+    await publish(ready, due)
+    await eventually(lambda: all_recorded(ready))
+    (row,) = await fetch(database_url, "SELECT attempt, message::text FROM jobs")
+    assert row["attempt"] == 1
+    assert row["message"] is not None
+    assert messages.decode_stored(row["message"].encode()) == due
 
 
 async def test_a_message_acknowledges_the_one_that_it_follows(

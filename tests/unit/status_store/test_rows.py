@@ -29,7 +29,7 @@ def test_job_rows_are_one_a_job_sorted_by_id_and_hold_the_merge_of_its_events(ev
     for row in rows:
         own = [event for event in events if event.job_id == row.job.job_id]
         assert row.job == reduce(merge, map(snapshot, own))
-        assert row.only_ticks == all(isinstance(event, Progress) for event in own)
+        assert row.attempt_only == all(isinstance(event, Progress | AttemptFailed) for event in own)
         on_jobs = [event for event in own if not isinstance(event, Progress | AttemptFailed)]
         if on_jobs:
             newest = max(on_jobs, key=lambda event: event.step)
