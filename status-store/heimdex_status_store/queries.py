@@ -9,6 +9,7 @@ import msgspec
 
 from heimdex_contracts import subjects
 from heimdex_contracts.history import EventRow
+from heimdex_contracts.messages import End
 from heimdex_status_store.rows import JobRow
 
 #: Raise each job's row to the highest rank seen, and add to the history, in one statement: one round trip, one commit.
@@ -71,10 +72,14 @@ SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """How many jobs' rows rose (0 for a pure replay), and the jobs of whom an attempt was told before its hand-over."""
+    """How many jobs' rows rose (0 for a pure replay), and the jobs of whom an attempt was told before its hand-over.
+
+    strays: job id and step of each end, of those that were asked about, that its job did not have.
+    """
 
     raised: int
     early: frozenset[str]
+    strays: frozenset[tuple[str, int]] = frozenset()
 
 
 async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> Recorded:
@@ -82,6 +87,20 @@ async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events:
     tenants = [row.job.tenant for row in jobs]
     raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events), tenants)
     return Recorded(raised, frozenset(early))
+
+
+#: An end that came after another end of the same run was recorded: of a cancel that was too late, or a late retry.
+STRAYS: Final = """
+SELECT told.id::text, told.step
+FROM unnest($1::uuid[], $2::int[], $3::int[]) AS told (id, run, step)
+JOIN jobs ON jobs.id = told.id AND jobs.run = told.run AND jobs.step <> told.step
+"""
+
+
+async def strays(connection: asyncpg.Connection, ends: Sequence[End]) -> frozenset[tuple[str, int]]:
+    """Those of these ends, all of them recorded, that are not how their runs ended."""
+    columns = [[end.job_id for end in ends], [end.run for end in ends], [end.step for end in ends]]
+    return frozenset((row[0], row[1]) for row in await connection.fetch(STRAYS, *columns))
 
 
 def _job_columns(rows: Sequence[JobRow]) -> list[list[Any]]:

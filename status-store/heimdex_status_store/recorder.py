@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import asyncpg
+import msgspec
 
 from heimdex_contracts import callbacks, messages, subjects
 from heimdex_contracts.callbacks import CallbackMessage, CallbackTold
@@ -191,7 +192,7 @@ class Recorder:
             self._said = ""
             spent = (time.monotonic_ns() - began) // len(batch)
             self._counters.count(spent, units=len(batch))
-            await self._acknowledge(batch, recorded.early)
+            await self._acknowledge(batch, recorded)
             return
 
     async def _narrow(self, batch: list[_Held], error: Exception) -> None:
@@ -217,17 +218,17 @@ class Recorder:
         self._answer(held, _LATER)
         held.puller.release()
 
-    async def _acknowledge(self, batch: list[_Held], early: frozenset[str]) -> None:
+    async def _acknowledge(self, batch: list[_Held], recorded: Recorded) -> None:
         if not self._topology.ready.is_set():
             # Not while the broker is away: it may come back with streams that know these sequences by other messages.
             await self._until_ready()
         done: dict[Puller, int] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
-            again = self._comes_again(held, early)
+            again = self._comes_again(held, recorded.early)
             if isinstance(held.event, Canceled) and self._topology.is_current(held.msg.reply, held.msg.place):
                 again = not await self._has_no_predecessor(held.event)
-            if is_owed(held.event) and not again:
+            if is_owed(held.event) and not again and (held.event.job_id, held.event.step) not in recorded.strays:
                 # In nobody's way: a stream that takes no callbacks must not hold up what has none.
                 self._beside(self._owe(held, held.event))
                 continue
@@ -307,4 +308,8 @@ async def _write(connection: asyncpg.Connection, events: Sequence[AnyMessage | C
         await queries.record_callbacks(connection, told)
         if not of_jobs:
             return Recorded(0, frozenset())
-    return await queries.record(connection, job_rows(of_jobs), event_rows(of_jobs))
+    recorded = await queries.record(connection, job_rows(of_jobs), event_rows(of_jobs))
+    # Who asked to be called back is told how the job ended, and not what it did not end by.
+    if owed := [event for event in of_jobs if is_owed(event)]:
+        recorded = msgspec.structs.replace(recorded, strays=await queries.strays(connection, owed))
+    return recorded

@@ -1,6 +1,7 @@
 """Two status stores and two gateways: no answer is older than one that was given, whoever gave it."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.harness.api import Api
 from tests.harness.ends import published, told
 from tests.harness.following import Follower
 from tests.harness.pipelines.duties import STAGES, Duties
+from tests.harness.receiver import SECRET, Receiver
 from tests.harness.servers import NatsServer
 from tests.harness.services import LAUNCHERS, Service, System
 from tests.harness.waiting import eventually
@@ -22,6 +24,12 @@ from tests.harness.watching import JOBS, Observer
 @pytest.fixture
 def system(new_system: NewSystem, nats: NatsServer, own_postgres: Any) -> System:
     return new_system(nats.url, own_postgres.url)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as made:
+        yield made
 
 
 async def test_a_left_over_that_a_frozen_store_holds_is_not_told_as_a_jobs_state_when_postgres_goes_away(
@@ -55,7 +63,7 @@ async def test_a_left_over_that_a_frozen_store_holds_is_not_told_as_a_jobs_state
     follower.check()
 
 
-async def _left_over(system: System, seen: Observer, api: Api, job_type: str) -> tuple[str, Service]:
+async def _left_over(system: System, seen: Observer, api: Api, job_type: str, **fields: Any) -> tuple[str, Service]:
     """A job whose first message is delivered to a status store that is frozen, beside one that is not."""
     system.start_all(stages=STAGES, without=("status-store",))
     frozen = system.start("status-store", {"TEST_TAKES": "1"}, LAUNCHERS / "store_that_takes_few.py")
@@ -63,7 +71,7 @@ async def _left_over(system: System, seen: Observer, api: Api, job_type: str) ->
     await api.wait_until(await api.submit("quick"), "completed")
     await eventually(seen.empty)
     frozen.freeze()
-    job_id = await api.submit(job_type)
+    job_id = await api.submit(job_type, **fields)
 
     async def taken() -> bool:
         store = await seen.api(f"CONSUMER.INFO.{JOBS}.status-store")
@@ -75,11 +83,12 @@ async def _left_over(system: System, seen: Observer, api: Api, job_type: str) ->
 
 
 async def test_a_cancel_of_a_job_that_ended_just_before_is_refused_though_a_left_over_looks_like_its_last_message(
-    system: System, nats: NatsServer, duties: Duties, scratch: Path
+    system: System, nats: NatsServer, duties: Duties, scratch: Path, receiver: Receiver
 ) -> None:
     go_on = scratch / "go_on"
+    system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.1"}
     async with Api(system.url) as api, Observer(nats.url) as seen:
-        job_id, frozen = await _left_over(system, seen, api, "gated")
+        job_id, frozen = await _left_over(system, seen, api, "gated", callback_url=receiver.url)
         await system["gateway"].terminate()
         system.start("gateway", {"TEST_GO_ON": str(go_on)}, LAUNCHERS / "gateway_that_waits_before_a_change.py")
         await system.ready()
@@ -97,8 +106,10 @@ async def test_a_cancel_of_a_job_that_ended_just_before_is_refused_though_a_left
         assert "completed" in str((await canceling)["detail"])
         assert (await api.get(job_id))["status"] == "completed"
         frozen.thaw()
-        await eventually(seen.empty)
+        for stream in (JOBS, "HEIMDEX_CALLBACKS"):
+            await eventually(lambda stream=stream: seen.empty(stream))  # type: ignore[misc]
         assert (await api.get(job_id))["status"] == "completed"
+        assert [call.job["status"] for call in receiver.calls] == ["completed"]
 
 
 async def test_a_failed_job_is_run_again_though_a_left_over_looks_like_its_last_message(
