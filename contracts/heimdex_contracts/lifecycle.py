@@ -125,4 +125,8 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
 
 
 def _place(seen: Snapshot) -> tuple[int, bool, Rank]:
-    return (seen.run, seen.ended, seen.rank)
+    if not seen.ended:
+        return (seen.run, False, seen.rank)
+    # Of two ends of one run the first one counts: what came after it, went on without knowing of it.
+    step, attempt, progress = seen.rank
+    return (seen.run, True, (-step, -attempt, -progress))

@@ -71,6 +71,8 @@ class Reads:
         if found is None:
             return row
         view = found.view()
+        if row is not None and row.ended and view.run <= row.run:
+            return row  # what the stream says beside a recorded end is a left-over, or came too late
         if _lacks(row, found) and not view.ended and (await self._recorded()).has(found.sequence):
             row = await self._database.job(job_id, tenant)
             if _lacks(row, found) and (tick := await self._tick(found.message)) is not None:

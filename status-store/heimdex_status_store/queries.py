@@ -74,11 +74,13 @@ SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
 class Recorded(msgspec.Struct, frozen=True):
     """How many jobs' rows rose (0 for a pure replay), and the jobs of whom an attempt was told before its hand-over.
 
+    ahead: job id and step of each attempt that has to come by itself (`rows.ahead`).
     strays: job id and step of each end, of those that were asked about, that its job did not have.
     """
 
     raised: int
     early: frozenset[str]
+    ahead: frozenset[tuple[str, int]] = frozenset()
     strays: frozenset[tuple[str, int]] = frozenset()
 
 

@@ -30,7 +30,7 @@ from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.owed import AGAIN_SECONDS, Owed, is_owed
 from heimdex_status_store.queries import Recorded
-from heimdex_status_store.rows import job_rows
+from heimdex_status_store.rows import ahead, job_rows
 
 #: One statement's worth. Larger batches gain little and make one bad message cost more.
 LARGEST_BATCH: Final = 500
@@ -181,7 +181,7 @@ class Recorder:
             began = time.monotonic_ns()
             events = [held.event for held in batch]
             try:
-                recorded = await self._database.run(lambda connection: _write(connection, events))  # noqa: B023
+                recorded = await self._database.run(lambda connection: write(connection, events))  # noqa: B023
             except OUTAGE:
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
@@ -225,7 +225,7 @@ class Recorder:
         done: dict[Puller, int] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
-            again = self._comes_again(held, recorded.early)
+            again = self._comes_again(held, recorded)
             if isinstance(held.event, Canceled) and self._topology.is_current(held.msg.reply, held.msg.place):
                 again = not await self._has_no_predecessor(held.event)
             if is_owed(held.event) and not again and (held.event.job_id, held.event.step) not in recorded.strays:
@@ -293,14 +293,17 @@ class Recorder:
         return True
 
     @staticmethod
-    def _comes_again(held: _Held, early: frozenset[str]) -> bool:
+    def _comes_again(held: _Held, recorded: Recorded) -> bool:
         """Whether this tells of an attempt whose hand-over is not recorded yet, and may still be."""
-        if not early or not isinstance(held.event, (Progress, AttemptFailed)) or held.event.job_id not in early:
+        event = held.event
+        if not (recorded.early or recorded.ahead) or not isinstance(event, (Progress, AttemptFailed)):
+            return False
+        if event.job_id not in recorded.early and (event.job_id, event.step) not in recorded.ahead:
             return False
         return held.msg.place.num_delivered < MOST_DELIVERIES
 
 
-async def _write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackTold]) -> Recorded:
+async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackTold]) -> Recorded:
     """One batch. What was called back belongs to the history alone."""
     of_jobs = [event for event in events if not isinstance(event, CallbackMessage)]
     if len(of_jobs) < len(events):
@@ -308,8 +311,10 @@ async def _write(connection: asyncpg.Connection, events: Sequence[AnyMessage | C
         await queries.record_callbacks(connection, told)
         if not of_jobs:
             return Recorded(0, frozenset())
-    recorded = await queries.record(connection, job_rows(of_jobs), event_rows(of_jobs))
+    early = ahead(of_jobs)
+    in_time = [event for event in of_jobs if (event.job_id, event.step) not in early] if early else of_jobs
+    recorded = await queries.record(connection, job_rows(in_time), event_rows(of_jobs))
     # Who asked to be called back is told how the job ended, and not what it did not end by.
-    if owed := [event for event in of_jobs if is_owed(event)]:
-        recorded = msgspec.structs.replace(recorded, strays=await queries.strays(connection, owed))
-    return recorded
+    owed = [event for event in of_jobs if is_owed(event)]
+    strays = await queries.strays(connection, owed) if owed else recorded.strays
+    return msgspec.structs.replace(recorded, ahead=early, strays=strays)

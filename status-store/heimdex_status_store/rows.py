@@ -1,6 +1,6 @@
 """What the events of one batch say, as rows to write. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from heimdex_contracts.messages import (
     AnyMessage,
     AttemptFailed,
     Completed,
+    End,
     Progress,
 )
 
@@ -28,8 +29,28 @@ class JobRow(msgspec.Struct, frozen=True):
     attempt_only: bool
 
 
+def ahead(events: Sequence[AnyMessage]) -> frozenset[tuple[str, int]]:
+    """Job id and step of each attempt that is told in this batch beside messages of its job that are older only.
+
+    Its hand-over is not here, and may not be recorded either; the others must be, so it has to come by itself.
+    """
+    newest: dict[str, int] = {}
+    of_attempts: list[Progress | AttemptFailed] = []
+    for event in events:
+        if isinstance(event, (Progress, AttemptFailed)):
+            of_attempts.append(event)
+        else:
+            newest[event.job_id] = max(event.step, newest.get(event.job_id, 0))
+    return frozenset(
+        (event.job_id, event.step) for event in of_attempts if event.step > newest.get(event.job_id, event.step)
+    )
+
+
 def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
-    """One row a job, sorted by id: two stores that lock rows in different orders would deadlock."""
+    """One row a job, sorted by id: two stores that lock rows in different orders would deadlock.
+
+    events: without those that are `ahead`.
+    """
     found: dict[str, JobRow] = {}
     newest: dict[str, AnyJobMessage] = {}
     for event in events:
@@ -37,7 +58,7 @@ def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
         of_attempt = isinstance(event, (Progress, AttemptFailed))
         if not isinstance(event, (Progress, AttemptFailed)):
             other = newest.get(event.job_id)
-            if other is None or event.step > other.step:
+            if other is None or _follows(event, other):
                 newest[event.job_id] = event
         row = found.get(event.job_id)
         if row is None:
@@ -45,6 +66,15 @@ def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
         else:
             found[event.job_id] = JobRow(lifecycle.merge(row.job, seen), None, of_attempt and row.attempt_only)
     return [msgspec.structs.replace(found[job_id], message=_kept(newest.get(job_id))) for job_id in sorted(found)]
+
+
+def _follows(event: AnyJobMessage, other: AnyJobMessage) -> bool:
+    """Whether the job's row is to tell of this message rather than of the other one: as `lifecycle.merge`."""
+    if event.run == other.run and isinstance(other, End):
+        return isinstance(event, End) and event.step < other.step
+    if event.run == other.run and isinstance(event, End):
+        return True
+    return event.step > other.step
 
 
 def _kept(newest: AnyJobMessage | None) -> bytes | None:

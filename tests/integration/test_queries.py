@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from heimdex_contracts import messages
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.lifecycle import merge, snapshot
-from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage
+from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage, AttemptFailed, Completed, JobMessage, Progress
 from heimdex_gateway.database import Database
-from heimdex_status_store import queries
+from heimdex_status_store import queries, recorder
 from heimdex_status_store.database import migrate
 from heimdex_status_store.rows import job_rows
 from tests.harness.histories import Writer, new_id, run_of_a_job, shuffled
@@ -72,6 +73,47 @@ def test_any_order_repetition_and_batching_of_a_run_ends_in_the_same_row_and_his
             one, other = in_order[0].job_id, mixed[0].job_id
             assert await row(connection, other) == await row(connection, one)
             assert await history(connection, other) == await history(connection, one)
+        finally:
+            await connection.close()
+
+    asyncio.run(check())
+
+
+@_REAL_POSTGRES
+@given(data=st.data())
+def test_a_run_that_goes_on_keeps_its_newest_message_whatever_came_first(
+    database_url: str, data: st.DataObject
+) -> None:
+    """As the status store records it: what tells of an attempt comes again until its hand-over is there."""
+    in_order = of_another_job(data.draw(run_of_a_job(ended=False)))
+    waiting = data.draw(st.permutations(in_order))
+    sizes = data.draw(st.lists(st.integers(1, 5), min_size=len(waiting), max_size=len(waiting)))
+
+    async def check() -> None:
+        connection = await asyncpg.connect(database_url)
+        try:
+            await migrate(connection)
+            rest = list(waiting)
+            for size in [*sizes, *sizes, 1000, 1000]:
+                batch, rest = rest[:size], rest[size:]
+                if not batch:
+                    continue
+                recorded = await recorder.write(connection, batch)
+                rest += [
+                    event
+                    for event in batch
+                    if isinstance(event, Progress | AttemptFailed)
+                    and (event.job_id in recorded.early or (event.job_id, event.step) in recorded.ahead)
+                ]
+            assert not rest, "nothing comes again for ever"
+            merged = reduce(merge, map(snapshot, in_order))
+            newest = max((event for event in in_order if isinstance(event, JobMessage)), key=lambda event: event.step)
+            found = await connection.fetchrow(
+                "SELECT step, attempt, status, message::text FROM jobs WHERE id = $1", in_order[0].job_id
+            )
+            assert (found["step"], found["attempt"], found["status"]) == (merged.step, merged.attempt, merged.status)
+            kept = None if isinstance(newest, Completed) else newest
+            assert (messages.decode_stored(found["message"].encode()) if found["message"] else None) == kept
         finally:
             await connection.close()
 

@@ -10,7 +10,7 @@ from heimdex_contracts.history import EventRow, event_rows
 from heimdex_contracts.lifecycle import merge, snapshot
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Completed, Progress
 from heimdex_status_store.rows import job_rows
-from tests.harness.histories import Writer, run_of_a_job
+from tests.harness.histories import START, Writer, run_of_a_job
 
 
 @st.composite
@@ -89,3 +89,16 @@ def test_the_history_has_one_row_a_key_so_that_a_repeat_changes_nothing(events: 
 
     assert len({key(row) for row in event_rows(events)}) == len(event_rows(events))
     assert set(event_rows([*events, *events])) == set(event_rows(events))
+
+
+def test_of_two_ends_of_a_run_the_first_one_counts_in_any_order() -> None:
+    writer = Writer()
+    writer.cancel()
+    due, canceled = writer.events
+    late = Completed(
+        job_id=due.job_id, type=due.type, step=canceled.step + 2, created_at=START, at=START, stage="x", result={}
+    )
+    for events in ([due, canceled, late], [late, canceled, due]):
+        (row,) = job_rows(events)
+        assert row.job.status == "canceled"
+        assert row.message == messages.encode(canceled)
