@@ -224,6 +224,7 @@ def _canceled(due: Due, carried: dict[str, Any], job: Snapshot, tick: Progress |
         **carried,
         progress=min(99, progress),
         finished=due.finished,
+        not_before=due.not_before,
         run=due.run,
         stage=due.stage if due.started or tick or job.status == "processing" else None,
     )

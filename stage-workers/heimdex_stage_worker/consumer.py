@@ -59,6 +59,8 @@ class Delivery:
         #: The progress that callers may have seen already.
         self.told = due.progress
         self.redelivered = place.num_delivered > 1
+        #: What a schedule made: the server publishes it whatever has become of the job since.
+        self.fired = due.not_before is not None and due.reason in {"submitted", "restored"}
         #: 1-based; counts those before a hand-back too.
         self.attempt = due.attempts + place.num_delivered
         self.started_at = messages.later_of(messages.now(), due.at)
@@ -206,7 +208,7 @@ class StageWorker:
 
     async def _outcome_of(self, held: Delivery) -> Outcome:
         due, pipeline = held.due, held.pipeline
-        if held.redelivered and await self._is_overtaken(held):
+        if (held.redelivered or held.fired) and await self._is_overtaken(held):
             return Overtaken()
         tick = await last_tick(self._broker, due) if held.redelivered else None
         # After the last pause before the attempt: from here on a cancel finds `held.running`.
@@ -253,6 +255,8 @@ class StageWorker:
         """Whether the job has gone on since this message. Asks until it is answered: the lease is kept meanwhile."""
         while True:
             try:
+                if held.fired and await self._was_canceled(held.due):
+                    return True
                 last = await self._publisher.last(held.due.job_id)
                 break
             except (BrokerUnavailable, JetStreamError):
@@ -265,6 +269,15 @@ class StageWorker:
             return False
         try:
             return messages.decode_job(last.subject, last.data).step > held.due.step
+        except UnusableMessage:
+            return False
+
+    async def _was_canceled(self, due: Due) -> bool:
+        """Whether a cancel lies before this message: the schedule fired before it could be removed."""
+        subject = subjects.job_subject(subjects.CANCELED, due.job_id)
+        found = await self._broker.last_message(subjects.JOBS, subject)
+        try:
+            return found is not None and messages.decode_job(found.subject, found.data).step > due.step
         except UnusableMessage:
             return False
 

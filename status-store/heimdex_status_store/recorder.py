@@ -17,7 +17,7 @@ from heimdex_contracts import callbacks, messages, subjects
 from heimdex_contracts.callbacks import CallbackMessage, CallbackTold
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import callback_row, event_rows
-from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, End, Progress
+from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Due, End, Progress
 from heimdex_contracts.runtime.broker import Broker, JetStreamError
 from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
@@ -288,9 +288,21 @@ class Recorder:
         job, sequence = subjects.job_filter(canceled.job_id), canceled.follows.sequence
         try:
             await self._broker.delete_of(subjects.JOBS, job, sequence)
+            while canceled.not_before is not None and (late := await self._fired_late(canceled)) is not None:
+                await self._broker.delete_of(subjects.JOBS, job, late)
         except (BrokerUnavailable, JetStreamError):
             return False
         return True
+
+    async def _fired_late(self, canceled: Canceled) -> int | None:
+        """The sequence of what the server made of a schedule that was canceled, but not removed before its time."""
+        last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(canceled.job_id))
+        try:
+            found = None if last is None else messages.decode_job(last.subject, last.data)
+        except UnusableMessage:
+            return None
+        fired = isinstance(found, Due) and found.run == canceled.run and found.step < canceled.step
+        return last.sequence if last is not None and fired else None
 
     @staticmethod
     def _comes_again(held: _Held, recorded: Recorded) -> bool:

@@ -134,6 +134,37 @@ async def test_a_late_hand_over_is_refused_though_the_gateway_that_canceled_the_
         assert await api.get(job_id) == job
 
 
+@pytest.mark.parametrize("recorded_first", [True, False])
+async def test_a_job_for_later_never_starts_though_its_schedule_fired_after_the_cancel(
+    scripted: System, api: Api, nats: NatsServer, script: Script, recorded_first: bool
+) -> None:
+    scripted.start_all(stages=STAGES, without=("preparing", "gateway"))
+    # As if it had been killed before it could take the schedule away.
+    scripted.start("gateway", launcher=LAUNCHERS / "gateway_removes_nothing.py")
+    await scripted.ready()
+    store = scripted["status-store"]
+    async with Observer(nats.url, "heimdex-stored.>") as stored:
+        job_id = await api.submit("scripted", delay_seconds=1.5)
+        await api.wait_until_listed([job_id])
+        store.freeze()
+        await cancel(api, job_id, status=202)
+        await eventually(lambda: stored.subjects("heimdex-stored.jobs", job_id) == ["later", "canceled", "preparing"])
+        if recorded_first:
+            store.thaw()
+            await eventually(lambda: _empty(nats), what="what was fired is taken away with the cancel")
+        # One that has not heard of the cancel.
+        scripted.start("preparing")
+        await scripted.ready()
+        if not recorded_first:
+            await scripted["preparing"].wait_log("delivery_dropped", job_id=job_id)
+            store.thaw()
+        await api.wait_until(await api.submit("scripted"), "completed")
+        await eventually(lambda: _empty(nats))
+        assert stored.subjects("heimdex-stored.jobs", job_id) == ["later", "canceled", "preparing"]
+    assert script.runs(job_id=job_id) == []
+    assert (await api.get(job_id))["status"] == "canceled"
+
+
 async def test_a_cancel_that_the_broker_refused_interrupts_nothing(
     scripted: System, api: Api, nats: NatsServer, script: Script
 ) -> None:
