@@ -1,5 +1,6 @@
 """Cancel and retry where a worker is missing, busy, frozen or late, or the status store is down."""
 
+import asyncio
 import json
 import os
 import signal
@@ -276,6 +277,30 @@ async def test_a_cancel_is_answered_in_time_though_its_work_cannot_be_taken_out_
 
         await eventually(gone, what="it is taken out when that can be")
         store.thaw()
+
+
+async def test_of_two_retries_one_runs_the_job_though_the_other_comes_when_that_run_is_over(
+    scripted: System, api: Api, nats: NatsServer, script: Script, scratch: Path
+) -> None:
+    go_on, port = scratch / "go_on", free_port()
+    script.write("preparing", "permanent")
+    scripted.start_all(stages=STAGES)
+    scripted.start("gateway", {"TEST_GO_ON": str(go_on)}, LAUNCHERS / "gateway_that_waits_before_a_change.py", port)
+    await scripted.ready()
+    async with Api(f"http://127.0.0.1:{port}") as late:
+        job_id = await api.submit("scripted")
+        await api.wait_until(job_id, "failed")
+        await api.wait_until_listed([job_id], status="failed")
+        script.write("preparing", "ok")
+        retrying = asyncio.create_task(retry(late, job_id, "?from=start", status=409))
+        await eventually(go_on.with_suffix(".waiting").exists)
+        await retry(api, job_id)
+        await api.wait_until(job_id, "completed")
+        await eventually(lambda: _empty(nats))
+        go_on.touch()
+        assert "completed" in str((await retrying)["detail"])
+    assert len(script.runs("preparing", job_id)) == 2
+    assert [entry["event"] for entry in await history(api, job_id)][-1] == "completed"
 
 
 async def test_with_the_status_store_down_a_retry_is_202_and_no_later_answer_is_older(

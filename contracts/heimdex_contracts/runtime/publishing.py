@@ -30,6 +30,7 @@ from heimdex_contracts.runtime.logs import Logger
 #: JetStream has no room, or its limits forbid the message: repeated by whoever holds the job, refused by the gateway.
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
+RETRIED: Final = "retried"
 #: How many tries an unusable message in the way is left to its consumers before it is removed.
 _PATIENCE: Final = 5
 
@@ -49,12 +50,13 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 def envelope(message: AnyJobMessage, expected: int) -> Envelope:
     """As the successor of stream sequence `expected` (0: the job's first).
 
-    `Nats-Msg-Id` is the same for every repetition of one hand-over; twins differ by what they hand over. A job whose
-    time has not come is a message schedule: the server publishes it to its first stage then, without our headers.
+    `Nats-Msg-Id` is the same for every repetition of one hand-over; twins differ by what they hand over, but for those
+    that begin the same run. A job whose time has not come is a message schedule: the server publishes it to its first
+    stage then, without our headers.
     """
     token = messages.token(message)
     headers = {
-        "Nats-Msg-Id": f"{message.job_id}.{message.step}.{token}",
+        "Nats-Msg-Id": f"{message.job_id}.{message.step}.{RETRIED if _begins_a_run(message) else token}",
         "Nats-Expected-Last-Subject-Sequence": str(expected),
         "Nats-Expected-Last-Subject-Sequence-Subject": subjects.job_filter(message.job_id),
     }
@@ -65,6 +67,10 @@ def envelope(message: AnyJobMessage, expected: int) -> Envelope:
     if message.trace:
         headers["traceparent"] = message.trace
     return Envelope(subjects.job_subject(token, message.job_id), messages.encode(message), headers)
+
+
+def _begins_a_run(message: AnyJobMessage) -> bool:
+    return isinstance(message, Due) and message.reason == RETRIED
 
 
 class Publisher:
@@ -93,6 +99,9 @@ class Publisher:
                     ready.subject, ready.payload, ready.headers, timeout=min(2.0, left or 2.0)
                 )
                 if ack.error is None:
+                    if ack.duplicate and not attempt and _begins_a_run(message):
+                        # Stored by another, whose run may have gone to its end and out of the stream since our look.
+                        raise Superseded("the job was run again by another request")
                     return ack.seq
                 if ack.error.err_code == BEING_STORED:
                     raise BrokerUnavailable("the message is being replicated")
