@@ -30,7 +30,9 @@ from heimdex_contracts.runtime.logs import Logger
 #: JetStream has no room, or its limits forbid the message: repeated by whoever holds the job, refused by the gateway.
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
+#: Why the first message of a further run is due (`messages.Reason`).
 RETRIED: Final = "retried"
+
 #: How many tries an unusable message in the way is left to its consumers before it is removed.
 _PATIENCE: Final = 5
 
