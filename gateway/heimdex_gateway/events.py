@@ -160,6 +160,8 @@ async def _told(watch: Watch, past: list[EventRow], after: Key | None) -> AsyncI
             else:
                 row = event_row(event)
                 key = (row.step, row.attempt)
+                if row.step > sent[0] + 1:
+                    return  # one between them was not heard, and the history has it
                 if key > sent:
                     sent = key
                     ended = row.kind in TERMINAL

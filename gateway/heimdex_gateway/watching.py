@@ -24,6 +24,7 @@ class Watch:
     def __init__(self) -> None:
         self._events: deque[AnyMessage | None] = deque()
         self._more = asyncio.Event()
+        self._deaf = False
 
     async def next(self, timeout: float) -> AnyMessage | None:
         """The next event, or None when none came within `timeout` seconds. Raises Interrupted."""
@@ -39,9 +40,14 @@ class Watch:
             raise Interrupted
         return event
 
+    def deafen(self) -> None:
+        """What comes from now on comes after a gap: it is not told. The interruption follows."""
+        self._deaf = True
+
     def interrupt(self) -> None:
         """After what has come already, `next` raises."""
-        self._add(None)
+        self._events.append(None)
+        self._more.set()
 
     async def on_stored(self, msg: Msg) -> None:
         """A hand-over or a failed attempt, told by the stream that stored it."""
@@ -58,9 +64,10 @@ class Watch:
                 self._events.pop()  # nobody has read it yet: a caller who reads slowly holds one tick, not thousands
             self._add(tick)
 
-    def _add(self, event: AnyMessage | None) -> None:
-        self._events.append(event)
-        self._more.set()
+    def _add(self, event: AnyMessage) -> None:
+        if not self._deaf:
+            self._events.append(event)
+            self._more.set()
 
 
 class Watches:
@@ -69,8 +76,15 @@ class Watches:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._open: set[Watch] = set()
-        # What was stored while we were away, nobody told us.
+        # What was stored while we were away, nobody told us; and the subscriptions hear again before all that is done
+        # at a reconnection is. So nothing is heard from the break on, and the callers are sent away, to come again,
+        # only when they will be answered: to a browser's EventSource, one error is the end.
+        broker.on_disconnect.append(self._on_disconnect)
         broker.on_reconnect.append(self._on_reconnect)
+
+    def _on_disconnect(self) -> None:
+        for watch in self._open:
+            watch.deafen()
 
     async def _on_reconnect(self) -> None:
         self.interrupt()

@@ -1,22 +1,28 @@
 """The live stream before its first byte: what stands in the way is raised, and whoever leaves leaves nothing open."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from litestar import Request
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.history import event_rows
+from heimdex_contracts.messages import AnyJobMessage, AnyMessage
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_gateway import events
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.reads import Unanswerable
 from heimdex_gateway.routes.streaming import EventStream
 from heimdex_gateway.service import Gateway
-from heimdex_gateway.watching import Watches
+from heimdex_gateway.watching import Interrupted, Watches
+from tests.harness.histories import Writer
 
 JOB = "00000000-0000-4000-8000-000000000000"
 
@@ -29,11 +35,14 @@ class Nats:
     def __init__(self, swallows: bool = False) -> None:
         self.nc = self
         self.on_reconnect: list[Callable[[], Any]] = []
+        self.on_disconnect: list[Callable[[], None]] = []
         self.subscriptions = 0
+        self.hears: list[Callable[[Msg], Awaitable[None]]] = []
         self._swallows = swallows
 
     async def subscribe(self, subject: str, cb: Any) -> "Nats":
         self.subscriptions += 1
+        self.hears.append(cb)
         return self
 
     async def unsubscribe(self) -> None:
@@ -46,15 +55,29 @@ class Nats:
     async def next_message(self, *_: Any) -> None:
         return None
 
+    async def tell(self, event: AnyJobMessage) -> None:
+        """As the stream does that stored it."""
+        subject = f"{subjects.STORED}.jobs.{messages.token(event)}.{event.job_id}"
+        await self.hears[0](Msg(Client(), subject, data=messages.encode(event)))
+
 
 class Database:
-    def __init__(self, *, away: bool = False) -> None:
+    def __init__(self, *past: AnyMessage, away: bool = False) -> None:
+        self._past = event_rows(past)
         self._away = away
 
     async def history(self, job_id: str) -> list[Any]:
         if self._away:
             raise DatabaseUnavailable("gone since the first look")
-        return []
+        return self._past
+
+
+def handed_over() -> list[Any]:
+    """A job's submission, and its two hand-overs."""
+    writer = Writer(JOB)
+    while len(writer.events) < 3:
+        writer.finish_stage()
+    return writer.events
 
 
 def gateway_of(nats: Nats, database: Database) -> Gateway:
@@ -86,6 +109,38 @@ async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.
         gateway.watches.interrupt()
         assert [piece async for piece in pieces] == [b"retry: 1000\n\n"]
     assert nats.subscriptions == 0
+
+
+async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at_the_reconnection() -> None:
+    submitted, missed, heard = handed_over()
+    nats = Nats()
+    async with gateway_of(nats, Database()).watches.open(JOB, ticks=True) as watch:
+        await nats.tell(submitted)
+        for call in nats.on_disconnect:
+            call()
+        await nats.tell(missed)  # the subscriptions are back before the work of the reconnection is done
+        await nats.tell(heard)
+        assert await watch.next(0.01) == submitted
+        assert await watch.next(0.01) is None
+        for call in nats.on_reconnect:
+            await call()
+        with pytest.raises(Interrupted):
+            await watch.next(1)
+
+
+async def test_a_stream_ends_before_it_tells_what_comes_after_a_gap() -> None:
+    submitted, missed, heard = handed_over()
+    nats = Nats()
+    async with events.live(gateway_of(nats, Database(submitted)), JOB, None) as pieces:
+        await nats.tell(heard)
+        async with asyncio.timeout(5):
+            told = b"".join([piece async for piece in pieces])
+    assert b"id: 0.0\n" in told
+    assert b"id: 2.0\n" not in told
+    nats = Nats()
+    async with events.live(gateway_of(nats, Database(submitted, missed)), JOB, (0, 0)) as pieces:
+        await nats.tell(heard)
+        assert [(await anext(pieces)).split(b"\n")[0] for _ in range(3)] == [b"retry: 1000", b"id: 1.0", b"id: 2.0"]
 
 
 @pytest.mark.parametrize("leaves", ["before the head", "after it"])
