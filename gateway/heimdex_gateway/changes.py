@@ -132,7 +132,8 @@ async def retry(
 async def retry_all(gateway: Gateway, tenant: str, status: str, job_type: str | None, most: int) -> tuple[int, bool]:
     """Run again this tenant's jobs of this status and of a type that is known here, newest first, at most so many.
 
-    Returns how many, and whether there are more. Raises as `retry`, and DatabaseUnavailable.
+    Returns how many, and whether there are more: also where the rest must wait, since there is no room for more jobs or
+    NATS went away meanwhile. Raises as `retry`, and DatabaseUnavailable, where none was run again.
     """
     # One of a type that is not known can never be run again: in the list, it would be one more that there is for ever.
     found: list[Snapshot] = []
@@ -141,16 +142,25 @@ async def retry_all(gateway: Gateway, tenant: str, status: str, job_type: str | 
         found += await gateway.database.jobs(wanted, tenant)
     found.sort(key=lambda job: (job.created_at, job.job_id), reverse=True)
     slots = asyncio.Semaphore(AT_ONCE)
+    obstacles: list[HeimdexError] = []
 
     async def one(job: Snapshot) -> int:
         async with slots:
+            if obstacles:
+                return 0  # it stands in the way of this one too
             try:
                 return int(await retry(gateway, tenant, job.job_id, "failed", None, wait=False) is not None)
             except Conflict:
                 return 0  # somebody else was faster
+            except HeimdexError as error:
+                obstacles.append(error)
+                return 0
 
-    done = await asyncio.gather(*(one(job) for job in found[:most]))
-    return sum(done), len(found) > most
+    # Every one that was begun is awaited: none runs again after the answer.
+    done = sum(await asyncio.gather(*(one(job) for job in found[:most])))
+    if obstacles and not done:
+        raise obstacles[0]
+    return done, bool(obstacles) or len(found) > most
 
 
 def _carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[str, Any]:
