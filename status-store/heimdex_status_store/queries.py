@@ -189,21 +189,25 @@ FROM jobs
 WHERE status IN ('pending', 'processing') AND message IS NOT NULL
 """
 
+#: A row written further than this in the future, by our clock, has another clock's time: its age is not known.
+AHEAD: Final = timedelta(seconds=5)
+
 #: The unfinished jobs in the order of their ids, a page at a time.
 UNFINISHED: Final = (
     _UNFINISHED
     + """
-AND ($1::uuid IS NULL OR id > $1) AND updated_at <= now() - $2::interval
-ORDER BY id LIMIT $3
+AND ($1::uuid IS NULL OR id > $1)
+AND ($2::interval IS NULL OR updated_at <= now() - $2 OR updated_at > now() + $3::interval)
+ORDER BY id LIMIT $4
 """
 )
 
 
 async def unfinished(
-    connection: asyncpg.Connection, after: str | None, rest: timedelta, limit: int
+    connection: asyncpg.Connection, after: str | None, rest: timedelta | None, limit: int
 ) -> list[Unfinished]:
-    """The next page after this job id (None: the first) of the rows untouched for at least `rest`."""
-    return [Unfinished(*row) for row in await connection.fetch(UNFINISHED, after, rest, limit)]
+    """The next page after this job id (None: the first) of the rows untouched for at least `rest` (None: of all)."""
+    return [Unfinished(*row) for row in await connection.fetch(UNFINISHED, after, rest, AHEAD, limit)]
 
 
 async def unfinished_row(connection: asyncpg.Connection, job_id: str) -> Unfinished | None:

@@ -66,7 +66,7 @@ class Sweep:
             after: str | None = None
             left = 0
             while True:
-                after, missed = await self._compare_page(after, timedelta(0))
+                after, missed = await self._compare_page(after, None)
                 left += missed
                 if after is None:
                     break
@@ -118,7 +118,7 @@ class Sweep:
             return None
         return tick if tick is not None and tick.step == due.step else None
 
-    async def _compare_page(self, after: str | None, rest: timedelta) -> tuple[str | None, int]:
+    async def _compare_page(self, after: str | None, rest: timedelta | None) -> tuple[str | None, int]:
         """Publish again the unfinished jobs of one page that the stream does not hold.
 
         Returns where the next page starts (None: this was the last), and how many could not be published yet.

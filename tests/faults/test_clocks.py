@@ -1,9 +1,14 @@
 """Fault 12: the clocks of the machines do not agree."""
 
+from typing import Any
+
 import pytest
 
+from tests.faults.test_nats_lost import restart
 from tests.harness.api import Api
 from tests.harness.following import Follower
+from tests.harness.pipelines.scripted import STAGES as SCRIPTED
+from tests.harness.pipelines.scripted import Script
 from tests.harness.rows import fetch
 from tests.harness.servers import NatsServer
 from tests.harness.services import LAUNCHERS, MOCK_STAGES, System
@@ -38,3 +43,21 @@ async def test_times_never_run_backwards_when_one_clock_is_five_minutes_ahead(
     rows = await fetch(database_url, "SELECT started_at, at, seconds FROM job_events ORDER BY job_id, step, attempt")
     assert all(row["seconds"] is None or row["seconds"] >= 0 for row in rows)
     assert all(row["started_at"] is None or row["started_at"] <= row["at"] for row in rows)
+
+
+async def test_a_job_of_a_worker_whose_clock_is_ahead_is_restored_when_nats_comes_back_with_an_empty_disk(
+    system: System, api: Api, nats: Any, script: Script
+) -> None:
+    system.env |= script.env
+    script.write("grinding", "gate")
+    system.start_all(stages=SCRIPTED, without=("preparing",))
+    system.start("preparing", launcher=LAUNCHERS / "clock_ahead.py")
+    await system.ready()
+    job = await api.submit("scripted")
+    await eventually(lambda: len(script.runs("grinding")) == 1, what="it is in the second stage")
+    await api.wait_until_listed([job], stage="grinding")
+    system["grinding"].kill()
+    await restart(nats, wipe=True)
+    script.open_gate()
+    system.start("grinding")
+    await api.wait_until(job, "completed")  # not only once the right clock has caught up, in five minutes

@@ -271,6 +271,23 @@ async def test_pruning_takes_old_ended_jobs_of_every_tenant_and_type_and_no_othe
         assert {row[0] for row in left} == kept
 
 
+async def test_a_clock_that_is_ahead_hides_no_unfinished_job_from_the_sweep(connection: asyncpg.Connection) -> None:
+    seconds = {"rested": -100, "just written": -1, "just written, a little ahead": 1, "far ahead": 300}
+    jobs = {}
+    for name, ahead in seconds.items():
+        writer = Writer()
+        await write(connection, writer.events)
+        jobs[writer.due.job_id] = name
+        new = "UPDATE jobs SET updated_at = now() + $2 WHERE id = $1"
+        await connection.execute(new, writer.due.job_id, timedelta(seconds=ahead))
+
+    async def found(rest: timedelta | None) -> set[str]:
+        return {jobs[row.job_id] for row in await queries.unfinished(connection, None, rest, 10)}
+
+    assert await found(None) == set(seconds)
+    assert await found(timedelta(seconds=60)) == {"rested", "far ahead"}
+
+
 @pytest.mark.containers
 async def test_two_stores_at_once_never_deadlock_and_agree(database_url: str, connection: asyncpg.Connection) -> None:
     writers = [Writer() for _ in range(60)]
