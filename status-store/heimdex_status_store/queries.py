@@ -155,7 +155,7 @@ WHERE status IN ('completed', 'failed', 'canceled') AND message->>'callback_url'
   AND ($1::uuid IS NULL OR id > $1)
   AND NOT EXISTS (SELECT FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step
                   AND kind IN ('callback_delivered', 'callback_given_up'))
-ORDER BY id LIMIT $2
+ORDER BY jobs.id LIMIT $2
 """
 
 
@@ -198,7 +198,7 @@ UNFINISHED: Final = (
     + """
 AND ($1::uuid IS NULL OR id > $1)
 AND ($2::interval IS NULL OR updated_at <= now() - $2 OR updated_at > now() + $3::interval)
-ORDER BY id LIMIT $4
+ORDER BY jobs.id LIMIT $4
 """
 )
 
