@@ -105,7 +105,6 @@ async def serve(running: Process, listener: socket.socket) -> None:
 
     async def connect() -> None:
         await broker.connect()
-        broker.on_reconnect.insert(0, topology.ensure)
         await topology.ensure()
         await micro.register(broker.nc, NAME, "the HTTP API", counters)
         if deliverer is not None:

@@ -136,7 +136,6 @@ class StageWorker:
         await self._stop(process.stop_by())
 
     async def _on_reconnect(self) -> None:
-        await self._topology.ensure()
         self._leases.renew_all()
         self._puller.reset()
 

@@ -45,7 +45,6 @@ async def serve(running: Process) -> None:
     recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, log, ack_wait)
 
     async def on_reconnect() -> None:
-        await topology.ensure()
         leases.renew_all()
         recorder.reset()
 

@@ -183,3 +183,23 @@ async def test_rows_of_jobs_that_ended_are_not_written_again_by_a_replay(
         assert await api.get(job_id) == before
         assert await fetch(own_postgres.url, "SELECT * FROM job_events ORDER BY step, attempt") == history
         assert await seen.empty()
+
+
+async def test_a_store_that_waits_for_postgres_when_nats_is_restarted_records_all_the_same(
+    system: System, own_postgres: Any, nats: Any
+) -> None:
+    system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.05"
+    system.start_all(without=("status-store",))
+    await system.ready()
+    async with Api(system.url) as api, Observer(nats.url) as seen:
+        await asyncio.to_thread(own_postgres.stop)
+        store = system.start("status-store")
+        await store.wait_log("postgres_waiting")
+        await asyncio.to_thread(nats.kill)
+        await asyncio.to_thread(nats.start)
+        await store.wait_log("nats_reconnected")
+        await asyncio.to_thread(own_postgres.start)
+        await store.wait_log("ready")
+        job_id = await api.submit()
+        await api.wait_until_listed([job_id], status="completed")
+        await eventually(seen.empty, what="what was recorded is acknowledged")

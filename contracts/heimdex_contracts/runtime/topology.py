@@ -37,7 +37,9 @@ class Topology:
         self.held: Collection[str] = ()
         #: Those of them whose messages the streams turned out not to have any more.
         self._lost: set[str] = set()
+        # Both from the beginning: a connection that breaks while a service still starts must not leave it unready.
         broker.on_disconnect.append(self.ready.clear)
+        broker.on_reconnect.append(self.ensure)
 
     def is_current(self, reply: str, place: Place | None = None) -> bool:
         """Whether this reply subject answers a delivery of a stream as it is now; False while that is not known.
