@@ -110,7 +110,7 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
     Commutative and idempotent for the events of one job, so that any order of them ends in the same. Nothing but the
     next run follows an end, whatever the rank of a message that says so.
     """
-    high, low = (one, other) if _place(one) >= _place(other) else (other, one)
+    high, low = (other, one) if outranks(other, one) else (one, other)
     progress = max(high.progress, low.progress) if high.run == low.run else high.progress
     if high.status != "completed":
         progress = min(progress, 99)
@@ -122,6 +122,11 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
         created_at=min(high.created_at, low.created_at),
         updated_at=later_of(high.updated_at, low.updated_at),
     )
+
+
+def outranks(one: Snapshot, other: Snapshot) -> bool:
+    """Whether the job is told by this one rather than by the other: in a later run, ended, or further on."""
+    return _place(one) > _place(other)
 
 
 def _place(seen: Snapshot) -> tuple[int, bool, Rank]:

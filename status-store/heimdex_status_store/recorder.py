@@ -48,7 +48,8 @@ _AGAIN_AFTER_MANY: Final = b'-NAK {"delay": %d}' % subjects.NANOSECOND
 MANY_DELIVERIES: Final = 50
 #: What could not be recorded, or an end whose callback could not be stored.
 _LATER: Final = b'-NAK {"delay": %d}' % round(AGAIN_SECONDS * subjects.NANOSECOND)
-#: But not for ever: its job may be a stranger's. A minute and more: a killed store's hand-over comes again after 30 s.
+#: How often it is let come again: its job may be a stranger's. A minute and more, as what a killed store held comes
+#: again after 30 s.
 MOST_DELIVERIES: Final = 130
 
 #: What is about the events themselves, so that they can never be recorded.
@@ -316,17 +317,20 @@ class Recorder:
 
 
 async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackTold]) -> Recorded:
-    """One batch. What was called back belongs to the history alone."""
+    """One batch, none of it acknowledged by this. What was called back belongs to the history alone.
+
+    Raises asyncpg's errors, and one of UNRECORDABLE for what Postgres can never hold.
+    """
     of_jobs = [event for event in events if not isinstance(event, CallbackMessage)]
     if len(of_jobs) < len(events):
         told = [callback_row(event) for event in events if isinstance(event, CallbackMessage)]
         await queries.record_callbacks(connection, told)
         if not of_jobs:
             return Recorded(0, frozenset())
-    early = ahead(of_jobs)
-    in_time = [event for event in of_jobs if (event.job_id, event.step) not in early] if early else of_jobs
+    told_ahead = ahead(of_jobs)
+    in_time = [event for event in of_jobs if (event.job_id, event.step) not in told_ahead] if told_ahead else of_jobs
     recorded = await queries.record(connection, job_rows(in_time), event_rows(of_jobs))
     # Who asked to be called back is told how the job ended, and not what it did not end by.
     owed = [event for event in of_jobs if is_owed(event)]
     strays = await queries.strays(connection, owed) if owed else recorded.strays
-    return msgspec.structs.replace(recorded, ahead=early, strays=strays)
+    return msgspec.structs.replace(recorded, ahead=told_ahead, strays=strays)

@@ -11,7 +11,6 @@ from heimdex_contracts.messages import (
     AnyMessage,
     AttemptFailed,
     Completed,
-    End,
     Progress,
 )
 
@@ -52,29 +51,23 @@ def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
     events: without those that are `ahead`.
     """
     found: dict[str, JobRow] = {}
-    newest: dict[str, AnyJobMessage] = {}
+    newest: dict[str, tuple[Snapshot, AnyJobMessage]] = {}
     for event in events:
         seen = lifecycle.snapshot(event)
         of_attempt = isinstance(event, (Progress, AttemptFailed))
         if not isinstance(event, (Progress, AttemptFailed)):
             other = newest.get(event.job_id)
-            if other is None or _follows(event, other):
-                newest[event.job_id] = event
+            if other is None or lifecycle.outranks(seen, other[0]):
+                newest[event.job_id] = (seen, event)
         row = found.get(event.job_id)
         if row is None:
             found[event.job_id] = JobRow(seen, None, of_attempt)
         else:
             found[event.job_id] = JobRow(lifecycle.merge(row.job, seen), None, of_attempt and row.attempt_only)
-    return [msgspec.structs.replace(found[job_id], message=_kept(newest.get(job_id))) for job_id in sorted(found)]
-
-
-def _follows(event: AnyJobMessage, other: AnyJobMessage) -> bool:
-    """Whether the job's row is to tell of this message rather than of the other one: as `lifecycle.merge`."""
-    if event.run == other.run and isinstance(other, End):
-        return isinstance(event, End) and event.step < other.step
-    if event.run == other.run and isinstance(event, End):
-        return True
-    return event.step > other.step
+    return [
+        msgspec.structs.replace(found[job_id], message=_kept(newest.get(job_id, (None, None))[1]))
+        for job_id in sorted(found)
+    ]
 
 
 def _kept(newest: AnyJobMessage | None) -> bytes | None:
