@@ -5,6 +5,7 @@ HeimdexError
 ├── UnusableMessage    a message that no retry can mend: set it aside, go on with the next
 ├── Superseded         the job has moved on without us: drop what we hold, it is somebody else's now
 └── BrokerUnavailable  NATS did not answer in time: nothing is known about the outcome, ask again later
+    └── LeaderBehind   the stream's leader answered, and does not know yet what this process was delivered
 """
 
 
@@ -26,3 +27,7 @@ class Superseded(HeimdexError):
 
 class BrokerUnavailable(HeimdexError):
     """NATS or its JetStream did not answer before the deadline."""
+
+
+class LeaderBehind(BrokerUnavailable):
+    """The leader of a replicated stream has not applied a message yet that one of its consumers has delivered."""

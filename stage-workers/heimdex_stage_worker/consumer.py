@@ -14,7 +14,7 @@ import msgspec
 
 from heimdex_contracts import delivery, messages, subjects, tracing
 from heimdex_contracts.delivery import Errored, Interrupted, Lost, Outcome, Overtaken
-from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
+from heimdex_contracts.errors import BrokerUnavailable, LeaderBehind, Superseded, UnusableMessage
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_contracts.runtime import micro
@@ -23,7 +23,7 @@ from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
-from heimdex_contracts.runtime.publishing import Publisher, Refused
+from heimdex_contracts.runtime.publishing import BEHIND_SECONDS, Publisher, Refused
 from heimdex_contracts.runtime.pulling import Puller
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_contracts.runtime.unusable import SettingAside
@@ -43,6 +43,8 @@ BUSY: Final = 8
 PATIENCE_SECONDS: Final = 0.004
 #: Kept of the grace period for handing back what did not finish.
 HAND_BACK_SECONDS: Final = 2.0
+#: A delivery that the stream's leader does not know comes again after a second.
+_AGAIN: Final = b'-NAK {"delay": %d}' % subjects.NANOSECOND
 
 
 class Delivery:
@@ -174,8 +176,20 @@ class StageWorker:
                 outcome = await self._outcome_of(held)
                 error = outcome.error if isinstance(outcome, Errored) else None
                 await self._settle(held, outcome)
+            except LeaderBehind as reason:
+                # Never an acknowledgement: it may be the job's only message. A leader that lost messages knows this
+                # sequence by another one some day, and is then answered as any.
+                self._log_of(held).warning(
+                    "leader_behind",
+                    message="the stream's leader does not know this delivery: it is put back",
+                    reason=str(reason),
+                )
+                await self._answer(held, _AGAIN)
+                raise
             finally:
                 self._let_go(held)
+        except LeaderBehind as reason:
+            error = str(reason)
         except (BrokerUnavailable, Refused) as reason:
             # Told to stop while the broker was away: nobody else has been told, so it comes back after its ack wait.
             error = str(reason)
@@ -251,19 +265,25 @@ class StageWorker:
         return pipeline.retry_backoff_seconds if override is None else override
 
     async def _is_overtaken(self, held: Delivery) -> bool:
-        """Whether the job has gone on since this message. Asks until it is answered: the lease is kept meanwhile."""
+        """Whether the job has gone on since this message. Asks until it is answered: the lease is kept meanwhile.
+
+        Raises LeaderBehind when the stream's leader does not know the message within BEHIND_SECONDS.
+        """
+        behind_until = time.monotonic() + BEHIND_SECONDS
         while True:
             try:
+                # A leader that knows this message knows also the cancel that lies before it.
+                last = await self._publisher.newest(held.due.job_id, held.sequence)
                 if held.fired and await self._was_canceled(held.due):
                     return True
-                last = await self._publisher.last(held.due.job_id)
                 break
-            except (BrokerUnavailable, JetStreamError):
-                if self._process.stopping.is_set():
+            except (BrokerUnavailable, JetStreamError) as error:
+                behind = isinstance(error, LeaderBehind)
+                if self._process.stopping.is_set() or (behind and time.monotonic() > behind_until):
                     raise
-                await asyncio.sleep(0.5)
-        if last is None:
-            return True
+                await asyncio.sleep(0.05 if behind else 0.5)
+        if last is None or last.sequence < held.sequence:
+            return True  # this message is not in the stream any more: somebody else has settled or removed it
         if last.sequence == held.sequence:
             return False
         try:

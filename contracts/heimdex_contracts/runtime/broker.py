@@ -190,6 +190,10 @@ class Broker:
             raise
         return _stored(answer["message"])
 
+    async def last_sequence(self, stream: str) -> int:
+        """The last sequence that the stream's leader has given, and applied. Raises as `api`."""
+        return int((await self.api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+
     async def next_message(self, stream: str, subject_filter: str, sequence: int) -> Stored | None:
         """The first message that matches at or after this sequence; None where there is none. Raises as above."""
         try:

@@ -2,6 +2,10 @@
 
 Every message on `heimdex.jobs.*.<job_id>` names the stream sequence of the message that it follows, and the broker
 accepts one successor only. That is the fence against twins, thawed workers and late hand-overs.
+
+In a replicated stream, a consumer's leader delivers what its own node has applied, and the stream's leader may apply
+the same message later. So "the leader does not have it" proves nothing until the leader's last sequence has passed the
+message in question: `Publisher.newest` asks for both.
 """
 
 import asyncio
@@ -13,7 +17,7 @@ from typing import Final
 import msgspec
 
 from heimdex_contracts import messages, subjects
-from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded, UnusableMessage
+from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind, Superseded, UnusableMessage
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due
 from heimdex_contracts.runtime.broker import (
     BEING_STORED,
@@ -35,6 +39,9 @@ RETRIED: Final = "retried"
 
 #: How many tries an unusable message in the way is left to its consumers before it is removed.
 _PATIENCE: Final = 5
+#: How long a leader may stay behind what its stream has delivered. Longer than an election (4 to 9 s) and than any lag
+#: between storing and applying; a leader that has lost messages stays behind for ever.
+BEHIND_SECONDS: Final = 15.0
 
 
 class Refused(HeimdexError):
@@ -87,11 +94,13 @@ class Publisher:
 
         deadline: event-loop time after which it gives up with BrokerUnavailable; None: never. A publish without an
         answer is repeated; a repeat that is refused because the first one was stored counts as stored.
-        Raises Superseded when the job has another successor, Refused when JetStream has no room for it.
+        Raises Superseded when the job has another successor, Refused when JetStream has no room for it, LeaderBehind
+        when the stream's leader does not know `expected` within BEHIND_SECONDS.
         """
         ready = envelope(message, expected)
         loop = asyncio.get_running_loop()
         attempt = 0
+        behind_until: float | None = None
         while True:
             left = None if deadline is None else deadline - loop.time()
             if left is not None and left <= 0:
@@ -113,6 +122,10 @@ class Publisher:
                 if stored is not None:
                     return stored
             except (BrokerUnavailable, JetStreamError) as error:
+                if isinstance(error, LeaderBehind):
+                    behind_until = behind_until or loop.time() + BEHIND_SECONDS
+                    if loop.time() > behind_until:
+                        raise
                 self._log.debug(
                     "publish_repeated",
                     message="a publish has no known outcome yet: repeating it",
@@ -173,13 +186,36 @@ class Publisher:
         return None
 
     async def last(self, job_id: str) -> Stored | None:
-        """The job's newest message in the stream. Raises BrokerUnavailable or JetStreamError."""
+        """The job's newest message, as far as the stream's leader knows. Raises BrokerUnavailable or JetStreamError.
+
+        What somebody was told to be stored is there or was removed since. What a consumer delivered may not be there
+        yet: `newest`.
+        """
         return await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id))
 
+    async def newest(self, job_id: str, known: int) -> Stored | None:
+        """The job's newest message, from a leader that knows stream sequence `known`, which a consumer delivered.
+
+        Raises LeaderBehind when the leader does not know it yet, BrokerUnavailable or JetStreamError.
+        """
+        last = await self.last(job_id)
+        if last is not None and last.sequence >= known:
+            return last
+        applied = await self._broker.last_sequence(subjects.JOBS)
+        if applied < known:
+            raise LeaderBehind(f"the stream's leader is at sequence {applied}, before {known}, which was delivered")
+        return await self.last(job_id)  # once more: it may have applied the message between the two answers
+
     async def _look(self, message: AnyJobMessage, ready: Envelope, expected: int, attempt: int) -> int | None:
-        """After a refusal: our own sequence if we had been stored, None to try again; else raises Superseded."""
-        last = await self.last(message.job_id)
+        """After a refusal: our own sequence if we had been stored, None to try again.
+
+        Raises Superseded, LeaderBehind, or as `last`.
+        """
+        last = await self.newest(message.job_id, expected)
         if last is None:
+            if not expected:
+                # A message of this job is being stored, or was there and is gone: the next try is told which.
+                return None
             raise Superseded("the job's messages are gone: it was finished and recorded")
         if last.data == ready.payload:
             return last.sequence

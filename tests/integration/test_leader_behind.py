@@ -1,0 +1,141 @@
+"""A stream's leader that has not applied yet what a consumer was delivered: nothing follows from what it lacks.
+
+In a replicated stream this lasts for the moment between two nodes' flushes. Here a broker stands in for such a leader:
+the server is real, and what is behind the sequence that the leader knows is hidden from whoever asks.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from heimdex_contracts import subjects
+from heimdex_contracts.errors import LeaderBehind, Superseded
+from heimdex_contracts.messages import Due
+from heimdex_contracts.runtime import publishing
+from heimdex_contracts.runtime.broker import ApiError, Broker, PubAck, Stored
+from heimdex_contracts.runtime.publishing import Publisher
+from tests.harness.histories import due
+from tests.harness.journal import Journal
+from tests.integration.conftest import NewBroker, count, take
+
+WRONG_LAST_SEQUENCE = ApiError(code=400, err_code=10071, description="wrong last sequence: 0")
+IN_FLIGHT = ApiError(code=400, err_code=10164, description="wrong last sequence")
+
+
+class HeldBack(Broker):
+    """Its leader knows the stream up to `known`; it catches up after so many more questions (`asked_before`)."""
+
+    known = 0
+    asked_before = 3
+
+    @property
+    def _behind(self) -> bool:
+        return self.asked_before > 0
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str], timeout: float = 2.0) -> PubAck:
+        if self._behind and int(headers.get("Nats-Expected-Last-Subject-Sequence", "0")) > self.known:
+            return PubAck(error=WRONG_LAST_SEQUENCE)
+        return await super().publish(subject, payload, headers, timeout)
+
+    async def last_message(self, *arguments: Any, **named: Any) -> Stored | None:
+        found = await super().last_message(*arguments, **named)
+        return None if self._behind and found is not None and found.sequence > self.known else found
+
+    async def last_sequence(self, stream: str) -> int:
+        sequence = await super().last_sequence(stream)
+        if self._behind:
+            self.asked_before -= 1
+            return min(sequence, self.known)
+        return sequence
+
+
+def publisher(broker: Broker, journal: Journal) -> Publisher:
+    return Publisher(broker, cast("Any", journal))
+
+
+def after(job: Due) -> Due:
+    return due(job.job_id, step=1, stage="analyzing", reason="handed_over", started=True)
+
+
+async def held_back(new_broker: NewBroker, known: int, asked_before: int = 3) -> HeldBack:
+    broker = cast("HeldBack", await new_broker(HeldBack))
+    broker.known, broker.asked_before = known, asked_before
+    return broker
+
+
+async def test_a_hand_over_waits_for_a_leader_that_does_not_know_its_predecessor(
+    ready: Broker, new_broker: NewBroker, journal: Journal
+) -> None:
+    job = due()
+    first = await publisher(ready, journal).publish(job, expected=0)
+    broker = await held_back(new_broker, known=first - 1)
+    second = await publisher(broker, journal).publish(after(job), expected=first)
+    assert broker.asked_before == 0, "the leader was behind, and was asked until it was not"
+    assert second > first
+    assert await count(ready) == 2
+
+
+async def test_a_leader_that_stays_behind_is_no_proof_that_a_job_went_on(
+    ready: Broker, new_broker: NewBroker, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "BEHIND_SECONDS", 0.2)
+    job = due()
+    first = await publisher(ready, journal).publish(job, expected=0)
+    broker = await held_back(new_broker, known=first - 1, asked_before=1_000_000)
+    with pytest.raises(LeaderBehind):
+        await publisher(broker, journal).publish(after(job), expected=first)
+    assert await count(ready) == 1
+
+
+async def test_a_message_that_is_gone_from_a_leader_that_knew_it_has_been_superseded(
+    ready: Broker, new_broker: NewBroker, journal: Journal
+) -> None:
+    job = due()
+    first = await publisher(ready, journal).publish(job, expected=0)
+    for durable in ("extracting", "status-store"):
+        (msg,) = await take(ready, durable)
+        await ready.request(msg.reply, b"+ACK", timeout=5)
+    broker = await held_back(new_broker, known=first - 1)
+    with pytest.raises(Superseded):
+        await publisher(broker, journal).publish(after(job), expected=first)
+    assert broker.asked_before == 0
+
+
+async def test_the_newest_message_is_asked_of_a_leader_that_knows_what_was_delivered(
+    ready: Broker, new_broker: NewBroker, journal: Journal
+) -> None:
+    job = due()
+    first = await publisher(ready, journal).publish(job, expected=0)
+    broker = await held_back(new_broker, known=first - 1, asked_before=1)
+    with pytest.raises(LeaderBehind):
+        await publisher(broker, journal).newest(job.job_id, known=first)
+    newest = await publisher(broker, journal).newest(job.job_id, known=first)
+    assert newest is not None
+    assert newest.sequence == first
+
+
+class BeingStored(Broker):
+    """The first publish is refused as one whose subject has a message under way, which is never stored."""
+
+    refuse = 1
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str], timeout: float = 2.0) -> PubAck:
+        if self.refuse:
+            self.refuse -= 1
+            return PubAck(error=IN_FLIGHT)
+        return await super().publish(subject, payload, headers, timeout)
+
+
+@pytest.mark.parametrize("make", [due, lambda: due(step=3, run=2, reason="retried")], ids=["new job", "next run"])
+async def test_a_refusal_for_a_message_under_way_is_not_taken_for_a_stored_job(
+    ready: Broker, new_broker: NewBroker, journal: Journal, make: Callable[[], Due]
+) -> None:
+    """The message under way may never be stored (its leader dies): a 202 for it would be a promise of nothing."""
+    job = make()
+    publishing_late = publisher(await new_broker(BeingStored), journal)
+    sequence = await publishing_late.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + 20)
+    stored = await ready.last_message(subjects.JOBS, subjects.job_filter(job.job_id))
+    assert stored is not None
+    assert stored.sequence == sequence
