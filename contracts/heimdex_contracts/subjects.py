@@ -103,7 +103,11 @@ class Consumer:
     more_subjects: tuple[str, ...] = ()
 
     def config(self) -> dict[str, Any]:
-        """The consumer as JetStream's API takes it (durations in nanoseconds).
+        """The consumer as JetStream's API takes it."""
+        return without_none(self.wanted())
+
+    def wanted(self) -> dict[str, Any]:
+        """All that matters of the consumer, in JetStream's own names; None: it must not be set.
 
         `max_deliver` is unlimited because JetStream falls silent at its limit and keeps the message: the worker
         counts. `max_ack_pending` is unlimited because each job in back-off occupies a slot of it.
@@ -119,12 +123,23 @@ class Consumer:
             "max_deliver": -1,
             "max_ack_pending": -1,
             "max_waiting": 4096,
+            # What an operator may set, and would hold deliveries back, cut them short or end the consumer.
+            "backoff": None,
+            "headers_only": False,
+            "inactive_threshold": 0,
+            "max_batch": 0,
+            "max_bytes": 0,
+            "max_expires": 0,
+            "mem_storage": False,
+            "num_replicas": 0,
+            "priority_groups": None,
+            "rate_limit_bps": 0,
         }
 
     def _filter(self) -> dict[str, Any]:
         if self.more_subjects:
-            return {"filter_subjects": [self.filter_subject, *self.more_subjects]}
-        return {"filter_subject": self.filter_subject}
+            return {"filter_subject": None, "filter_subjects": [self.filter_subject, *self.more_subjects]}
+        return {"filter_subject": self.filter_subject, "filter_subjects": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +153,10 @@ class Stream:
 
     def config(self, replicas: int, subjects: tuple[str, ...] | None = None) -> dict[str, Any]:
         """The stream as JetStream's API takes it; `subjects` stands in for its own while it is being made."""
+        return without_none(self.wanted(replicas, subjects))
+
+    def wanted(self, replicas: int, subjects: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """All that matters of the stream, in JetStream's own names; None: it must not be set."""
         return {
             "name": self.name,
             "subjects": list(self.subjects if subjects is None else subjects),
@@ -145,6 +164,22 @@ class Stream:
             "discard": "new",
             "allow_direct": True,
             "duplicate_window": 120 * NANOSECOND,
+            # No limit that is not ours: a stream that reaches one discards or refuses messages.
+            "max_msgs": -1,
+            "max_bytes": -1,
+            "max_age": 0,
+            "max_msgs_per_subject": -1,
+            "max_msg_size": -1,
+            "max_consumers": -1,
+            # Nothing that stores what nobody published to us, stores it elsewhere, or stores no more.
+            "sources": None,
+            "mirror": None,
+            "subject_transform": None,
+            "republish": None,
+            "persist_mode": None,
+            "no_ack": False,
+            "sealed": False,
+            "deny_delete": False,
             **self.options,
         }
 
@@ -154,6 +189,11 @@ class Stream:
         A message published to an interest stream before its consumer exists is acknowledged and dropped.
         """
         return f"heimdex-not-ready.{self.name}"
+
+
+def without_none(config: dict[str, Any]) -> dict[str, Any]:
+    """What JetStream is sent: an option that is left out is unset."""
+    return {name: value for name, value in config.items() if value is not None}
 
 
 def _republish(channel: str) -> dict[str, Any]:

@@ -69,7 +69,8 @@ async def serve(running: Process, listener: socket.socket) -> None:
     """Answer HTTP on this socket until told to stop, then finish the requests under way."""
     found, broker, log = running.settings, running.broker, running.log
     known = pipelines.load(found.pipelines)
-    topology = Topology(broker, subjects.streams(known.stage_names, found.ack_wait_seconds), found.stream_replicas, log)
+    streams = subjects.streams(known.stage_names, found.ack_wait_seconds)
+    topology = Topology(broker, streams, found.stream_replicas, log, own=(subjects.GATEWAY, subjects.LATER))
     resolver, allowed = Resolver(), Allowed(found.callback_allow)
     deliverer: Deliverer | None = None
     if found.callback_secret:
@@ -78,7 +79,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     gateway = Gateway(
         broker=broker,
         topology=topology,
-        publisher=Publisher(broker, log),
+        publisher=Publisher(broker, log, lambda: topology.problem),
         database=Database(found.database_url),
         pipelines=known,
         watches=Watches(broker),
@@ -105,7 +106,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
 
     async def connect() -> None:
         await broker.connect()
-        await topology.ensure()
+        await topology.start()
         await micro.register(broker.nc, NAME, "the HTTP API", counters)
         if deliverer is not None:
             await deliverer.start()

@@ -93,8 +93,9 @@ class StageWorker:
             subjects.streams(pipelines.stage_names, settings.ack_wait_seconds),
             settings.stream_replicas,
             self._log,
+            own=(stage,),
         )
-        self._publisher = Publisher(self._broker, self._log)
+        self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem)
         self._unusable = SettingAside(self._broker, self._log)
         self._leases = Leases(self._broker, self._topology, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
@@ -122,7 +123,7 @@ class StageWorker:
     async def serve(self) -> None:
         """Work until the process is told to stop; then finish or hand back what is held."""
         process = self._process
-        if not await process.connect() or not await process.unless_stopped(self._topology.ensure()):
+        if not await process.connect() or not await process.unless_stopped(self._topology.start()):
             return
         process.health.append(self._topology.ready.is_set)
         self._broker.on_reconnect.append(self._on_reconnect)
@@ -337,6 +338,7 @@ class StageWorker:
 
     async def _publish(self, held: Delivery, message: messages.AnyJobMessage) -> None:
         while True:
+            await self._until_ready()
             try:
                 await self._publisher.publish(message, held.sequence, self._deadline)
                 return
@@ -346,6 +348,11 @@ class StageWorker:
                 if self._process.stopping.is_set():
                     raise
                 await asyncio.sleep(1)
+
+    async def _until_ready(self) -> None:
+        """Until the streams and consumers are as they must be, or the worker is told to stop."""
+        if not self._topology.ready.is_set():
+            await self._process.unless_stopped(self._topology.ready.wait())
 
     async def _publish_attempt(self, held: Delivery, error: str, delay: float, at: datetime) -> None:
         """Store the failed attempt: the history must be whole, so the nak waits for it."""
@@ -372,6 +379,7 @@ class StageWorker:
             "traceparent": tracing.child(due.trace),
         }
         while True:
+            await self._until_ready()
             try:
                 ack = await self._broker.publish(subjects.attempt_subject(self._stage, due.job_id), payload, headers)
                 if ack.error is None:
@@ -386,8 +394,8 @@ class StageWorker:
     async def _answer(self, held: Delivery, answer: bytes) -> None:
         reply = held.msg.reply
         # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
-        if not self._topology.ready.is_set():
-            await self._process.unless_stopped(self._topology.ready.wait())
+        if not self._topology.known.is_set():
+            await self._process.unless_stopped(self._topology.known.wait())
         self._leases.remove(reply)
         if self._topology.is_current(reply, held.msg.place):
             with contextlib.suppress(BrokerUnavailable):  # it comes back, and is dropped
@@ -407,6 +415,7 @@ class StageWorker:
         if self._held:
             self._log.warning("left_to_redelivery", held=len(self._held), message="could not hand these back in time")
         await self._leases.stop()
+        await self._topology.stop()
 
     async def _wait_for_tasks(self, seconds: float) -> None:
         if self._tasks and seconds > 0:

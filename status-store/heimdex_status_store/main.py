@@ -36,8 +36,8 @@ async def serve(running: Process) -> None:
     if not await running.connect():
         return
     streams = subjects.streams(pipelines.load(found.pipelines).stage_names, found.ack_wait_seconds)
-    topology = Topology(broker, streams, found.stream_replicas, log)
-    if not await running.unless_stopped(topology.ensure()) or not await running.unless_stopped(_wait_for(database)):
+    topology = Topology(broker, streams, found.stream_replicas, log, own=(subjects.STATUS_STORE,))
+    if not await running.unless_stopped(topology.start()) or not await running.unless_stopped(_wait_for(database)):
         return
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
     ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in streams if stream.consumers)
@@ -56,7 +56,9 @@ async def serve(running: Process) -> None:
     # A connection of its own: a sweep must not stand in the recorder's way.
     upkeep_database = Database(found.database_url, log)
     upkeep = [
-        asyncio.create_task(Sweep(broker, upkeep_database, Publisher(broker, log), log).run()),
+        asyncio.create_task(
+            Sweep(broker, upkeep_database, Publisher(broker, log, lambda: topology.problem), log).run()
+        ),
         asyncio.create_task(prune(upkeep_database, found.retention_days, log)),
     ]
     await recorder.start()

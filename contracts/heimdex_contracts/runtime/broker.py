@@ -26,6 +26,10 @@ DUPLICATE_IN_BATCH: Final = 10201
 NO_MESSAGE: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
+#: A stream of this name has another configuration.
+NAME_IN_USE: Final = 10058
+#: The account allows only streams that have a limit in bytes.
+MAX_BYTES_REQUIRED: Final = 10113
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -54,11 +58,12 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class JetStreamError(Exception):
-    """JetStream answered with an error. `err_code` tells which."""
+    """JetStream answered with an error. `err_code` tells which; `passes`: it says itself that it is temporary."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(f"{error.description} ({error.err_code})")
         self.err_code = error.err_code
+        self.passes = error.code == 503
 
 
 _ack_decoder: Final = msgspec.json.Decoder(PubAck)
@@ -74,14 +79,21 @@ class Broker:
         self.on_reconnect: list[Callable[[], Awaitable[None]]] = []
         #: Run when the connection is lost; must not block.
         self.on_disconnect: list[Callable[[], None]] = []
+        #: Run when NATS answers that nobody is there for a subject or a pull; must not block.
+        self.on_missing: list[Callable[[], None]] = []
         self._settings = settings
         self._name = name
         self._log = log
         self._said_waiting = False
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
-        # A follower of a replicated stream may answer a direct get and lag behind; its leader does not.
-        self._direct = settings.stream_replicas == 1
+        #: Whether a stream has more than one copy: a follower may then answer a direct get, and lag behind.
+        self.replicated = settings.stream_replicas > 1
+
+    @property
+    def server_version(self) -> str:
+        """Of the server that this process is connected to, such as 2.12.8; empty before the first connection."""
+        return str(self.nc._server_info.get("version", ""))
 
     @property
     def connected(self) -> bool:
@@ -151,8 +163,16 @@ class Broker:
         """One request, one answer. Raises BrokerUnavailable when none came within `timeout` seconds."""
         try:
             return await self.nc.ask(subject, payload, timeout, headers)
+        except nats.errors.NoRespondersError:
+            self.missing()
+            raise BrokerUnavailable(f"NATS knows nobody who takes {subject}") from None
         except (nats.errors.Error, TimeoutError, ConnectionError) as error:
             raise BrokerUnavailable(f"NATS did not answer on {subject}: {error or type(error).__name__}") from error
+
+    def missing(self) -> None:
+        """NATS has said that a stream or a consumer is not there."""
+        for call in self.on_missing:
+            call()
 
     async def publish(self, subject: str, payload: bytes, headers: dict[str, str], timeout: float = 2.0) -> PubAck:
         """Publish to a stream; its answer may be an error. Raises BrokerUnavailable: the outcome is not known."""
@@ -172,7 +192,7 @@ class Broker:
 
         Raises BrokerUnavailable, or JetStreamError (say, while the stream is being made).
         """
-        if self._direct:
+        if not self.replicated:
             body = msgspec.json.encode({"last_by_subj": subject_filter})
             reply = await self.request(f"$JS.API.DIRECT.GET.{stream}", body, timeout)
             headers = headers_of(reply.header_block)

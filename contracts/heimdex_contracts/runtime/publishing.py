@@ -10,7 +10,7 @@ message in question: `Publisher.newest` asks for both.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC
 from typing import Final
 
@@ -83,20 +83,26 @@ def _begins_a_run(message: AnyJobMessage) -> bool:
 
 
 class Publisher:
-    """Publishes on HEIMDEX_JOBS for one process."""
+    """Publishes on HEIMDEX_JOBS for one process.
 
-    def __init__(self, broker: Broker, log: Logger) -> None:
+    problem: what is wrong with the streams (`Topology.problem`). While there is something, nothing is published: a
+    message that no consumer is there for is acknowledged, and dropped.
+    """
+
+    def __init__(self, broker: Broker, log: Logger, problem: Callable[[], str | None] = lambda: None) -> None:
         self._broker = broker
         self._log = log
+        self._problem = problem
 
     async def publish(self, message: AnyJobMessage, expected: int, deadline: float | None = None) -> int:
         """Publish as the successor of stream sequence `expected` (0: the job's first); returns the new sequence.
 
         deadline: event-loop time after which it gives up with BrokerUnavailable; None: never. A publish without an
         answer is repeated; a repeat that is refused because the first one was stored counts as stored.
-        Raises Superseded when the job has another successor, Refused when JetStream has no room for it, LeaderBehind
-        when the stream's leader does not know `expected` within BEHIND_SECONDS.
+        Raises Superseded when the job has another successor, Refused when JetStream has no room for it or its streams
+        are not as they must be, LeaderBehind when the stream's leader does not know `expected` within BEHIND_SECONDS.
         """
+        self._refuse_where_broken()
         ready = envelope(message, expected)
         loop = asyncio.get_running_loop()
         attempt = 0
@@ -142,6 +148,7 @@ class Publisher:
         Raises as `publish`. Repeating a batch is safe: its jobs are new, so a repeat is refused where the first was
         stored.
         """
+        self._refuse_where_broken()
         loop = asyncio.get_running_loop()
         ready = [envelope(job, expected=0) for job in jobs]
         attempt = 0
@@ -160,6 +167,10 @@ class Publisher:
             await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
             attempt += 1
         raise BrokerUnavailable("NATS did not store the jobs in time; whether it did later is not known")
+
+    def _refuse_where_broken(self) -> None:
+        if (problem := self._problem()) is not None:
+            raise Refused(problem)
 
     async def _publish_batch(self, ready: list[Envelope], deadline: float) -> ApiError | None:
         """One try. The server answers the first message, so that a batch it refuses ends early, and the commit.

@@ -153,6 +153,7 @@ class Puller:
             return
         # The consumer is gone, its leader moved, or nobody listens: asking at once would only spin.
         self._log.info("pull_ended", message="the server ended a pull request", status=status, reason=description)
+        self._broker.missing()
         self._ask_later()
 
     def _ask_later(self) -> None:

@@ -1,44 +1,113 @@
-"""Makes sure that the streams and their consumers exist: at start, and again after every reconnection.
+"""Makes sure that the streams and their consumers exist and are configured as this project relies on.
+
+At start, after every reconnection, every few seconds, and at once when NATS says that one was removed or changed.
+Whoever notices repairs it.
 
 Topology before traffic: a message that no consumer was there for is acknowledged to its publisher and dropped. So
 an interest stream is created on a subject that nobody uses, its consumers are added, and only then it gets its own.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import CONSUMER_NOT_FOUND, NO_MESSAGE, STREAM_NOT_FOUND, Broker, JetStreamError
+from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind
+from heimdex_contracts.runtime import coverage
+from heimdex_contracts.runtime.broker import (
+    CONSUMER_NOT_FOUND,
+    MAX_BYTES_REQUIRED,
+    NAME_IN_USE,
+    NO_MESSAGE,
+    STREAM_NOT_FOUND,
+    Broker,
+    JetStreamError,
+)
 from heimdex_contracts.runtime.delivered import Place, place_of
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream
+from heimdex_contracts.runtime.publishing import BEHIND_SECONDS
+from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream, without_none
+
+#: How often everything is looked at although NATS has said nothing.
+LOOK_SECONDS: Final = 10.0
+#: Of two looks that NATS asks for, the second one waits this long, and sees what came in between too.
+_SPACING_SECONDS: Final = 0.1
+
+_MAX_BYTES_HINT: Final = (
+    " A limit on a stream of jobs would discard jobs: give the account no max_bytes_required (nats account edit)."
+)
+
+ADVISORIES: Final = "$JS.EVENT.ADVISORY"
+#: What NATS says of every stream and consumer of the account.
+_ADVISED: Final = (
+    f"{ADVISORIES}.STREAM.DELETED.*",
+    f"{ADVISORIES}.STREAM.UPDATED.*",
+    f"{ADVISORIES}.CONSUMER.DELETED.*.*",
+)
+
+
+class Unfit(HeimdexError):
+    """A stream or a consumer that NATS does not configure as it must be; the text says what to do."""
 
 
 class Topology:
-    """Ensures these streams on one connection; `ready` is set while they are known to exist.
+    """Ensures these streams on one connection.
+
+    ready: set while all of them are known to be there, and as they must be.
+    known: set while it is known of which streams the deliveries are that this process holds, whatever is wrong.
+    problem: while something is known to be missing or wrong, a sentence that says what; None also where nothing is
+    known, since NATS is away.
+    on_change: called, on the event loop, with the names of the streams that were removed, changed or made again, or
+    whose consumers were, once all is as it must be again.
 
     Knows, too, which deliveries are of the streams as they are: a server that lost its disk, or with its power its
     newest messages, gives sequences anew, and an answer to a delivery of before would settle a stranger's message.
+
+    own: the durables whose lease is this process's to set. Of another's it repairs only one that is too short, since
+    two versions or settings of the services may run side by side for a while.
     """
 
-    def __init__(self, broker: Broker, streams: tuple[Stream, ...], replicas: int, log: Logger) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        streams: tuple[Stream, ...],
+        replicas: int,
+        log: Logger,
+        own: Collection[str] = (),
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
         self.ready = asyncio.Event()
+        self.known = asyncio.Event()
+        self.problem: str | None = None
+        self.on_change: list[Callable[[frozenset[str]], None]] = []
         self._broker = broker
         self._streams = streams
         self._replicas = replicas
         self._log = log
+        self._own = frozenset(own)
+        self._look_seconds = look_seconds
         self._lock = asyncio.Lock()
         self._said = ""
+        self._wake = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+        self._names = {
+            stream.name: frozenset(consumer.name for consumer in stream.consumers) for stream in self._streams
+        }
         #: When each stream was created, in nanoseconds.
         self._created_ns: dict[str, int] = {}
+        #: When each consumer was created, as NATS writes it, by stream and name.
+        self._consumers_created: dict[tuple[str, str], str] = {}
+        #: Since when a leader has been behind the deliveries that this process holds, by stream; event-loop time.
+        self._behind_since: dict[str, float] = {}
+        self._changed: set[str] = set()
+        #: How many removals NATS has told of: one that comes during a look may be of what was looked at already.
+        self._removals = 0
         #: The answer subjects of the deliveries that this process holds: Leases keeps them.
         self.held: Collection[str] = ()
         #: Those of them whose messages the streams turned out not to have any more.
         self._lost: set[str] = set()
         # Both from the beginning: a connection that breaks while a service still starts must not leave it unready.
-        broker.on_disconnect.append(self.ready.clear)
+        broker.on_disconnect += [self.ready.clear, self.known.clear]
         broker.on_reconnect.append(self.ensure)
 
     def is_current(self, reply: str, place: Place | None = None) -> bool:
@@ -46,78 +115,259 @@ class Topology:
 
         place: that of the delivery, where the caller has it.
         """
-        if not self.ready.is_set() or reply in self._lost:
+        if not self.known.is_set() or reply in self._lost:
             return False
         place = place or place_of(reply)
         return place is not None and place.stored_ns >= self._created_ns.get(place.stream, 0)
+
+    async def start(self) -> None:
+        """Return when every stream and consumer exists; go on looking after them until `stop`."""
+        for subject in _ADVISED:
+            await self._broker.nc.listen(subject, self._on_advisory)
+        self._broker.on_missing.append(self.look)
+        await self.ensure()
+        self._looking = asyncio.create_task(self._look_after())
+
+    async def stop(self) -> None:
+        """Look no more."""
+        if self._looking:
+            self._looking.cancel()
+
+    def look(self) -> None:
+        """Look soon: somebody was answered that a stream or a consumer is not there."""
+        self._wake.set()
 
     async def ensure(self) -> None:
         """Return when every stream and consumer exists. Waits and tries again while JetStream is not there yet."""
         async with self._lock:
             self.ready.clear()
-            pause = 0.1
-            while True:
-                try:
-                    for stream in self._streams:
-                        await self._ensure_stream(stream)
-                        await self._find_lost(stream)
-                except (BrokerUnavailable, JetStreamError) as error:
-                    # The same reason is said once, not at every try.
-                    if self._said != str(error):
-                        self._said = str(error)
-                        self._log.warning(
-                            "jetstream_waiting",
-                            message="JetStream is not ready: waiting for it",
-                            error=str(error),
-                        )
-                    await asyncio.sleep(pause)
-                    pause = min(1.0, pause * 2)
-                else:
-                    self._said = ""
-                    self.ready.set()
-                    return
+            self.known.clear()
+            await self._until_whole()
+
+    async def _look_after(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._look_seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if not self._broker.connected:
+                continue  # the reconnection ensures everything
+            try:
+                async with self._lock:
+                    await self._look_once()
+            except Exception:
+                self._log.exception("topology_broken", message="a look at the streams failed; the next one follows")
+            await asyncio.sleep(_SPACING_SECONDS)
+
+    async def _look_once(self) -> None:
+        """Repair what is missing or wrong. What NATS does not answer now, nothing follows from: the next look asks."""
+        try:
+            await self._look_through()
+        except (BrokerUnavailable, JetStreamError) as error:
+            if self.problem is None:
+                self._log.debug("topology_not_answered", reason=str(error))
+                return
+        except Unfit as error:
+            self._broken(str(error))
+        if self.problem is not None:
+            await self._until_whole()
+        else:
+            self._report_change()
+
+    async def _until_whole(self) -> None:
+        pause = 0.1
+        while True:
+            removals = self._removals
+            try:
+                await self._look_through()
+            except (BrokerUnavailable, JetStreamError, Unfit) as error:
+                if isinstance(error, Unfit):
+                    self.problem = str(error)
+                elif isinstance(error, JetStreamError) and not error.passes:
+                    self.problem = f"JetStream cannot be used: NATS says {str(error)!r}."
+                # The same reason is said once, not at every try.
+                if self._said != str(error):
+                    self._said = str(error)
+                    self._log.warning(
+                        "jetstream_waiting",
+                        message="JetStream is not ready: waiting for it",
+                        error=str(error),
+                    )
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 2)
+            else:
+                if removals != self._removals:
+                    continue
+                self._said = ""
+                self.problem = None
+                self.ready.set()
+                self._report_change()
+                return
+
+    def _on_advisory(self, subject: bytes, _: bytes, __: bytes, ___: bytes) -> None:
+        """`$JS.EVENT.ADVISORY.<STREAM or CONSUMER>.<action>.<stream>[.<consumer>]`."""
+        tokens = subject.decode(errors="replace").split(".")
+        stream, consumer = tokens[5], tokens[6] if len(tokens) > 6 else None
+        if stream not in self._names or (consumer is not None and consumer not in self._names[stream]):
+            return
+        self._changed.add(stream)
+        if tokens[4] == "DELETED":
+            self._removals += 1
+            self._broken(f"{_called(stream, consumer)} was removed, and is being made again.")
+        self.look()
+
+    def _broken(self, sentence: str) -> None:
+        self.ready.clear()
+        self.problem = sentence
+
+    def _report_change(self) -> None:
+        changed, self._changed = frozenset(self._changed), set()
+        if changed:
+            for call in self.on_change:
+                call(changed)
+
+    async def _look_through(self) -> None:
+        unfit: Unfit | None = None
+        for stream in self._streams:
+            try:
+                await self._ensure_stream(stream)
+            except Unfit as error:
+                unfit = unfit or error
+            await self._find_lost(stream)
+        self.known.set()
+        if unfit:
+            raise unfit
 
     async def _ensure_stream(self, stream: Stream) -> None:
+        known = stream.name in self._created_ns
         try:
             info = await self._broker.api(f"STREAM.INFO.{stream.name}")
         except JetStreamError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
+            if known:
+                self._broken(f"{stream.name} was removed, and is being made again.")
             waiting = stream.config(self._replicas, (stream.waiting_subject(),))
-            info = await self._broker.api(f"STREAM.CREATE.{stream.name}", waiting, timeout=10)
-            self._log.info("stream_created", message="created a stream", stream=stream.name)
-        found = info["config"]
-        self._created_ns[stream.name] = _nanoseconds(info["created"])
+            info = await self._configure(f"STREAM.CREATE.{stream.name}", stream.name, waiting)
+            say = self._log.warning if known else self._log.info
+            say("stream_created", message="created a stream", stream=stream.name)
+        found, created = info["config"], _nanoseconds(info["created"])
+        if known and created != self._created_ns[stream.name]:
+            self._changed.add(stream.name)
+        self._created_ns[stream.name] = created
+        if found["num_replicas"] > 1:
+            self._broker.replicated = True
         for consumer in stream.consumers:
             await self._ensure_consumer(stream, consumer)
-        wanted = stream.config(self._replicas)
-        if not _covers(found, wanted):
-            await self._broker.api(f"STREAM.UPDATE.{stream.name}", {**found, **wanted}, timeout=10)
-            self._log.info("stream_configured", message="configured a stream", stream=stream.name)
+        # A stream that somebody gave more copies keeps them: it was for safety.
+        wanted = stream.wanted(max(self._replicas, found["num_replicas"]))
+        differs = coverage.drift(found, wanted)
+        if not differs:
+            return
+        if found["subjects"] != [stream.waiting_subject()]:
+            self._changed.add(stream.name)
+            self._broken(f"{stream.name} was changed, and is being configured again.")
+        answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**found, **wanted})
+        left = coverage.drift(answer["config"], wanted)
+        if left:
+            raise Unfit(coverage.sentence(stream.name, left, self._broker.server_version))
+        self._log.info("stream_configured", message="configured a stream", stream=stream.name, changed=_shown(differs))
+
+    async def _ensure_consumer(self, stream: Stream, consumer: Consumer) -> None:
+        wanted, called = consumer.wanted(), _called(stream.name, consumer.name)
+        place = (stream.name, consumer.name)
+        known = place in self._consumers_created
+        try:
+            info = await self._broker.api(f"CONSUMER.INFO.{stream.name}.{consumer.name}")
+        except JetStreamError as error:
+            if error.err_code != CONSUMER_NOT_FOUND:
+                raise
+            info = None
+            if known:
+                self._changed.add(stream.name)
+                self._broken(f"{called} was removed, and is being made again.")
+        found = info["config"] if info else {}
+        differs = coverage.drift(found, wanted)
+        if found and consumer.name not in self._own and found.get("ack_wait", 0) >= wanted["ack_wait"]:
+            differs.pop("ack_wait", None)
+            wanted["ack_wait"] = found["ack_wait"]
+        if info is None or differs:
+            call = f"CONSUMER.DURABLE.CREATE.{stream.name}.{consumer.name}"
+            info = await self._configure(call, called, {**found, **wanted}, stream.name)
+            left = coverage.drift(info["config"], wanted)
+            if left:
+                raise Unfit(coverage.sentence(called, left, self._broker.server_version))
+            say = self._log.warning if known and not found else self._log.info
+            say(
+                "consumer_configured",
+                message="configured a consumer" if found else "created a consumer",
+                stream=stream.name,
+                consumer=consumer.name,
+                changed=_shown(differs) if found else {},
+            )
+            if found:
+                self._changed.add(stream.name)
+        if known and info["created"] != self._consumers_created[place]:
+            self._changed.add(stream.name)
+        self._consumers_created[place] = info["created"]
+
+    async def _configure(
+        self, call: str, called: str, config: dict[str, Any], of_stream: str | None = None
+    ) -> dict[str, Any]:
+        """Create or update. Raises Unfit where NATS refuses it for good, JetStreamError or BrokerUnavailable."""
+        config = without_none(config)
+        body = {"stream_name": of_stream, "config": config} if of_stream else config
+        try:
+            return await self._broker.api(call, body, timeout=10)
+        except JetStreamError as error:
+            if error.passes or error.err_code == NAME_IN_USE:  # somebody else is making it at this moment
+                raise
+            hint = _MAX_BYTES_HINT if error.err_code == MAX_BYTES_REQUIRED else ""
+            raise Unfit(f"{called} cannot be configured as it must be: NATS says {str(error)!r}.{hint}") from None
 
     async def _find_lost(self, stream: Stream) -> None:
         """Ask for the held messages, newest first: one that is there vouches for all before it.
 
-        So it costs one request, unless the server came back as it was some moments before.
+        So it costs one request, unless the server came back as it was some moments before. Raises LeaderBehind while
+        the stream's leader may still come to know them.
         """
-        if not self.held or stream.options["storage"] != "file":
+        created = self._created_ns.get(stream.name)
+        if not self.held or self.known.is_set() or created is None or stream.options["storage"] != "file":
             return  # what was in memory is a stream of its own each time
-        created = self._created_ns[stream.name]
         places = [(place, reply) for reply in self.held if (place := place_of(reply)) is not None]
         mine = [(place, reply) for place, reply in places if place.stream == stream.name and place.stored_ns >= created]
-        lost = 0
-        for place, reply in sorted(mine, key=lambda entry: entry[0].sequence, reverse=True):
+        newest_first = sorted(mine, key=lambda entry: entry[0].sequence, reverse=True)
+        lost: list[str] = []
+        for place, reply in newest_first:
             if await self._has(place):
                 break
-            self._lost.add(reply)
-            lost += 1
+            lost.append(reply)
+        if lost and self._broker.replicated:
+            await self._wait_for_leader(stream.name, newest_first[0][0].sequence)
         if lost:
+            self._lost.update(lost)
             self._log.warning(
                 "deliveries_lost",
                 message="held messages are gone from their stream: they are not answered",
                 stream=stream.name,
-                count=lost,
+                count=len(lost),
             )
+
+    async def _wait_for_leader(self, stream: str, sequence: int) -> None:
+        """Raise LeaderBehind while the leader is before this sequence, for BEHIND_SECONDS: then it has lost it."""
+        now = asyncio.get_running_loop().time()
+        applied = await self._broker.last_sequence(stream)
+        if applied >= sequence:
+            self._behind_since.pop(stream, None)
+            return
+        since = self._behind_since.setdefault(stream, now)
+        if now - since < BEHIND_SECONDS:
+            raise LeaderBehind(
+                f"the leader of {stream} is at sequence {applied}, before {sequence}, which was delivered"
+            )
+        self._behind_since.pop(stream)
 
     async def _has(self, place: Place) -> bool:
         try:
@@ -128,28 +378,14 @@ class Topology:
             return False
         return _nanoseconds(found["message"]["time"]) == place.stored_ns
 
-    async def _ensure_consumer(self, stream: Stream, consumer: Consumer) -> None:
-        wanted = consumer.config()
-        try:
-            found = (await self._broker.api(f"CONSUMER.INFO.{stream.name}.{consumer.name}"))["config"]
-        except JetStreamError as error:
-            if error.err_code != CONSUMER_NOT_FOUND:
-                raise
-            found = {}
-        if not _covers(found, wanted):
-            body = {"stream_name": stream.name, "config": {**found, **wanted}}
-            await self._broker.api(f"CONSUMER.DURABLE.CREATE.{stream.name}.{consumer.name}", body, timeout=10)
-            self._log.info(
-                "consumer_configured",
-                message="configured a consumer",
-                stream=stream.name,
-                consumer=consumer.name,
-            )
+
+def _called(stream: str, consumer: str | None) -> str:
+    return stream if consumer is None else f"The consumer {consumer} of {stream}"
 
 
-def _covers(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether the server's configuration already says all that we want of it."""
-    return all(found.get(name) == value for name, value in wanted.items())
+def _shown(differs: coverage.Drift) -> dict[str, list[Any]]:
+    """For the log: what each field was, and what it is now."""
+    return {name: list(values) for name, values in differs.items()}
 
 
 def _nanoseconds(moment: str) -> int:

@@ -166,6 +166,8 @@ class Deliverer:
         headers = {"Nats-Msg-Id": callbacks.message_id(told), "traceparent": tracing.child(told.end.trace)}
         payload = callbacks.encode(told)
         while True:
+            if not self._topology.ready.is_set():
+                await self._process.unless_stopped(self._topology.ready.wait())
             try:
                 ack = await self._broker.publish(subject, payload, headers)
                 if ack.error is None:
@@ -183,8 +185,8 @@ class Deliverer:
     async def _answer(self, msg: Delivered, answer: bytes) -> None:
         self._leases.remove(msg.reply)
         # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
-        if not self._topology.ready.is_set():
-            await self._process.unless_stopped(self._topology.ready.wait())
+        if not self._topology.known.is_set():
+            await self._process.unless_stopped(self._topology.known.wait())
         if self._topology.is_current(msg.reply, msg.place):
             with contextlib.suppress(BrokerUnavailable):  # it comes back
                 self._broker.send(msg.reply, answer)

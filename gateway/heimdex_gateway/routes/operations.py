@@ -79,6 +79,8 @@ async def readyz(request: AnyRequest) -> Response[Readiness]:
     nats = DependencyState(True, "connected")
     if not gateway.broker.connected:
         nats = DependencyState(False, "not connected")
+    elif gateway.topology.problem is not None:
+        nats = DependencyState(False, gateway.topology.problem)
     elif not gateway.topology.ready.is_set():
         nats = DependencyState(False, "the streams are not there yet")
     postgres = DependencyState(True, "connected")
