@@ -22,6 +22,8 @@ TIMEOUT_SECONDS: Final = 2.0
 ANSWERED_WITHIN_SECONDS: Final = 4.0
 #: How long the work of a canceled job is tried to be taken out of its queue.
 REMOVED_WITHIN_SECONDS: Final = 30.0
+#: Between two looks at a stream whose leader does not know yet what Postgres does.
+_BEHIND_SECONDS: Final = 0.05
 #: A job that moves on between our look and our publish is looked at again; it has few stages to move through.
 LOOKS: Final = 20
 ENDED: Final = "The job has ended ({}): only one that has not can be canceled."
@@ -51,6 +53,7 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
     BrokerUnavailable when it cannot be known.
     """
     answer_by = asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
+    missing = False
     for _ in range(LOOKS):
         job, found = await _job_and_newest(gateway, tenant, job_id)
         if job is None:
@@ -58,7 +61,10 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
         if job.ended:
             raise Conflict(ENDED.format(job.status))
         if found is None:
-            raise Unanswerable("The job's messages are being restored. Try again in a few seconds.")
+            # A replicated stream's leader may not know yet what Postgres does; else the status store restores it.
+            missing = True
+            await asyncio.sleep(_BEHIND_SECONDS)
+            continue
         stored, due = found
         if not isinstance(due, Due):
             continue  # its end was recorded, and it was run again, between our looks
@@ -77,6 +83,8 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
         await _remove(gateway, stored, answer_by)
         await _check_it_held(gateway, message, stored, changed)
         return changed
+    if missing:
+        raise Unanswerable("The job's messages are being restored. Try again in a few seconds.")
     raise Unanswerable("The job moves on too fast to be canceled. Try again.")
 
 
@@ -89,10 +97,18 @@ async def retry(
     Raises Conflict for a job that is not failed or canceled.
     """
     answer_by = asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
+    leader_knows = False
     for _ in range(LOOKS):
         job, found = await _job_and_newest(gateway, tenant, job_id)
         if job is None:
             return None
+        if not leader_knows and (found is None or found[1].step < job.step):
+            # Older than the row: left over, or the end that the row tells has not reached the stream's leader yet. The
+            # next run must follow that end, not what lies before it.
+            leader_knows = await gateway.reads.leader_knows_recorded()
+            if gateway.broker.replicated:
+                await asyncio.sleep(0 if leader_knows else _BEHIND_SECONDS)
+                continue
         if job.status not in {"failed", "canceled"}:
             why = "completed" if job.status == "completed" else "not ended"
             raise Conflict(f"The job has {why}: only a failed or canceled one can be run again.")

@@ -137,8 +137,16 @@ async def _create(gateway: Gateway, subject: str, made: Made) -> bool:
         if ack.error is None:
             return True
         if ack.error.err_code in WRONG_LAST_SEQUENCE:
+            try:
+                found = await _read(gateway, subject)
+            except BrokerUnavailable:
+                # Another's key is being stored, and cannot be read yet; or it expired this very moment.
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+                continue
             # Ours, if an earlier try of this very call was stored.
-            return (await _read(gateway, subject)).job.job_id == made.job.job_id
+            return found.job.job_id == made.job.job_id
         raise Refused(f"JetStream refused the Idempotency-Key: {ack.error.description}.")
 
 

@@ -14,6 +14,7 @@ from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
+from heimdex_gateway.accepted import Accepted
 from heimdex_gateway.app import create_app
 from heimdex_gateway.bounded import Bounded
 from heimdex_gateway.callbacks.accepting import Acceptance
@@ -76,11 +77,13 @@ async def serve(running: Process, listener: socket.socket) -> None:
     if found.callback_secret:
         poster = Poster(found.callback_secret, allowed, resolver, MOST_AT_ONCE)
         deliverer = Deliverer(running, topology, poster)
+    publisher, database = Publisher(broker, log, lambda: topology.problem), Database(found.database_url)
     gateway = Gateway(
         broker=broker,
         topology=topology,
-        publisher=Publisher(broker, log, lambda: topology.problem),
-        database=Database(found.database_url),
+        publisher=publisher,
+        database=database,
+        accepted=Accepted(publisher, database, log),
         pipelines=known,
         watches=Watches(broker),
         doors=Doors.of(found),
@@ -112,6 +115,11 @@ async def serve(running: Process, listener: socket.socket) -> None:
             await deliverer.start()
         log.info("ready")
 
+    def on_change(changed: frozenset[str]) -> None:
+        if subjects.JOBS in changed:
+            gateway.begin(gateway.accepted.restore())
+
+    topology.on_change.append(on_change)
     broker.nc.patience = lambda: PATIENCE_SECONDS if broker.nc.asking >= BUSY else 0.0
     running.health.append(topology.ready.is_set)
     connecting = asyncio.create_task(connect())

@@ -60,6 +60,20 @@ class Reads:
         """Whether the status store has surely recorded neither this message nor any later one."""
         return (await self._recorded()).has_not(sequence)
 
+    async def leader_knows_recorded(self) -> bool:
+        """Whether the stream's leader knows all that the status store can have recorded by now.
+
+        In a replicated stream the store's consumer may be ahead of it for a moment: what is asked of the stream after
+        a True is not older than what is asked of Postgres. Raises Unanswerable where NATS is away.
+        """
+        if not self._broker.replicated:
+            return True
+        delivered = (await self._recorded()).delivered
+        try:
+            return await self._broker.last_sequence(subjects.JOBS) >= delivered
+        except (BrokerUnavailable, JetStreamError):
+            raise Unanswerable(NATS_DOWN) from None
+
     async def _from_both(self, job_id: str, tenant: str, before: Snapshot | None) -> Snapshot | None:
         try:
             found = await self._look(job_id, tenant)
@@ -81,6 +95,8 @@ class Reads:
 
     async def _from_stream(self, job_id: str, tenant: str) -> Snapshot:
         """Postgres is away: the stream's answer, where that cannot be older than what Postgres has told."""
+        if not await self.leader_knows_recorded():
+            raise Unanswerable(BOTH_NEEDED)
         found = await self._look(job_id, tenant)
         if found is None:
             raise Unanswerable(BOTH_NEEDED)

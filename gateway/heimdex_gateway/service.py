@@ -9,6 +9,7 @@ from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.topology import Topology
+from heimdex_gateway.accepted import Accepted
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.database import Database
 from heimdex_gateway.doors import Doors
@@ -32,6 +33,7 @@ class Gateway:
     watches: Watches
     doors: Doors
     callbacks: Acceptance
+    accepted: Accepted
     reads: Reads = field(init=False)
     #: What goes on though its caller has been answered.
     afterwards: set[asyncio.Task[None]] = field(default_factory=set)

@@ -48,9 +48,11 @@ async def submit(gateway: Gateway, job: Due) -> None:
         # job has gone on since: NATS was away when it should have answered.
         with contextlib.suppress(Superseded):
             await gateway.publisher.publish(job, expected=0, deadline=deadline)
+        gateway.accepted.add((job,))
 
 
 async def submit_all(gateway: Gateway, jobs: Sequence[Due]) -> None:
     """All or none of them. Raises as `submit`."""
     async with gateway.room.taken(len(jobs)):
         await gateway.publisher.publish_new(jobs, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
+        gateway.accepted.add(jobs)

@@ -13,7 +13,7 @@ from heimdex_contracts.runtime.logs import Logger
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: The revision that this version of the store writes to: the last file's.
-REVISION: Final = "lists"
+REVISION: Final = "durables"
 #: What there must be at this revision.
 RELATIONS: Final = ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"]
 _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"

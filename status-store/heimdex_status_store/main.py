@@ -57,7 +57,7 @@ async def serve(running: Process) -> None:
     upkeep_database = Database(found.database_url, log)
     upkeep = [
         asyncio.create_task(
-            Sweep(broker, upkeep_database, Publisher(broker, log, lambda: topology.problem), log).run()
+            Sweep(broker, topology, upkeep_database, Publisher(broker, log, lambda: topology.problem), log).run()
         ),
         asyncio.create_task(prune(upkeep_database, found.retention_days, log)),
     ]

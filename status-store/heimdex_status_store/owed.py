@@ -39,10 +39,14 @@ class Owed:
         self._broker = broker
         self._log = log
 
-    async def publish(self, end: End, tries: int = 0) -> bool:
-        """Whether it is stored. `tries`: how often it was tried already."""
+    async def publish(self, end: End, tries: int = 0, restored: str = "") -> bool:
+        """Whether it is stored. `tries`: how often it was tried already.
+
+        restored: what took the first one away, to tell it from the one that NATS remembers by its id.
+        """
         due = CallbackDue(end=end, tries=tries, at=messages.later_of(messages.now(), end.at))
-        headers = {"Nats-Msg-Id": callbacks.message_id(due), "traceparent": tracing.child(end.trace)}
+        message_id = f"{callbacks.message_id(due)}.{restored}" if restored else callbacks.message_id(due)
+        headers = {"Nats-Msg-Id": message_id, "traceparent": tracing.child(end.trace)}
         subject = subjects.callback_subject(subjects.CALLBACK_DUE, end.job_id)
         reason = ""
         for pause in (*_PAUSES, 0.0):
@@ -62,10 +66,11 @@ class Owed:
         )
         return False
 
-    async def restore(self, database: Database) -> int:
-        """Publish again what the rows say is owed; returns how many of them could not be. Raises OUTAGE.
+    async def restore(self, database: Database, cause: str) -> int:
+        """Publish again what the rows say is owed and the stream does not hold; returns how many could not be.
 
-        To be called when the stream is another one than the rows were recorded from: otherwise it owes them itself.
+        To be called when the stream, or its consumer, is another one than before; `cause` tells it from the one before.
+        Raises OUTAGE, BrokerUnavailable or JetStreamError.
         """
         after: str | None = None
         restored = missed = 0
@@ -81,8 +86,9 @@ class Owed:
                 except UnusableMessage as error:
                     self._log.error("callback_not_restorable", job_id=job_id, reason=str(error))
                     continue
-                if isinstance(end, End):
-                    stored = await self.publish(end, tries)
+                held = await self._broker.last_message(subjects.CALLBACKS, subjects.callback_subject("*", job_id))
+                if isinstance(end, End) and held is None:
+                    stored = await self.publish(end, tries, cause)
                     restored, missed = restored + stored, missed + (not stored)
             if len(page) < PAGE:
                 break

@@ -165,7 +165,10 @@ async def owed(connection: asyncpg.Connection, after: str | None, limit: int) ->
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """A job that has not ended, as its row says. `message`: its newest, as JSON; `subject`: where that belongs."""
+    """A job that has not ended, as its row says. `message`: its newest, as JSON; `subject`: where that belongs.
+
+    in_back_off: the delay before its next attempt is not over, by the clock of the worker that began it.
+    """
 
     job_id: str
     step: int
@@ -175,6 +178,7 @@ class Unfinished(msgspec.Struct, frozen=True):
     updated_at: datetime
     message: str
     failed_attempts: int
+    in_back_off: bool
 
     @property
     def subject(self) -> str:
@@ -184,7 +188,9 @@ class Unfinished(msgspec.Struct, frozen=True):
 
 _UNFINISHED: Final = """
 SELECT id::text, step, progress, message->>'stage', status = 'processing', updated_at, message::text,
-       COALESCE((SELECT max(attempt) FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step), 0)
+       COALESCE((SELECT max(attempt) FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step), 0),
+       EXISTS (SELECT FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step
+               AND at + delay_seconds * interval '1 second' > now())
 FROM jobs
 WHERE status IN ('pending', 'processing') AND message IS NOT NULL
 """
@@ -216,10 +222,17 @@ async def unfinished_row(connection: asyncpg.Connection, job_id: str) -> Unfinis
     return None if row is None else Unfinished(*row)
 
 
-async def stream_seen(connection: asyncpg.Connection) -> str | None:
-    """When the stream that these rows were recorded from was created; None: this database has seen none."""
-    found: str | None = await connection.fetchval("SELECT created FROM stream_seen")
-    return found
+class StreamSeen(msgspec.Struct, frozen=True):
+    """When the stream that these rows were recorded from was created, and each durable consumer, by its name."""
+
+    created: str
+    durables: dict[str, str]
+
+
+async def stream_seen(connection: asyncpg.Connection) -> StreamSeen | None:
+    """None: this database has seen no stream."""
+    row = await connection.fetchrow("SELECT created, durables FROM stream_seen")
+    return None if row is None else StreamSeen(row[0], msgspec.json.decode(row[1]) if row[1] else {})
 
 
 async def has_no_jobs(connection: asyncpg.Connection) -> bool:
@@ -227,11 +240,13 @@ async def has_no_jobs(connection: asyncpg.Connection) -> bool:
     return not await connection.fetchval("SELECT EXISTS (SELECT FROM jobs)")
 
 
-async def mark_stream_seen(connection: asyncpg.Connection, created: str) -> None:
+async def mark_stream_seen(connection: asyncpg.Connection, seen: StreamSeen) -> None:
     """The rows and this stream agree."""
     await connection.execute(
-        "INSERT INTO stream_seen (created) VALUES ($1) ON CONFLICT (one) DO UPDATE SET created = EXCLUDED.created",
-        created,
+        "INSERT INTO stream_seen (created, durables) VALUES ($1, $2)"
+        " ON CONFLICT (one) DO UPDATE SET created = EXCLUDED.created, durables = EXCLUDED.durables",
+        seen.created,
+        msgspec.json.encode(seen.durables).decode(),
     )
 
 

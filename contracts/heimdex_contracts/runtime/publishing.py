@@ -36,6 +36,8 @@ _PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 #: Why the first message of a further run is due (`messages.Reason`).
 RETRIED: Final = "retried"
+#: Why a job whose messages were lost is due.
+RESTORED: Final = "restored"
 
 #: How many tries an unusable message in the way is left to its consumers before it is removed.
 _PATIENCE: Final = 5
@@ -60,12 +62,12 @@ def envelope(message: AnyJobMessage, expected: int) -> Envelope:
     """As the successor of stream sequence `expected` (0: the job's first).
 
     `Nats-Msg-Id` is the same for every repetition of one hand-over; twins differ by what they hand over, but for those
-    that begin the same run. A job whose time has not come is a message schedule: the server publishes it to its first
-    stage then, without our headers.
+    that begin the same run. What is restored is not taken for the message that was lost. A job whose time has not come
+    is a message schedule: the server publishes it to its first stage then, without our headers.
     """
     token = messages.token(message)
     headers = {
-        "Nats-Msg-Id": f"{message.job_id}.{message.step}.{RETRIED if _begins_a_run(message) else token}",
+        "Nats-Msg-Id": f"{message.job_id}.{message.step}.{_what(message) or token}",
         "Nats-Expected-Last-Subject-Sequence": str(expected),
         "Nats-Expected-Last-Subject-Sequence-Subject": subjects.job_filter(message.job_id),
     }
@@ -76,6 +78,10 @@ def envelope(message: AnyJobMessage, expected: int) -> Envelope:
     if message.trace:
         headers["traceparent"] = message.trace
     return Envelope(subjects.job_subject(token, message.job_id), messages.encode(message), headers)
+
+
+def _what(message: AnyJobMessage) -> str | None:
+    return message.reason if isinstance(message, Due) and message.reason in {RETRIED, RESTORED} else None
 
 
 def _begins_a_run(message: AnyJobMessage) -> bool:

@@ -30,6 +30,8 @@ from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream, without_non
 
 #: How often everything is looked at although NATS has said nothing.
 LOOK_SECONDS: Final = 10.0
+#: Between the removal of a stream and its next creation.
+REMOVED_SECONDS: Final = 2.0
 #: Of two looks that NATS asks for, the second one waits this long, and sees what came in between too.
 _SPACING_SECONDS: Final = 0.1
 
@@ -99,6 +101,8 @@ class Topology:
         self._consumers_created: dict[tuple[str, str], str] = {}
         #: Since when a leader has been behind the deliveries that this process holds, by stream; event-loop time.
         self._behind_since: dict[str, float] = {}
+        #: When each stream was first seen to be missing; event-loop time.
+        self._missing_since: dict[str, float] = {}
         self._changed: set[str] = set()
         #: How many removals NATS has told of: one that comes during a look may be of what was looked at already.
         self._removals = 0
@@ -119,6 +123,10 @@ class Topology:
             return False
         place = place or place_of(reply)
         return place is not None and place.stored_ns >= self._created_ns.get(place.stream, 0)
+
+    def durables_created(self) -> dict[str, str]:
+        """When each consumer was created, as NATS writes it, by `<stream>.<consumer>`; as of the newest look."""
+        return {f"{stream}.{consumer}": created for (stream, consumer), created in self._consumers_created.items()}
 
     async def start(self) -> None:
         """Return when every stream and consumer exists; go on looking after them until `stop`."""
@@ -249,6 +257,7 @@ class Topology:
                 raise
             if known:
                 self._broken(f"{stream.name} was removed, and is being made again.")
+                self._wait_for_removal(stream.name)
             waiting = stream.config(self._replicas, (stream.waiting_subject(),))
             info = await self._configure(f"STREAM.CREATE.{stream.name}", stream.name, waiting)
             say = self._log.warning if known else self._log.info
@@ -274,6 +283,16 @@ class Topology:
         if left:
             raise Unfit(coverage.sentence(stream.name, left, self._broker.server_version))
         self._log.info("stream_configured", message="configured a stream", stream=stream.name, changed=_shown(differs))
+
+    def _wait_for_removal(self, stream: str) -> None:
+        """Raise BrokerUnavailable until the server has surely moved away what it kept of a removed stream.
+
+        Until then (seen with 2.15.1) it takes the folder of a new stream of this name for the old one's.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._missing_since.setdefault(stream, now) + REMOVED_SECONDS:
+            raise BrokerUnavailable(f"{stream} was removed, and is made again in a moment")
+        del self._missing_since[stream]
 
     async def _ensure_consumer(self, stream: Stream, consumer: Consumer) -> None:
         wanted, called = consumer.wanted(), _called(stream.name, consumer.name)

@@ -13,7 +13,7 @@ from heimdex_contracts import subjects
 from heimdex_contracts.lifecycle import Snapshot, snapshot
 from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage
 from heimdex_gateway.reads import Reads, Unanswerable
-from tests.harness.histories import Writer, random_run
+from tests.harness.histories import Writer, due, random_run
 from tests.unit.gateway.world import BrokenBroker, World
 
 ORDER = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
@@ -43,6 +43,7 @@ async def play(world: World, gateway_count: int) -> list[tuple[int, Snapshot]]:
     loop.time = lambda: time.monotonic() + world.seconds  # type: ignore[method-assign]
     gateways = [reads(world) for _ in range(gateway_count)]
     world.publish_next()
+    world.streams[subjects.JOBS].apply()  # its caller was answered
     answers: list[tuple[int, Snapshot]] = []
     for number in range(80):
         for _ in range(world.random.choice([0, 1, 4])):
@@ -70,18 +71,25 @@ def check(answers: list[tuple[int, Snapshot]]) -> None:
             assert (later.status, later.progress) == (earlier.status, earlier.progress), told
 
 
+@pytest.mark.parametrize("replicated", [False, True], ids=["one node", "a leader that lags"])
 @pytest.mark.parametrize("hundred", range(0, 1000, 100))
-async def test_no_answer_is_older_than_one_given_before_while_postgres_and_the_store_come_and_go(hundred: int) -> None:
+async def test_no_answer_is_older_than_one_given_before_while_postgres_and_the_store_come_and_go(
+    hundred: int, replicated: bool
+) -> None:
     for seed in range(hundred, hundred + 100):
         random = Random(seed)
-        check(await play(World(random_run(random), random), gateway_count=1))
+        check(await play(World(random_run(random), random, replicated=replicated), gateway_count=1))
 
 
+@pytest.mark.parametrize("replicated", [False, True], ids=["one node", "a leader that lags"])
 @pytest.mark.parametrize("hundred", range(0, 1000, 100))
-async def test_no_answer_is_older_than_another_gateways_while_the_store_keeps_up(hundred: int) -> None:
+async def test_no_answer_is_older_than_another_gateways_while_the_store_keeps_up(
+    hundred: int, replicated: bool
+) -> None:
     for seed in range(hundred, hundred + 100):
         random = Random(seed)
-        check(await play(World(random_run(random), random, outages=False, time_passes=False), gateway_count=2))
+        world = World(random_run(random), random, outages=False, time_passes=False, replicated=replicated)
+        check(await play(world, gateway_count=2))
 
 
 async def test_a_job_that_postgres_does_not_have_yet_is_found_in_the_stream() -> None:
@@ -201,3 +209,24 @@ async def test_a_strangers_message_in_the_stream_is_no_answer() -> None:
 
     world = settled(Writer().events, recorded=0)
     assert await reads(world, Stranger()).job(world.job_id, DEFAULT_TENANT) is None
+
+
+async def test_the_end_of_a_run_is_not_told_by_a_leader_that_does_not_know_the_next_run_yet() -> None:
+    writer = Writer()
+    writer.fail()
+    failed = writer.events[-1]
+    again = due(writer.due.job_id, step=failed.step + 1, run=2, reason="retried", at=failed.at)
+    world = settled([*writer.events, again], recorded=0)
+    world.replicated = True
+    # The store's consumer is ahead of the stream's leader: Postgres had the next run, and told it.
+    for _ in range(3):
+        world.streams[subjects.JOBS].deliver()
+    world.record()
+    world.acknowledge()
+    world.streams[subjects.JOBS].applied = 2
+    world.streams[subjects.JOBS].kept.setdefault(2, failed)
+    assert world.row is not None
+    assert world.row.status == "pending"
+    world.postgres_up = False
+    with pytest.raises(Unanswerable):
+        await reads(world).job(world.job_id, DEFAULT_TENANT)

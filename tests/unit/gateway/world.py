@@ -23,6 +23,8 @@ class _Stream:
 
     def __init__(self) -> None:
         self.sequence = 0
+        #: How far the stream's leader has got, which answers what is asked of the stream. Its consumer may be ahead.
+        self.applied = 0
         self.kept: dict[int, AnyMessage] = {}
         #: In order: [stream sequence, event, acknowledged].
         self.deliveries: list[tuple[int, AnyMessage]] = []
@@ -31,9 +33,14 @@ class _Stream:
         self.delivered_up_to = 0
 
     def publish(self, event: AnyMessage) -> int:
+        # Whoever publishes a successor was answered for the message before.
+        self.applied = self.sequence
         self.sequence += 1
         self.kept[self.sequence] = event
         return self.sequence
+
+    def apply(self) -> None:
+        self.applied = self.sequence
 
     def undelivered(self) -> list[int]:
         return [sequence for sequence in sorted(self.kept) if sequence > self.delivered_up_to]
@@ -65,12 +72,18 @@ class World:
     """Plays these events of one job, in order; stands in for the gateway's broker and its database at once."""
 
     def __init__(
-        self, events: list[AnyMessage], random: Random, outages: bool = True, time_passes: bool = True
+        self,
+        events: list[AnyMessage],
+        random: Random,
+        outages: bool = True,
+        time_passes: bool = True,
+        replicated: bool = False,
     ) -> None:
         self.events = list(events)
         self.random = random
         self.outages = outages
         self.time_passes = time_passes
+        self.replicated = replicated
         self.job_id = events[0].job_id
         self.row: Snapshot | None = None
         self.postgres_up = self.store_up = True
@@ -105,7 +118,7 @@ class World:
         self._worker_holds = self._last_on_jobs if isinstance(event, messages.Due) else None
 
     def record(self) -> None:
-        """The store commits what was delivered to it: no lower ranks, ticks only for their own step's row."""
+        """The store commits what was delivered to it: no lower ranks; of attempts, only those of the row's own step."""
         if not (self.store_up and self.postgres_up):
             return
         batch = [
@@ -116,7 +129,7 @@ class World:
         ]
         for stream, sequence, event in batch:
             seen = snapshot(event)
-            if isinstance(event, Progress) and (self.row is None or self.row.step < event.step):
+            if isinstance(event, (Progress, AttemptFailed)) and (self.row is None or self.row.step < event.step):
                 continue
             stream.recorded.add(sequence)
             if self.row is None:
@@ -144,6 +157,8 @@ class World:
         happenings = [self.publish_next, self.record, self.acknowledge, stream.deliver, stream.deliver]
         if self.time_passes:
             happenings.append(self._pass_time)
+        if self.replicated:
+            happenings.append(stream.apply)
         if self.outages:
             happenings += [self._toggle_postgres, self._toggle_store, self._restart_nats]
         self.random.choice(happenings)()
@@ -171,7 +186,12 @@ class World:
 
     async def last_message(self, stream: str, subject_filter: str, timeout: float = 2.0) -> Stored | None:
         await self._meanwhile()
-        kept = self.streams[stream].kept
+        source = self.streams[stream]
+        kept = {
+            sequence: event
+            for sequence, event in source.kept.items()
+            if not self.replicated or sequence <= source.applied
+        }
         found = None
         if kept:
             sequence = max(kept)
@@ -192,6 +212,12 @@ class World:
         await self._meanwhile()
         return answer
 
+    async def last_sequence(self, stream: str) -> int:
+        await self._meanwhile()
+        applied = self.streams[stream].applied
+        await self._meanwhile()
+        return applied
+
     # As the gateway's database ----------------------------------------------------------------------------------
 
     async def job(self, job_id: str, tenant: str) -> Snapshot | None:
@@ -205,6 +231,8 @@ class World:
 
 class BrokenBroker:
     """Answers nothing."""
+
+    replicated = False
 
     async def last_message(self, *_: Any, **__: Any) -> Stored | None:
         raise BrokerUnavailable("not connected to NATS")
