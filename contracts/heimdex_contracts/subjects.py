@@ -23,8 +23,10 @@ COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELED: Final = "canceled"
 LATER: Final = "later"
+#: Third tokens of `heimdex.jobs.<token>.<job_id>` that say how the job ended.
+ENDS: Final = frozenset({COMPLETED, FAILED, CANCELED})
 #: Third tokens of `heimdex.jobs.<token>.<job_id>` that are no stage; a stage may not be called so.
-RESERVED_TOKENS: Final = frozenset({COMPLETED, FAILED, CANCELED, LATER})
+RESERVED_TOKENS: Final = ENDS | {LATER}
 
 #: Third tokens of `heimdex.callbacks.<token>.<job_id>`. A failed try is also the next one's work.
 CALLBACK_DUE: Final = "due"

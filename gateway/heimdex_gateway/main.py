@@ -77,7 +77,10 @@ async def serve(running: Process, listener: socket.socket) -> None:
     if found.callback_secret:
         poster = Poster(found.callback_secret, allowed, resolver, MOST_AT_ONCE)
         deliverer = Deliverer(running, topology, poster)
-    publisher, database = Publisher(broker, log, lambda: topology.problem), Database(found.database_url)
+    publisher, database = (
+        Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS)),
+        Database(found.database_url),
+    )
     gateway = Gateway(
         broker=broker,
         topology=topology,

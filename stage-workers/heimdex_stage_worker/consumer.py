@@ -95,7 +95,7 @@ class StageWorker:
             self._log,
             own=(stage,),
         )
-        self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem)
+        self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem_of(subjects.JOBS))
         self._unusable = SettingAside(self._broker, self._log)
         self._leases = Leases(self._broker, self._topology, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
@@ -338,7 +338,7 @@ class StageWorker:
 
     async def _publish(self, held: Delivery, message: messages.AnyJobMessage) -> None:
         while True:
-            await self._until_ready()
+            await self._until_whole(subjects.JOBS)
             try:
                 await self._publisher.publish(message, held.sequence, self._deadline)
                 return
@@ -349,10 +349,10 @@ class StageWorker:
                     raise
                 await asyncio.sleep(1)
 
-    async def _until_ready(self) -> None:
-        """Until the streams and consumers are as they must be, or the worker is told to stop."""
+    async def _until_whole(self, stream: str) -> None:
+        """Until the stream and its consumers are as they must be, or the worker is told to stop."""
         if not self._topology.ready.is_set():
-            await self._process.unless_stopped(self._topology.ready.wait())
+            await self._process.unless_stopped(self._topology.until_whole(stream))
 
     async def _publish_attempt(self, held: Delivery, error: str, delay: float, at: datetime) -> None:
         """Store the failed attempt: the history must be whole, so the nak waits for it."""
@@ -379,7 +379,7 @@ class StageWorker:
             "traceparent": tracing.child(due.trace),
         }
         while True:
-            await self._until_ready()
+            await self._until_whole(subjects.ATTEMPTS)
             try:
                 ack = await self._broker.publish(subjects.attempt_subject(self._stage, due.job_id), payload, headers)
                 if ack.error is None:

@@ -55,10 +55,9 @@ async def serve(running: Process) -> None:
     work = asyncio.create_task(recorder.run())
     # A connection of its own: a sweep must not stand in the recorder's way.
     upkeep_database = Database(found.database_url, log)
+    publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS))
     upkeep = [
-        asyncio.create_task(
-            Sweep(broker, topology, upkeep_database, Publisher(broker, log, lambda: topology.problem), log).run()
-        ),
+        asyncio.create_task(Sweep(broker, topology, upkeep_database, publisher, log).run()),
         asyncio.create_task(prune(upkeep_database, found.retention_days, log)),
     ]
     await recorder.start()

@@ -66,6 +66,13 @@ class Owed:
         )
         return False
 
+    async def _is_under_way(self, job_id: str) -> bool:
+        """Whether its callback is in the stream, or follows from the job's end, which is not acknowledged yet."""
+        if await self._broker.last_message(subjects.CALLBACKS, subjects.callback_subject("*", job_id)) is not None:
+            return True
+        last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id))
+        return last is not None and last.subject.split(".")[2] in subjects.ENDS
+
     async def restore(self, database: Database, cause: str) -> int:
         """Publish again what the rows say is owed and the stream does not hold; returns how many could not be.
 
@@ -86,8 +93,7 @@ class Owed:
                 except UnusableMessage as error:
                     self._log.error("callback_not_restorable", job_id=job_id, reason=str(error))
                     continue
-                held = await self._broker.last_message(subjects.CALLBACKS, subjects.callback_subject("*", job_id))
-                if isinstance(end, End) and held is None:
+                if isinstance(end, End) and not await self._is_under_way(job_id):
                     stored = await self.publish(end, tries, cause)
                     restored, missed = restored + stored, missed + (not stored)
             if len(page) < PAGE:

@@ -222,7 +222,7 @@ class Recorder:
     async def _acknowledge(self, batch: list[_Held], recorded: Recorded) -> None:
         if not self._topology.known.is_set():
             # Not while the broker is away: it may come back with streams that know these sequences by other messages.
-            await self._until(self._topology.known)
+            await self._until_known()
         done: dict[Puller, int] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
@@ -262,19 +262,19 @@ class Recorder:
     async def _owe(self, held: _Held, end: End) -> None:
         """Acknowledge the end of a job once its callback is due; otherwise it comes again, and with it the callback."""
         try:
+            if not self._topology.known.is_set():
+                await self._until_known()
             # A callback for which no gateway's consumer is there would be dropped.
-            await self._until(self._topology.ready)
-            stored = not self._stopping.is_set() and await self._owed.publish(end)
+            whole = self._topology.problem_of(subjects.CALLBACKS) is None
+            stored = whole and not self._stopping.is_set() and await self._owed.publish(end)
             self._answer(held, b"+ACK" if stored else _LATER)
         finally:
             self._leases.remove(held.msg.reply)
             held.puller.release()
 
-    async def _until(self, event: asyncio.Event) -> None:
-        """Until this is so, or the store is told to stop."""
-        if event.is_set():
-            return
-        waits = {asyncio.ensure_future(event.wait()), asyncio.ensure_future(self._stopping.wait())}
+    async def _until_known(self) -> None:
+        """Until it is known which streams are there, or the store is told to stop."""
+        waits = {asyncio.ensure_future(self._topology.known.wait()), asyncio.ensure_future(self._stopping.wait())}
         _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in left:
             wait.cancel()

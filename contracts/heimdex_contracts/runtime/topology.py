@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, Final
 
+from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind
 from heimdex_contracts.runtime import coverage
 from heimdex_contracts.runtime.broker import (
@@ -30,6 +31,9 @@ from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream, without_non
 
 #: How often everything is looked at although NATS has said nothing.
 LOOK_SECONDS: Final = 10.0
+#: How often everything is looked at while something is known to be wrong.
+_REPAIR_SECONDS: Final = 1.0
+_WAIT_SECONDS: Final = 0.05
 #: Between the removal of a stream and its next creation.
 REMOVED_SECONDS: Final = 2.0
 #: Of two looks that NATS asks for, the second one waits this long, and sees what came in between too.
@@ -57,8 +61,6 @@ class Topology:
 
     ready: set while all of them are known to be there, and as they must be.
     known: set while it is known of which streams the deliveries are that this process holds, whatever is wrong.
-    problem: while something is known to be missing or wrong, a sentence that says what; None also where nothing is
-    known, since NATS is away.
     on_change: called, on the event loop, with the names of the streams that were removed, changed or made again, or
     whose consumers were, once all is as it must be again.
 
@@ -80,7 +82,6 @@ class Topology:
     ) -> None:
         self.ready = asyncio.Event()
         self.known = asyncio.Event()
-        self.problem: str | None = None
         self.on_change: list[Callable[[frozenset[str]], None]] = []
         self._broker = broker
         self._streams = streams
@@ -99,6 +100,8 @@ class Topology:
         self._created_ns: dict[str, int] = {}
         #: When each consumer was created, as NATS writes it, by stream and name.
         self._consumers_created: dict[tuple[str, str], str] = {}
+        #: What is wrong with each stream that is not as it must be: a sentence.
+        self._problems: dict[str, str] = {}
         #: Since when a leader has been behind the deliveries that this process holds, by stream; event-loop time.
         self._behind_since: dict[str, float] = {}
         #: When each stream was first seen to be missing; event-loop time.
@@ -113,6 +116,20 @@ class Topology:
         # Both from the beginning: a connection that breaks while a service still starts must not leave it unready.
         broker.on_disconnect += [self.ready.clear, self.known.clear]
         broker.on_reconnect.append(self.ensure)
+
+    @property
+    def problem(self) -> str | None:
+        """What is known to be missing or wrong, as a sentence; None also where nothing is known, since NATS is away."""
+        return next(iter(self._problems.values()), None)
+
+    def problem_of(self, stream: str) -> str | None:
+        """What is known to be wrong with this stream or its consumers; None as above."""
+        return self._problems.get(stream)
+
+    async def until_whole(self, stream: str) -> None:
+        """Return when this stream and its consumers are as they must be: what is published then, somebody takes."""
+        while not self.known.is_set() or stream in self._problems:  # noqa: ASYNC110  # rare, and one of many streams
+            await asyncio.sleep(_WAIT_SECONDS)
 
     def is_current(self, reply: str, place: Place | None = None) -> bool:
         """Whether this reply subject answers a delivery of a stream as it is now; False while that is not known.
@@ -146,16 +163,22 @@ class Topology:
         self._wake.set()
 
     async def ensure(self) -> None:
-        """Return when every stream and consumer exists. Waits and tries again while JetStream is not there yet."""
+        """Return when every stream and consumer exists; wait and try again while JetStream is not there yet.
+
+        Of the streams but HEIMDEX_JOBS, one that cannot be had is left to the looks that follow.
+        """
         async with self._lock:
             self.ready.clear()
             self.known.clear()
-            await self._until_whole()
+            pause = 0.1
+            while not await self._look_through() or subjects.JOBS in self._problems:
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 2)
 
     async def _look_after(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._look_seconds):
+                async with asyncio.timeout(_REPAIR_SECONDS if self._problems else self._look_seconds):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -164,55 +187,46 @@ class Topology:
                 continue  # the reconnection ensures everything
             try:
                 async with self._lock:
-                    await self._look_once()
+                    await self._look_through()
             except Exception:
                 self._log.exception("topology_broken", message="a look at the streams failed; the next one follows")
             await asyncio.sleep(_SPACING_SECONDS)
 
-    async def _look_once(self) -> None:
-        """Repair what is missing or wrong. What NATS does not answer now, nothing follows from: the next look asks."""
-        try:
-            await self._look_through()
-        except (BrokerUnavailable, JetStreamError) as error:
-            if self.problem is None:
-                self._log.debug("topology_not_answered", reason=str(error))
-                return
-        except Unfit as error:
-            self._broken(str(error))
-        if self.problem is not None:
-            await self._until_whole()
-        else:
-            self._report_change()
-
-    async def _until_whole(self) -> None:
-        pause = 0.1
-        while True:
+    async def _look_through(self) -> bool:
+        """Repair what is missing or wrong. False where NATS did not answer: nothing follows from that."""
+        for stream in self._streams:
             removals = self._removals
             try:
-                await self._look_through()
-            except (BrokerUnavailable, JetStreamError, Unfit) as error:
-                if isinstance(error, Unfit):
-                    self.problem = str(error)
-                elif isinstance(error, JetStreamError) and not error.passes:
-                    self.problem = f"JetStream cannot be used: NATS says {str(error)!r}."
-                # The same reason is said once, not at every try.
-                if self._said != str(error):
-                    self._said = str(error)
-                    self._log.warning(
-                        "jetstream_waiting",
-                        message="JetStream is not ready: waiting for it",
-                        error=str(error),
-                    )
-                await asyncio.sleep(pause)
-                pause = min(1.0, pause * 2)
-            else:
-                if removals != self._removals:
-                    continue
-                self._said = ""
-                self.problem = None
-                self.ready.set()
-                self._report_change()
-                return
+                try:
+                    await self._ensure_stream(stream)
+                except Unfit as error:
+                    self._broken(stream.name, str(error))
+                    self._waiting(str(error))
+                else:
+                    if removals == self._removals:
+                        self._problems.pop(stream.name, None)
+                await self._find_lost(stream)
+            except (BrokerUnavailable, JetStreamError) as error:
+                if isinstance(error, JetStreamError) and not error.passes:
+                    self._broken(stream.name, f"{stream.name} cannot be used: NATS says {str(error)!r}.")
+                self._waiting(str(error))
+                return False
+        self.known.set()
+        if not self._problems:
+            self._said = ""
+            self.ready.set()
+        changed, self._changed = frozenset(self._changed), set()
+        if changed:
+            for call in self.on_change:
+                call(changed)
+        return True
+
+    def _waiting(self, reason: str) -> None:
+        # The same reason is said once, not at every try; and not at all where a look that nobody waits for is late.
+        if self._said == reason or (self.ready.is_set() and not self._problems):
+            return
+        self._said = reason
+        self._log.warning("jetstream_waiting", message="JetStream is not ready: waiting for it", error=reason)
 
     def _on_advisory(self, subject: bytes, _: bytes, __: bytes, ___: bytes) -> None:
         """`$JS.EVENT.ADVISORY.<STREAM or CONSUMER>.<action>.<stream>[.<consumer>]`."""
@@ -223,30 +237,12 @@ class Topology:
         self._changed.add(stream)
         if tokens[4] == "DELETED":
             self._removals += 1
-            self._broken(f"{_called(stream, consumer)} was removed, and is being made again.")
+            self._broken(stream, f"{_called(stream, consumer)} was removed, and is being made again.")
         self.look()
 
-    def _broken(self, sentence: str) -> None:
+    def _broken(self, stream: str, sentence: str) -> None:
         self.ready.clear()
-        self.problem = sentence
-
-    def _report_change(self) -> None:
-        changed, self._changed = frozenset(self._changed), set()
-        if changed:
-            for call in self.on_change:
-                call(changed)
-
-    async def _look_through(self) -> None:
-        unfit: Unfit | None = None
-        for stream in self._streams:
-            try:
-                await self._ensure_stream(stream)
-            except Unfit as error:
-                unfit = unfit or error
-            await self._find_lost(stream)
-        self.known.set()
-        if unfit:
-            raise unfit
+        self._problems[stream] = sentence
 
     async def _ensure_stream(self, stream: Stream) -> None:
         known = stream.name in self._created_ns
@@ -255,8 +251,9 @@ class Topology:
         except JetStreamError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
-            if known:
-                self._broken(f"{stream.name} was removed, and is being made again.")
+            # A stream in memory ends with its server. Another one was removed, unless the server has lost its disk.
+            if known and self.known.is_set() and stream.options["storage"] == "file":
+                self._broken(stream.name, f"{stream.name} was removed, and is being made again.")
                 self._wait_for_removal(stream.name)
             waiting = stream.config(self._replicas, (stream.waiting_subject(),))
             info = await self._configure(f"STREAM.CREATE.{stream.name}", stream.name, waiting)
@@ -277,7 +274,7 @@ class Topology:
             return
         if found["subjects"] != [stream.waiting_subject()]:
             self._changed.add(stream.name)
-            self._broken(f"{stream.name} was changed, and is being configured again.")
+            self._broken(stream.name, f"{stream.name} was changed, and is being configured again.")
         answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**found, **wanted})
         left = coverage.drift(answer["config"], wanted)
         if left:
@@ -306,7 +303,7 @@ class Topology:
             info = None
             if known:
                 self._changed.add(stream.name)
-                self._broken(f"{called} was removed, and is being made again.")
+                self._broken(stream.name, f"{called} was removed, and is being made again.")
         found = info["config"] if info else {}
         differs = coverage.drift(found, wanted)
         if found and consumer.name not in self._own and found.get("ack_wait", 0) >= wanted["ack_wait"]:

@@ -167,7 +167,7 @@ class Deliverer:
         payload = callbacks.encode(told)
         while True:
             if not self._topology.ready.is_set():
-                await self._process.unless_stopped(self._topology.ready.wait())
+                await self._process.unless_stopped(self._topology.until_whole(subjects.CALLBACKS))
             try:
                 ack = await self._broker.publish(subject, payload, headers)
                 if ack.error is None:
