@@ -226,7 +226,7 @@ class StageWorker:
             return Overtaken()
         tick = await last_tick(self._broker, due) if held.redelivered else None
         # After the last pause before the attempt: from here on a cancel finds `held.running`.
-        if due.step < self._canceled.get(due.job_id, 0):
+        if self._was_told_of_a_cancel(due):
             return Overtaken()
         if tick is not None:
             held.told = max(held.told, tick.progress)
@@ -254,6 +254,7 @@ class StageWorker:
         if held.redelivered:
             await held.reporter.mark_begin()
         held.reporter.start()
+        self._log.debug("attempt_started", job_id=due.job_id, attempt=held.attempt, step=due.step, run=due.run)
         try:
             return await held.running.run()
         finally:
@@ -292,6 +293,9 @@ class StageWorker:
         except UnusableMessage:
             return False
 
+    def _was_told_of_a_cancel(self, due: Due) -> bool:
+        return due.step < self._canceled.get(due.job_id, 0)
+
     async def _was_canceled(self, due: Due) -> bool:
         """Whether a cancel lies before this message: the schedule fired before it could be removed."""
         subject = subjects.job_subject(subjects.CANCELED, due.job_id)
@@ -316,7 +320,11 @@ class StageWorker:
                     await self._publish(held, handed_back(held.due, held.ended()))
                     self._log_of(held).info("job_handed_back")
                 case delivery.Drop():
-                    self._log_of(held).info("delivery_dropped", message="the job goes on without this delivery")
+                    self._log_of(held).info(
+                        "delivery_dropped",
+                        message="the job goes on without this delivery",
+                        canceled=self._was_told_of_a_cancel(held.due),
+                    )
                 case delivery.Retry(error=error, delay_seconds=delay):
                     # First the mark, which callers may hear of, with the time of what follows it: neither is older.
                     at = messages.later_of(messages.now(), held.started_at)
