@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from tests.harness import servers
+from tests.harness import auditor, servers
 from tests.harness.api import Api
 from tests.harness.pipelines.scripted import Script
 from tests.harness.servers import NatsServer, PostgresServer
@@ -55,6 +55,19 @@ TOGETHER = (
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The services' own: it has ways of its own to say that a connection broke."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "allows(*kinds): what this test's fault may make services log (harness/auditor)")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    auditor.known(allowed(item))
+
+
+def allowed(item: pytest.Item) -> list[str]:
+    """The kinds of findings that the markers of this test, its class and its module allow."""
+    return [kind for marker in item.iter_markers("allows") for kind in marker.args]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -111,14 +124,15 @@ def database_url(postgres: PostgresServer) -> str:
 
 
 @pytest.fixture
-def new_system(scratch: Path) -> Iterator[NewSystem]:
-    """Makes a System from a NATS URL and a database URL; ends its processes, and looks for defects in their logs."""
+def new_system(scratch: Path, request: pytest.FixtureRequest) -> Iterator[NewSystem]:
+    """Makes a System from a NATS URL and a database URL; ends its processes, and audits their logs."""
     made: list[System] = []
 
     def make(nats_url: str, database_url: str, **env: str | None) -> System:
         folder = scratch / f"system-{len(made)}"
         folder.mkdir()
         made.append(System(nats_url, database_url, folder, env))
+        made[-1].allow_only(*allowed(request.node))
         return made[-1]
 
     yield make

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
+from tests.conftest import allowed
 from tests.harness import servers
 from tests.harness.api import Api
 from tests.harness.pipelines.scripted import STAGES, Script
@@ -44,11 +45,13 @@ def live_system(postgres: PostgresServer) -> Iterator[Live]:
 
 
 @pytest.fixture
-def live(live_system: Live) -> Iterator[Live]:
+def live(live_system: Live, request: pytest.FixtureRequest) -> Iterator[Live]:
     """The running system, its script empty: every stage succeeds at once. Afterwards nothing waits at a gate."""
     live_system.script.clear()
+    live_system.system.allow_only(*allowed(request.node))
     yield live_system
     live_system.script.open_gate()
+    live_system.system.check_logs()
 
 
 @pytest_asyncio.fixture

@@ -98,6 +98,7 @@ async def test_a_job_stays_canceled_though_its_worker_finishes_later(
     await scripted.ready()
     async with Observer(nats.url, "heimdex-stored.>") as stored:
         job_id = await api.submit("scripted")
+        scripted.allow("superseded", job_id=job_id)
         await eventually(lambda: script.runs("preparing", job_id))
         scripted["preparing"].freeze()
         script.open_gate()
@@ -121,6 +122,7 @@ async def test_a_late_hand_over_is_refused_though_the_gateway_that_canceled_the_
     await scripted.ready()
     async with Observer(nats.url, "heimdex-stored.>") as stored:
         job_id = await api.submit("scripted")
+        scripted.allow("superseded", job_id=job_id)
         await eventually(lambda: script.runs("preparing", job_id))
         worker = scripted["preparing"]
         worker.freeze()
@@ -146,6 +148,7 @@ async def test_a_job_for_later_never_starts_though_its_schedule_fired_after_the_
     store = scripted["status-store"]
     async with Observer(nats.url, "heimdex-stored.>") as stored:
         job_id = await api.submit("scripted", delay_seconds=1.5)
+        scripted.allow("dropped", job_id=job_id)
         await api.wait_until_listed([job_id])
         store.freeze()
         await cancel(api, job_id, status=202)

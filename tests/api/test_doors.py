@@ -84,6 +84,7 @@ async def test_while_postgres_is_away_a_job_is_told_to_its_tenant_from_the_strea
         assert (await acme.get(job_id))["status"] == "pending"
 
 
+@pytest.mark.allows("topology", "restored")
 async def test_a_job_that_is_published_again_after_nats_was_emptied_is_still_its_tenants(
     system: System, nats: NatsServer, database_url: str
 ) -> None:

@@ -128,6 +128,7 @@ async def test_two_gateways_share_the_work_and_none_is_told_twice(
     assert all(shares), shares
 
 
+@pytest.mark.allows("topology")
 async def test_callbacks_survive_a_restart_of_nats_with_no_gateway_there(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
@@ -148,6 +149,7 @@ async def test_callbacks_survive_a_restart_of_nats_with_no_gateway_there(
     assert [call.id for call in receiver.calls] == [f"{tried}-3"] * 2
 
 
+@pytest.mark.allows("topology", "dropped", "repeated", "superseded")
 async def test_an_end_recorded_while_nats_goes_away_is_told_when_it_is_back(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
@@ -166,6 +168,7 @@ async def test_an_end_recorded_while_nats_goes_away_is_told_when_it_is_back(
         await told(api, job_id, timeout=60)
 
 
+@pytest.mark.allows("topology", "callbacks_restored")
 async def test_what_was_owed_is_owed_again_when_nats_has_lost_its_disk(
     calling: System, api: Api, receiver: Receiver, nats: Any, database_url: str
 ) -> None:
@@ -190,6 +193,7 @@ async def test_what_was_owed_is_owed_again_when_nats_has_lost_its_disk(
     assert rows == []
 
 
+@pytest.mark.allows("topology")
 async def test_a_stream_that_takes_no_callbacks_holds_up_no_job_and_loses_no_callback(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
@@ -210,6 +214,7 @@ async def test_a_stream_that_takes_no_callbacks_holds_up_no_job_and_loses_no_cal
     assert [call.id for call in receiver.calls] == [f"{owed}-3"]
 
 
+@pytest.mark.allows("unusable")
 async def test_rubbish_on_the_callbacks_is_set_aside_and_holds_up_none(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:

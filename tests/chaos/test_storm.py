@@ -31,6 +31,7 @@ BODIES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.allows("dropped", "superseded", "topology", "isolated", "worker_lost", "lost")
 @pytest.mark.timeout(SECONDS + 2 * PATIENCE + 120)
 async def test_the_storm_loses_nothing_sticks_nothing_and_turns_nothing_back(
     new_system: NewSystem, nats: Any, own_postgres: Any

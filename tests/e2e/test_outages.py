@@ -104,6 +104,7 @@ async def test_answers_never_go_back_when_postgres_goes_down_in_the_middle_of_a_
             assert time.monotonic() < deadline, last
 
 
+@pytest.mark.allows("topology")
 async def test_with_nats_down_health_is_told_jobs_are_refused_in_time_and_ended_ones_still_shown(
     system: System, api: Api, nats: NatsServer
 ) -> None:
@@ -167,6 +168,7 @@ async def test_with_postgres_down_readiness_says_so_and_an_old_job_is_500_in_tim
         assert await api.get(job_id) == ended
 
 
+@pytest.mark.allows("topology", "dropped", "repeated", "superseded")
 async def test_work_goes_on_after_nats_was_killed_and_came_back(system: System, api: Api, nats: NatsServer) -> None:
     system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.2"
     system.start_all()

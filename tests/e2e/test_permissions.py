@@ -86,6 +86,7 @@ def check_nothing_was_refused(system: System) -> None:
         assert "iolation" not in service.stderr, f"{service} may not do what it must: {service.stderr}"
 
 
+@pytest.mark.allows("unusable")
 async def test_all_that_can_become_of_a_job_is_permitted(
     system: System, users: Users, guarded: Guarded, script: Script
 ) -> None:
@@ -115,6 +116,7 @@ async def test_all_that_can_become_of_a_job_is_permitted(
     check_nothing_was_refused(system)
 
 
+@pytest.mark.allows("topology")
 async def test_whatever_is_held_at_a_reconnection_may_be_asked_for(
     system: System, users: Users, guarded: Guarded, own_postgres: Any, script: Script
 ) -> None:

@@ -5,12 +5,16 @@ import json
 import uuid
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.harness.api import Api
 from tests.harness.pipelines.scripted import STAGES, Script
 from tests.harness.servers import NatsServer
 from tests.harness.services import System
 from tests.harness.waiting import eventually
 from tests.harness.watching import Observer
+
+pytestmark = pytest.mark.allows("unusable")
 
 TIME = "2025-10-28T12:00:00.000001Z"
 PAYLOADS = {

@@ -49,6 +49,7 @@ async def test_as_many_blocking_functions_run_at_once_as_a_worker_holds_jobs(
     assert await system[STAGE].terminate() == 0
 
 
+@pytest.mark.allows("errors", "handed_back")
 async def test_functions_that_never_return_take_no_place_and_too_many_of_them_end_the_worker(
     system: System, api: Api, blocking: Blocking
 ) -> None:
@@ -74,6 +75,7 @@ async def test_functions_that_never_return_take_no_place_and_too_many_of_them_en
     assert [attempt for job_id, attempt, _ in blocking.runs() if job_id == patient] == [1, 1]
 
 
+@pytest.mark.allows("errors")
 async def test_a_worker_ends_as_told_while_a_function_never_returns(
     system: System, api: Api, blocking: Blocking
 ) -> None:

@@ -62,6 +62,7 @@ async def finish(load: Load, cluster: Cluster, database_url: str) -> None:
         await eventually(seen.empty, 60, what="the stream is empty")
 
 
+@pytest.mark.allows("dropped", "lost", "repeated", "superseded")
 async def test_a_node_killed_every_few_seconds_loses_nothing(
     system: System, cluster: Cluster, database_url: str
 ) -> None:
@@ -91,6 +92,7 @@ async def kill_nodes(system: System, cluster: Cluster, database_url: str, times:
     follower.check()
 
 
+@pytest.mark.allows("dropped", "lost")
 async def test_a_rolling_restart_of_all_three_loses_nothing(
     system: System, cluster: Cluster, database_url: str
 ) -> None:
@@ -177,6 +179,7 @@ def _due(job_id: str, step: int, stage: str, attempts: int = 0) -> Due:
     )
 
 
+@pytest.mark.allows("dropped", "lost", "repeated", "superseded")
 async def test_an_empty_node_that_joins_gets_its_replicas(system: System, cluster: Cluster, database_url: str) -> None:
     await started(system, cluster)
     async with Load([system.url], per_second=10) as load:

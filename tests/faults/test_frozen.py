@@ -32,6 +32,7 @@ async def freeze_one_and_finish_with_another(
     return job_id, frozen
 
 
+@pytest.mark.allows("repeated", "superseded")
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "nats-restarted-in-between"])
 async def test_a_late_hand_over_is_refused_by_the_broker(
     system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str, restarted: bool
@@ -44,6 +45,7 @@ async def test_a_late_hand_over_is_refused_by_the_broker(
             await api.wait_until(job_id, "completed")
             await eventually(seen.empty)
         if restarted:
+            system.allow("topology", "lost")
             # Which also empties the window in which a repeated Nats-Msg-Id would be noticed.
             await asyncio.to_thread(nats.kill)
             await asyncio.to_thread(nats.start)
@@ -68,6 +70,7 @@ async def follow_the_thaw(nats: NatsServer, system: System, api: Api, frozen: Se
         await api.wait_until(await api.submit("quick"), "completed")
 
 
+@pytest.mark.allows("repeated", "superseded")
 async def test_it_is_refused_while_the_status_store_is_down_too(
     system: System, api: Api, nats: NatsServer, duties: Duties
 ) -> None:
@@ -86,6 +89,7 @@ async def test_it_is_refused_while_the_status_store_is_down_too(
     follower.check()
 
 
+@pytest.mark.allows("repeated")
 async def test_a_worker_that_is_frozen_alone_uses_up_few_attempts_of_what_it_holds_and_of_what_comes(
     system: System, api: Api, nats: NatsServer, duties: Duties
 ) -> None:

@@ -17,6 +17,7 @@ from tests.harness.watching import JOBS, Observer
 ONCE = ["extracting", "analyzing", "indexing", "completed"]
 
 
+@pytest.mark.allows("repeated")
 async def test_a_worker_killed_before_the_handler_leaves_its_job_to_the_next_one(
     system: System, api: Api, nats: NatsServer, died: Path
 ) -> None:
@@ -35,6 +36,7 @@ async def test_a_worker_killed_before_the_handler_leaves_its_job_to_the_next_one
     follower.check()
 
 
+@pytest.mark.allows("repeated")
 async def test_a_worker_killed_in_the_middle_leaves_its_job_to_the_next_one(
     system: System, api: Api, nats: NatsServer, duties: Duties
 ) -> None:
@@ -75,6 +77,7 @@ async def test_a_worker_killed_between_publish_and_ack_does_not_run_its_job_agai
         assert seen.subjects("heimdex.jobs", job_id) == ONCE
 
 
+@pytest.mark.allows("dropped")
 async def test_a_hand_over_that_was_not_acknowledged_comes_back_and_is_dropped_while_the_store_is_down(
     system: System, api: Api, nats: NatsServer, died: Path
 ) -> None:

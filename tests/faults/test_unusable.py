@@ -9,12 +9,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.harness.api import Api
 from tests.harness.servers import NatsServer
 from tests.harness.services import System
 from tests.harness.waiting import eventually
 from tests.harness.watching import Observer
+
+pytestmark = pytest.mark.allows("unusable")
 
 UNUSABLE = "HEIMDEX_UNUSABLE"
 JOB = "11111111-1111-4111-8111-111111111111"

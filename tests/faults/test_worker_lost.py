@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import pytest
+
 from tests.harness.api import Api
 from tests.harness.ends import published
 from tests.harness.following import Follower
@@ -13,6 +15,8 @@ from tests.harness.servers import NatsServer
 from tests.harness.services import System
 from tests.harness.waiting import eventually
 from tests.harness.watching import Observer
+
+pytestmark = pytest.mark.allows("repeated", "isolated", "worker_lost")
 
 NEIGHBOURS = 10
 #: Enough for the variants: each costs an interpreter of its own once it is suspected.

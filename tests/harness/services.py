@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import msgspec
 
 from heimdex_cli.embedded.guardian import GUARDIAN, Ward
 from heimdex_cli.embedded.ports import free_port
+from tests.harness.auditor import Auditor, Line
 from tests.harness.waiting import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +31,6 @@ QUICK = {
     "HEIMDEX_ACK_WAIT_SECONDS": "2",
     "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "5",
 }
-#: Events that only a defect logs; `System.check_logs` looks for them.
-DEFECTS = {"defect", *(f"{work}_broken" for work in ("delivery", "pruning", "reconnection", "request", "sweep"))}
 
 
 def command(service: str) -> list[str]:
@@ -57,6 +57,9 @@ class Service:
         self.argv = argv
         self.env = dict(env)
         self.log_path = log_path
+        self.told_to_stop = False
+        #: How many bytes of the log `unread` has returned.
+        self._read = 0
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 argv,
@@ -87,13 +90,15 @@ class Service:
     @property
     def logs(self) -> list[dict[str, Any]]:
         """Each whole line as an object; one that is no JSON object as {"event": "not_json", "line": ...}."""
-        found: list[dict[str, Any]] = []
-        for line in self.stderr.split("\n")[:-1]:
-            try:
-                found.append(msgspec.json.decode(line, type=dict[str, Any]))
-            except msgspec.DecodeError:
-                found.append({"event": "not_json", "line": line})
-        return found
+        return _entries(self.stderr.split("\n")[:-1])
+
+    def unread(self) -> list[dict[str, Any]]:
+        """Those that it has logged since this was called last."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._read)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(whole) + len(newline)
+        return _entries(whole.decode(errors="replace").split("\n")) if newline else []
 
     def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         """The log entries of this event with these fields."""
@@ -134,6 +139,7 @@ class Service:
 
     def ask_to_stop(self) -> None:
         """SIGTERM, and return at once."""
+        self.told_to_stop = True
         self._send(signal.SIGTERM)
 
     async def ended(self, timeout: float = PATIENCE_SECONDS) -> int:
@@ -150,6 +156,16 @@ class Service:
     def _send(self, number: int) -> None:
         if self.running:
             self.process.send_signal(number)
+
+
+def _entries(lines: list[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            found.append(msgspec.json.decode(line, type=dict[str, Any]))
+        except msgspec.DecodeError:
+            found.append({"event": "not_json", "line": line})
+    return found
 
 
 class System:
@@ -171,8 +187,7 @@ class System:
             **(env or {}),
         }
         self.services: list[Service] = []
-        #: Events of DEFECTS (or "not_json") that a test expects to be logged.
-        self.expected_defects: set[str] = set()
+        self._auditor = Auditor()
 
     @property
     def url(self) -> str:
@@ -223,11 +238,25 @@ class System:
             if service.running:
                 await service.wait_log("ready", timeout)
 
+    def allow(self, *kinds: str, **fields: Any) -> None:
+        """Let services log these kinds of `auditor.KINDS`; with fields, only in entries that have them."""
+        self._auditor.allow(*kinds, **fields)
+
+    def allow_only(self, *kinds: str) -> None:
+        """Check what was logged by now; from here on, allow these kinds and nothing that was allowed before."""
+        self.check_logs()
+        self._auditor.forbid()
+        if kinds:
+            self.allow(*kinds)
+
     def check_logs(self) -> None:
-        """No process logged a defect, or anything but JSON objects."""
-        unwanted = (DEFECTS | {"not_json"}) - self.expected_defects
-        found = [(service, entry) for service in self.services for entry in service.logs if entry["event"] in unwanted]
-        assert not found, f"logged: {found[:5]}"
+        """No process logged what no fault of the test explains (see `auditor`). May be called while they run."""
+        running = any(service.running for service in self.services)
+        until = datetime.now(UTC) if running else None
+        lines = [
+            Line(repr(service), entry, service.told_to_stop) for service in self.services for entry in service.unread()
+        ]
+        self._auditor.check(lines, until)
 
     def end(self) -> None:
         """SIGKILL to whatever still runs."""

@@ -1,6 +1,6 @@
 """Fixtures for tests of one room against a real NATS server, a real Postgres, or both."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, cast
 
 import asyncpg
@@ -14,6 +14,8 @@ from heimdex_contracts.runtime.delivered import Delivered, Place, place_of
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_contracts.runtime.topology import Topology
 from heimdex_status_store.database import migrate
+from tests.conftest import allowed
+from tests.harness.auditor import Auditor, Line
 from tests.harness.journal import Journal
 from tests.harness.servers import NatsServer
 
@@ -25,9 +27,14 @@ NewBroker = Callable[..., Awaitable[Broker]]
 
 
 @pytest.fixture
-def journal() -> Journal:
-    """What the code under test logged."""
-    return Journal()
+def journal(request: pytest.FixtureRequest) -> Iterator[Journal]:
+    """What the code under test logged; audited afterwards, as the logs of services are."""
+    made = Journal()
+    yield made
+    auditor = Auditor()
+    if kinds := allowed(request.node):
+        auditor.allow(*kinds)
+    auditor.check(Line("the code under test", entry) for entry in made.entries)
 
 
 @pytest_asyncio.fixture

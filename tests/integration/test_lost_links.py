@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
+import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
 
@@ -129,6 +130,7 @@ async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_r
     await puller.stop()
 
 
+@pytest.mark.allows("defect")
 async def test_work_after_a_reconnection_that_fails_is_done_again(link: Link, linked: Broker, journal: Journal) -> None:
     tries: list[int] = []
 

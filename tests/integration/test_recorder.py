@@ -106,6 +106,7 @@ async def test_events_are_recorded_and_then_acknowledged(
     assert await statuses(database_url) == {"completed": 20}
 
 
+@pytest.mark.allows("unusable")
 async def test_one_message_that_postgres_refuses_is_set_aside_and_the_hundred_around_it_are_recorded(
     ready: Broker, start_recorder: StartRecorder, database_url: str, journal: Journal
 ) -> None:

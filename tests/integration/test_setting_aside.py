@@ -12,6 +12,8 @@ from tests.harness.journal import Journal
 from tests.harness.waiting import eventually
 from tests.integration.conftest import count, take
 
+pytestmark = pytest.mark.allows("unusable")
+
 
 @pytest.fixture
 def aside(ready: Broker, journal: Journal) -> SettingAside:

@@ -159,6 +159,7 @@ async def test_a_twin_that_was_stored_meanwhile_is_not_taken_for_ones_own(
         await publisher(await new_broker(LosesRequests), journal).publish(after(job, progress=34), expected=first)
 
 
+@pytest.mark.allows("stray")
 @pytest.mark.parametrize("first", [False, True], ids=["hand-over", "new job"])
 async def test_an_unusable_stray_in_the_way_is_removed_and_the_job_goes_on(
     ready: Broker, publishing: Publisher, journal: Journal, first: bool
@@ -174,6 +175,7 @@ async def test_an_unusable_stray_in_the_way_is_removed_and_the_job_goes_on(
     assert journal.of("stray_removed")
 
 
+@pytest.mark.allows("stray")
 async def test_a_copy_of_an_older_message_in_the_way_is_removed_and_the_job_goes_on(
     ready: Broker, publishing: Publisher
 ) -> None:
