@@ -57,6 +57,7 @@ async def made_again(seen: Observer, call: str) -> bool:
     return "error" not in await seen.api(call.replace("DELETE", "INFO", 1))
 
 
+@pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped")
 async def test_whatever_is_removed_under_load_is_made_again_and_no_job_is_lost(
     system: System, api: Api, nats: NatsServer, database_url: str
 ) -> None:
@@ -84,6 +85,7 @@ async def test_whatever_is_removed_under_load_is_made_again_and_no_job_is_lost(
         assert (await api.get(job_id))["status"] == "completed"
 
 
+@pytest.mark.allows("topology")
 async def test_a_schedule_outlives_the_removal_of_the_consumer_that_holds_it(
     system: System, api: Api, nats: NatsServer
 ) -> None:
@@ -96,6 +98,7 @@ async def test_a_schedule_outlives_the_removal_of_the_consumer_that_holds_it(
         await eventually(seen.empty, what="the stream is empty")
 
 
+@pytest.mark.allows("topology", "restored")
 @pytest.mark.parametrize(
     "limit", [{"max_msgs": 20}, {"max_bytes": 16 * 1024}, {"max_age": 2 * 10**9, "duplicate_window": 2 * 10**9}]
 )
@@ -137,6 +140,7 @@ async def ended(api: Api, job_id: str) -> bool:
     return response.status_code == 200 and response.json()["status"] == "completed"
 
 
+@pytest.mark.allows("topology", "given_up", "repeated")
 async def test_a_limit_of_deliveries_is_taken_away_and_what_ran_into_it_goes_on(
     system: System, api: Api, nats: NatsServer, duties: Duties
 ) -> None:
@@ -168,6 +172,7 @@ async def test_a_limit_of_deliveries_is_taken_away_and_what_ran_into_it_goes_on(
         await eventually(unlimited, HEALED_WITHIN_SECONDS)
 
 
+@pytest.mark.allows("topology")
 @pytest.mark.parametrize(
     "change", [{"sealed": True}, {"deny_delete": True}], ids=["sealed", "deletes are denied for good"]
 )

@@ -50,6 +50,8 @@ FAULTS = {
     "restored": Logs().say("job_restored", job_id="a"),
     "callbacks_restored": Logs().say("callbacks_restored", count=1),
     "lost": Logs().say("deliveries_lost", count=1),
+    "given_up": Logs().say("delivery_given_up", subject="heimdex.jobs.extracting.a"),
+    "behind": Logs().say("leader_behind", **JOB),
     "left": Logs().say("left_to_redelivery", held=1),
     "handed_back": Logs().hand_back(1, stopping=False),
     "stray": Logs().say("stray_removed"),
