@@ -65,13 +65,19 @@ class Connection(asyncio.Protocol):
         self.send(request)
         return await asyncio.wait_for(answer, ANSWER_SECONDS)
 
+    def close(self) -> None:
+        """Hang up."""
+        self.lost = lambda: None
+        self.transport.close()
+
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
 
 
-async def _connect(port: int) -> Connection:
+async def connect(port: int) -> Connection:
+    """To this port of the loopback interface."""
     _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
     return connection
 
@@ -119,7 +125,7 @@ async def hammer(port: int, requests: list[bytes], connections: int, expected: i
         connection.lost = lambda: _fail(done, ConnectionError("a connection was closed"))
         next_one()
 
-    opened = [await _connect(port) for _ in range(min(connections, len(requests)))]
+    opened = [await connect(port) for _ in range(min(connections, len(requests)))]
     cpu, began = time.process_time(), clock()
     for connection in opened:
         serve(connection)
@@ -127,8 +133,7 @@ async def hammer(port: int, requests: list[bytes], connections: int, expected: i
     seconds = clock() - began
     cpu = time.process_time() - cpu
     for connection in opened:
-        connection.lost = lambda: None
-        connection.transport.close()
+        connection.close()
     return {"seconds": seconds, "cpu": cpu, "ms": [round(1000 * each, 3) for each in latencies], "bodies": bodies}
 
 
@@ -184,11 +189,10 @@ async def _idle(port: int, rounds: int, together: int, silence: float) -> dict[s
     for _ in range(rounds):
         await asyncio.sleep(silence)
         # New ones: a server closes connections that are silent for long. Connecting is not measured.
-        connections = [await _connect(port) for _ in range(together)]
+        connections = [await connect(port) for _ in range(together)]
         ms += await asyncio.gather(*(follow(connection) for connection in connections))
         for connection in connections:
-            connection.lost = lambda: None
-            connection.transport.close()
+            connection.close()
     return {"ms": [round(each, 3) for each in ms]}
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
+from cluster import NatsCluster
 
 from heimdex_cli.embedded import EmbeddedNats, EmbeddedPostgres
 from heimdex_cli.embedded.ports import free_port
@@ -86,13 +87,19 @@ class Group:
 
 
 class Servers:
-    """One nats-server and one Postgres, and a group of processes on them. `stream`: empty when all jobs are done."""
+    """One nats-server and one Postgres, and a group of processes on them. `stream`: empty when all jobs are done.
+
+    clustered: three nats-servers instead of one.
+    """
 
     stream = "HEIMDEX_JOBS"
     port = 0
 
-    def __init__(self, directory: Path, sync: str = "default") -> None:
-        self.nats = EmbeddedNats(directory / "nats", sync_interval=SYNC_INTERVALS[sync])
+    def __init__(self, directory: Path, sync: str = "default", *, clustered: bool = False) -> None:
+        interval = SYNC_INTERVALS[sync]
+        self.nats: EmbeddedNats | NatsCluster = (
+            NatsCluster(directory, interval) if clustered else EmbeddedNats(directory / "nats", sync_interval=interval)
+        )
         self.postgres = EmbeddedPostgres(directory / "postgres")
         self.group = Group(directory)
 
@@ -115,7 +122,8 @@ class Servers:
         self.postgres.stop()
 
     def _everything(self) -> list[tuple[str, int]]:
-        servers = [("nats-server", self.nats.pid), ("postgres", self.postgres.pid)]
+        nodes = self.nats.pids if isinstance(self.nats, NatsCluster) else [self.nats.pid]
+        servers = [*(("nats-server", pid) for pid in nodes), ("postgres", self.postgres.pid)]
         return [*self.group.pids(), *((name, pid) for name, pid in servers if pid)]
 
     def cpu_seconds(self) -> ByProcess:
@@ -137,12 +145,14 @@ class System(Servers):
         replicas: int = 1,
         environ: Mapping[str, str] | None = None,
         stages: Sequence[str] = STAGES,
+        *,
+        clustered: bool = False,
     ) -> None:
-        super().__init__(directory, sync)
+        super().__init__(directory, sync, clustered=clustered)
         self.replicas = replicas
         self.stages = stages
         self.port = 0
-        self.environ = dict(environ or {})
+        self.environ = {**({"HEIMDEX_STREAM_REPLICAS": "3"} if clustered else {}), **(environ or {})}
 
     def __enter__(self) -> "System":
         super().__enter__()

@@ -20,7 +20,7 @@ def ask(url: str, work: Callable[[Client], Awaitable[_T]]) -> _T:
     """Run `work` with a connection of its own."""
 
     async def connected() -> _T:
-        client = await nats.connect(url)
+        client = await nats.connect(url.split(","))
         try:
             return await work(client)
         finally:

@@ -24,7 +24,12 @@ PROCESSES = ("gateway", *STAGES, "status-store", "nats-server", "postgres")
 def options() -> argparse.Namespace:
     """What to measure, and how often."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sync", choices=("default", "always"), default="default", help="nats-server's sync_interval")
+    parser.add_argument(
+        "--sync",
+        choices=("default", "always"),
+        help="nats-server's sync_interval (default: its own default; with --cluster always)",
+    )
+    parser.add_argument("--cluster", action="store_true", help="three nats-servers, each stream on all of them")
     parser.add_argument("--replicas", type=int, default=1, help="workers of each stage")
     parser.add_argument("--jobs", type=int, help="jobs a run (default 5000)")
     parser.add_argument("--runs", type=int, help="runs whose medians are shown (default 3)")
@@ -33,6 +38,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="about 20 s; less exact")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     found = parser.parse_args()
+    if found.cluster and found.floor:
+        # It repeats no hand-over that the stream's leader does not know the predecessor of yet.
+        parser.error("--floor is measured on one nats-server only: leave out --cluster")
+    found.sync = found.sync or ("always" if found.cluster else "default")
     found.jobs = found.jobs or (2000 if found.short else 5000)
     found.runs = found.runs or (1 if found.short else 3)
     return found
@@ -93,7 +102,8 @@ def measure(wanted: argparse.Namespace, directory: Path) -> Figures:
     """Everything that was asked for. Raises RuntimeError for a wrong outcome."""
     figures: Figures = {"machine": report.machine(), "options": vars(wanted)}
     with ExitStack() as stack:
-        system = stack.enter_context(System(directory / "ours", wanted.sync, wanted.replicas))
+        ours = System(directory / "ours", wanted.sync, wanted.replicas, clustered=wanted.cluster)
+        system = stack.enter_context(ours)
         load = stack.enter_context(Load(system.port, wanted.connections))
         floor = stack.enter_context(Floor(directory / "floor", wanted.sync, wanted.replicas)) if wanted.floor else None
         warm_up = 300
@@ -155,8 +165,8 @@ def show(figures: Figures) -> str:
     rows.append(["GET: postgres, CPU s / 1,000", f"{get_cpu['postgres']:.3f}"])
     rows.append(["(the load generator, CPU s / 1,000 POSTs)", f"{ours['load_generator']:.3f}"])
     title = (
-        f"{wanted['jobs']:,} jobs a run, medians of {wanted['runs']}; sync {wanted['sync']}, "
-        f"{wanted['replicas']} worker(s) a stage\n{figures['machine']}"
+        f"{wanted['jobs']:,} jobs a run, medians of {wanted['runs']}; {3 if wanted['cluster'] else 1} nats-server(s), "
+        f"sync {wanted['sync']}, {wanted['replicas']} worker(s) a stage\n{figures['machine']}"
     )
     return report.table(title, rows)
 
