@@ -5,6 +5,7 @@ VENV := .venv
 HEIMDEX_URL ?= http://localhost:8000
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHECK_ARGS ?=
 # The tests wait for timers and servers more than they compute: more workers than most machines have cores pay.
 TEST_WORKERS ?= 4
 
@@ -113,13 +114,22 @@ endef
 test: $(STAMP) ## the whole test suite (PYTEST_ARGS="-k name" chooses)
 	$(PYTEST) $(PYTEST_ARGS)
 
+# They load both the machine and the clock: fewer at a time than of the short ones.
+.PHONY: test-full
+test-full: $(STAMP) ## the tests that take long: many jobs, many server versions, the storm on a cluster (about half an hour)
+	HEIMDEX_CHAOS_SECONDS=60 $(VENV)/bin/pytest -n 2 --dist loadgroup -m full $(PYTEST_ARGS)
+
+.PHONY: cluster-check
+cluster-check: $(STAMP) ## 56,000 jobs through three NATS nodes, two server versions, idle and busy (CHECK_ARGS chooses)
+	$(VENV)/bin/python -m tests.cluster_check $(CHECK_ARGS)
+
 .PHONY: test-containers
 test-containers: $(STAMP) ## the tests that need Docker: the official NATS and Postgres images
 	HEIMDEX_TEST_BACKEND=containers $(PYTEST) -m containers $(PYTEST_ARGS)
 
 .PHONY: chaos
-chaos: $(STAMP) ## ten minutes of killing and partitioning things under load
-	HEIMDEX_CHAOS_SECONDS=600 $(VENV)/bin/pytest tests/chaos --timeout 1800 $(PYTEST_ARGS)
+chaos: $(STAMP) ## ten minutes of killing and freezing things under load, ten more on three NATS nodes, and the long faults
+	HEIMDEX_CHAOS_SECONDS=600 $(VENV)/bin/pytest tests/chaos -m '' --timeout 1800 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## formatter, linter, type checker, import rules

@@ -1,4 +1,4 @@
-"""Fault 10: a cluster of three NATS servers, of which any one may be killed, leaders included."""
+"""Fault 10: a cluster of three NATS servers: any one may be killed, leaders included. And one where nothing fails."""
 
 import asyncio
 import time
@@ -22,6 +22,8 @@ from tests.harness.api import Api
 from tests.harness.cluster import Cluster
 from tests.harness.following import Follower
 from tests.harness.load import Load
+from tests.harness.nats_versions import OLDER
+from tests.harness.rush import rush
 from tests.harness.services import System
 from tests.harness.waiting import eventually
 from tests.harness.watching import JOBS, Observer
@@ -191,3 +193,30 @@ async def test_an_empty_node_that_joins_gets_its_replicas(system: System, cluste
         node.start()
         await finish(load, cluster, database_url)
         print(f"\na node with an empty disk was a full member again after {time.monotonic() - began:.1f} s")
+
+
+async def test_on_a_busy_machine_no_job_is_handed_over_twice_or_forgotten(
+    new_system: NewSystem, cluster: Cluster, database_url: str
+) -> None:
+    system = new_system(cluster.url, database_url)
+    found = await rush(system, cluster, database_url, jobs=300, busy=True)
+    print(f"\n{found}, {found.per_second:.0f} jobs/s")
+    assert not found.wrong, found
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+@pytest.mark.parametrize("version", [*OLDER, ""])
+async def test_of_many_jobs_none_is_handed_over_twice_or_forgotten(
+    new_system: NewSystem, database_url: str, scratch: Path, version: str, busy: bool
+) -> None:
+    cluster = Cluster(scratch / "cluster", version=version)
+    system = new_system(cluster.url, database_url)
+    try:
+        await cluster.start()
+        found = await rush(system, cluster, database_url, jobs=1400, busy=busy, timeout=300)
+    finally:
+        cluster.end()
+    print(f"\n{found}, {found.per_second:.0f} jobs/s")
+    assert not found.wrong, found

@@ -1,9 +1,12 @@
-"""Three nats-servers on this machine that are one cluster: killed, stopped and started one at a time."""
+"""Three nats-servers on this machine that are one cluster: killed, frozen, stopped and started one at a time."""
 
 import asyncio
 import json
+import os
 import shutil
-import sys
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +15,41 @@ from nats.aio.client import Client
 
 from heimdex_cli.embedded.ports import free_port
 from heimdex_cli.embedded.processes import Child
+from tests.harness.links import RouteLink
+from tests.harness.nats_versions import nats_server
 from tests.harness.waiting import eventually
 
 SIZE = 3
 
 
 class Node:
-    """One server of the cluster; its address and its store survive `stop`, `kill` and `start`."""
+    """One server of the cluster; its address and its store survive `stop`, `kill` and `start`.
 
-    def __init__(self, folder: Path, number: int, port: int, routes: list[int]) -> None:
+    ports: of each node: for clients, for routes, and where the others reach its routes.
+    """
+
+    def __init__(
+        self, folder: Path, number: int, ports: list[tuple[int, int, int]], sync_interval: str, version: str
+    ) -> None:
         self.name = f"node-{number}"
-        self.port = port
-        self.url = f"nats://127.0.0.1:{port}"
+        self.port, routes, reached = ports[number]
+        self.url = f"nats://127.0.0.1:{self.port}"
         self.folder = folder / self.name
         self.folder.mkdir(parents=True)
-        others = ", ".join(f"nats-route://127.0.0.1:{route}" for route in routes)
+        others = ", ".join(f"nats-route://127.0.0.1:{other[2]}" for other in ports if other != ports[number])
         config = self.folder / "nats.conf"
         config.write_text(
             f"server_name: {self.name}\n"
-            f"listen: 127.0.0.1:{port}\n"
-            f"jetstream {{ store_dir: {json.dumps(str(self.folder))} }}\n"
-            f"cluster {{ name: tests, listen: 127.0.0.1:{routes[number]}, routes: [{others}], no_advertise: true }}\n"
+            f"listen: 127.0.0.1:{self.port}\n"
+            f"jetstream {{ store_dir: {json.dumps(str(self.folder))}, sync_interval: {sync_interval} }}\n"
+            f"cluster {{ name: tests, listen: 127.0.0.1:{routes}, advertise: '127.0.0.1:{reached}'\n"
+            f"          routes: [{others}], no_advertise: true }}\n"
             "accounts { $SYS { users: [{ user: system, password: system }] }\n"
             "           TESTS { jetstream: enabled, users: [{ user: tests, password: tests }] } }\n"
             "no_auth_user: tests\n"
         )
         self.child = Child(
-            [Path(sys.executable).with_name("nats-server"), "-c", config],
+            [nats_server(version), "-c", config],
             log_path=self.folder / "nats.log",
             stop_seconds=15,
             rank=1,
@@ -56,18 +67,54 @@ class Node:
         """SIGKILL."""
         self.child.kill()
 
+    def freeze(self) -> None:
+        """SIGSTOP: its connections stay, and it says nothing. It stays the leader of what it led for 4 s and more."""
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: int) -> None:
+        if pid := self.child.pid:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def wipe(self) -> None:
         """While it is stopped: remove all that it has stored."""
         shutil.rmtree(self.folder / "jetstream", ignore_errors=True)
 
 
 class Cluster:
-    """`url` names all its servers, as HEIMDEX_NATS_URL does."""
+    """`url` names all its servers, as HEIMDEX_NATS_URL does.
 
-    def __init__(self, folder: Path) -> None:
-        ports = _distinct_ports(2 * SIZE)
-        routes = ports[SIZE:]
-        self.nodes = [Node(folder, number, ports[number], routes) for number in range(SIZE)]
+    sync_interval: of all nodes, by default as compose.cluster.yaml has it, or one for each node. version: of
+    nats-server; "": the installed one. slow_routes: whether `delay` can make them so; they go through us then.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sync_interval: str | Sequence[str] = "always",
+        version: str = "",
+        slow_routes: bool = False,
+    ) -> None:
+        chosen = _distinct_ports(3 * SIZE)
+        found = list(zip(chosen[:SIZE], chosen[SIZE : 2 * SIZE], chosen[2 * SIZE :], strict=True))
+        ports = found if slow_routes else [(port, routes, routes) for port, routes, _ in found]
+        intervals = [sync_interval] * SIZE if isinstance(sync_interval, str) else sync_interval
+        self.nodes = [Node(folder, number, ports, intervals[number], version) for number in range(SIZE)]
+        self._delays: dict[str, float] = {}
+        self._links = [
+            RouteLink(node.name, reached, routes, self._delays)
+            for node, (_, routes, reached) in zip(self.nodes, ports, strict=True)
+            if slow_routes
+        ]
+
+    def delay(self, node: Node, seconds: float) -> None:
+        """What this node and the others say to each other arrives so much later, from now on. Needs `slow_routes`."""
+        assert self._links, "this cluster was made without slow_routes"
+        self._delays[node.name] = seconds
 
     @property
     def url(self) -> str:
@@ -75,6 +122,8 @@ class Cluster:
 
     async def start(self) -> None:
         """Start all, and return when JetStream has a leader."""
+        for link in self._links:
+            await link.start()
         for node in self.nodes:
             node.start()
         await self.whole()
@@ -87,6 +136,8 @@ class Cluster:
         """SIGKILL to all of them."""
         for node in self.nodes:
             node.kill()
+        for link in self._links:
+            link.close()
 
     async def leader(self, stream: str) -> Node:
         """Who leads this stream now."""
@@ -115,7 +166,8 @@ class Cluster:
         nc = Client()
         try:
             async with asyncio.timeout(5):
-                await nc.connect([node.url for node in self.nodes if node.child.pid], allow_reconnect=False)
+                urls = [node.url for node in self.nodes if node.child.pid]
+                await nc.connect(urls, allow_reconnect=False, error_cb=_ignore)
                 reply = await nc.request("$JS.API.STREAM.LIST", b"", timeout=3)
             answer = msgspec.json.decode(reply.data)
             if "error" in answer or answer.get("missing"):
@@ -125,6 +177,10 @@ class Cluster:
             return None
         finally:
             await nc.close()
+
+
+async def _ignore(_: Exception) -> None:
+    """A node that starts refuses connections: nats-py would log each."""
 
 
 def _distinct_ports(count: int) -> list[int]:

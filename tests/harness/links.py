@@ -1,6 +1,10 @@
-"""A link to a server that can be cut, reset right after the server's first words, or made to swallow everything."""
+"""A link to a server that can be cut, reset right after the server's first words, or made to swallow everything.
+
+And one between the nodes of a NATS cluster, that can be made slow.
+"""
 
 import asyncio
+import re
 import socket
 import struct
 from typing import Any
@@ -62,6 +66,74 @@ class Link:
         except OSError:
             return
         if not self._swallows:
+            target.transport.abort()
+
+
+class RouteLink:
+    """Where the other nodes of a NATS cluster reach one node: forwards in order, as late as `delays` says.
+
+    name: the node's. port: where it listens itself. delays: seconds by the name of a node, of whichever end of a route.
+    """
+
+    _NAME = re.compile(rb'"server_name":"([^"]+)"')
+
+    def __init__(self, name: str, listen: int, port: int, delays: dict[str, float]) -> None:
+        self._name = name
+        self._listen = listen
+        self._port = port
+        self._delays = delays
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Listen from now on."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._listen)
+
+    def close(self) -> None:
+        """Cut all routes."""
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            onward, back = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.transport.abort()
+            return
+        ends = [self._name]
+        for source, target, learns in ((reader, back, True), (onward, writer, False)):
+            late: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+            for work in (self._read(source, late, ends, learns), self._write(target, late)):
+                task = asyncio.create_task(work)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _read(
+        self, source: asyncio.StreamReader, late: "asyncio.Queue[tuple[float, bytes]]", ends: list[str], learns: bool
+    ) -> None:
+        """learns: this is what the node says that asked for the route; its name is among its first words."""
+        said = b""
+        try:
+            while data := await source.read(65536):
+                if learns and len(ends) == 1:
+                    said += data
+                    ends += [name.decode() for name in self._NAME.findall(said)[:1]]
+                delay = max(self._delays.get(name, 0.0) for name in ends)
+                late.put_nowait((asyncio.get_running_loop().time() + delay, data))
+        except OSError:
+            pass
+        finally:
+            late.put_nowait((0, b""))
+
+    async def _write(self, target: asyncio.StreamWriter, late: "asyncio.Queue[tuple[float, bytes]]") -> None:
+        try:
+            while (entry := await late.get())[1]:
+                await asyncio.sleep(max(0.0, entry[0] - asyncio.get_running_loop().time()))
+                target.write(entry[1])
+                await target.drain()
+        except OSError:
+            pass
+        finally:
             target.transport.abort()
 
 

@@ -249,6 +249,10 @@ class System:
         if kinds:
             self.allow(*kinds)
 
+    def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """The log entries of this event with these fields, of every process that was started."""
+        return [entry for service in self.services for entry in service.logged(event, **fields)]
+
     def check_logs(self) -> None:
         """No process logged what no fault of the test explains (see `auditor`). May be called while they run."""
         running = any(service.running for service in self.services)

@@ -19,7 +19,7 @@ class Observer:
         self._subjects = subjects or ("heimdex.>",)
 
     async def __aenter__(self) -> Self:
-        await self.nc.connect(self._url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+        await self.nc.connect(self._url.split(","), max_reconnect_attempts=-1, reconnect_time_wait=0.1)
 
         async def keep(msg: Msg) -> None:
             self.seen.append(msg)

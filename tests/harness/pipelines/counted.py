@@ -1,0 +1,54 @@
+"""A job type of three stages that write down each attempt that begins: `Begun` is the test's side.
+
+Each stage takes HEIMDEX_MOCK_TIME_SCALE seconds. One that `fail_at_stage` names does not begin.
+"""
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+
+from heimdex_contracts.pipelines import Pipeline, Stage
+from heimdex_stage_worker.context import StageContext
+
+FOLDER = "TEST_COUNTED_FOLDER"
+STAGES = ("first", "second", "third")
+
+PIPELINES = (
+    Pipeline(
+        type="counted",
+        stages=tuple(Stage(name, expected_seconds=1, code=f"{__name__}:begin") for name in STAGES),
+        retry_backoff_seconds=(0.1, 0.1, 0.1),
+    ),
+)
+
+
+class Begun:
+    """`env` goes to every service: `system.env |= begun.env`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {FOLDER: str(self.folder), "HEIMDEX_PIPELINES": __name__}
+
+    def times(self) -> Counter[tuple[str, str]]:
+        """How often each (stage, job id) has begun."""
+        found: Counter[tuple[str, str]] = Counter()
+        for stage in STAGES:
+            path = self.folder / stage
+            found.update((stage, line) for line in (path.read_text().splitlines() if path.exists() else ()))
+        return found
+
+    def twice(self) -> list[tuple[str, str]]:
+        """Each (stage, job id) that has begun more than once."""
+        return [begun for begun, count in self.times().items() if count > 1]
+
+
+async def begin(ctx: StageContext) -> None:
+    # O_APPEND: lines of several processes do not mix.
+    with (Path(os.environ[FOLDER]) / ctx.stage).open("a") as runs:
+        runs.write(f"{ctx.job_id}\n")
+    await asyncio.sleep(ctx.mock_time_scale)
