@@ -2,9 +2,15 @@
 
 import os
 import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.faults.conftest import duties as duties
 from tests.faults.test_cluster import cluster as cluster
+from tests.harness import servers
+from tests.harness.servers import NatsServer
 
 # In the environment, so that the workers of pytest -n have the one that was told.
 if int(os.environ.get("HEIMDEX_CHAOS_SEED") or 0) == 0:
@@ -14,3 +20,11 @@ if int(os.environ.get("HEIMDEX_CHAOS_SEED") or 0) == 0:
 def pytest_report_header() -> str:
     """Printed before the tests begin, captured by nothing; what a storm prints itself is shown when it fails."""
     return f"HEIMDEX_CHAOS_SEED={os.environ['HEIMDEX_CHAOS_SEED']}"
+
+
+@pytest.fixture
+def nats(scratch: Path) -> Iterator[NatsServer]:
+    """One that flushes each message, as the deployments do, so that it is slow where they are."""
+    server = servers.start_nats(scratch, sync_interval="always")
+    yield server
+    servers.remove(server)

@@ -1,6 +1,5 @@
-"""The fault tests at the length and the size that the promises name; only `make chaos` takes that long."""
+"""The fault tests at the length and the size that the promises name."""
 
-import os
 from typing import Any
 
 import pytest
@@ -13,12 +12,7 @@ from tests.harness.pipelines.duties import Duties
 from tests.harness.servers import NatsServer
 from tests.harness.services import System
 
-pytestmark = [
-    pytest.mark.skipif(
-        float(os.environ.get("HEIMDEX_CHAOS_SECONDS", "0")) < 60, reason="make chaos runs the long ones"
-    ),
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
 async def test_nats_is_silent_for_thirty_seconds(system: System, api: Api, nats: Any, database_url: str) -> None:

@@ -61,9 +61,12 @@ def temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="heimdex-test-"))
 
 
-def start_nats(folder: Path) -> NatsServer:
-    """A running server with an empty store on a free port."""
-    server: Any = _ContainerNats() if on_containers() else _embedded_nats(folder)
+def start_nats(folder: Path, sync_interval: str = "2m") -> NatsServer:
+    """A running server with an empty store on a free port.
+
+    sync_interval: by default nats-server's own. Tests kill processes, not the machine: what the kernel has is safe.
+    """
+    server: Any = _ContainerNats() if on_containers() else _embedded_nats(folder, sync_interval)
     _start(server, "nats-server")
     return server
 
@@ -90,7 +93,7 @@ def _start(server: Any, name: str) -> None:
         missing(f"{name} cannot be started here: {error}")
 
 
-def _embedded_nats(folder: Path) -> NatsServer:
+def _embedded_nats(folder: Path, sync_interval: str) -> NatsServer:
     try:
         from heimdex_cli.embedded.nats_server import EmbeddedNats
     except ImportError as error:
@@ -100,8 +103,7 @@ def _embedded_nats(folder: Path) -> NatsServer:
         def wipe(self) -> None:
             shutil.rmtree(folder / "nats" / "jetstream", ignore_errors=True)
 
-    # The tests kill processes, not the machine: what the kernel has is safe enough.
-    return _Nats(folder / "nats", sync_interval="2m")
+    return _Nats(folder / "nats", sync_interval=sync_interval)
 
 
 def _embedded_postgres(folder: Path) -> PostgresServer:

@@ -8,19 +8,30 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from tests.harness.cluster import Cluster, Node
 from tests.harness.rows import freeze, thaw
 from tests.harness.services import Service, System
 
 
+async def _at_once() -> None:
+    """It needs no time to be whole again."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """Something that can be hit. `weight`: how often, compared with the others."""
+    """Something that can be hit. `weight`: how often, compared with the others.
+
+    group: of the targets of one group, one is hit at a time, and the next one after `whole`: when all of what they are
+    together has recovered.
+    """
 
     name: str
     weight: float
     pid: Callable[[], int | None]
     kill: Callable[[], Awaitable[None]]
     start: Callable[[], Awaitable[None]]
+    group: str = ""
+    whole: Callable[[], Awaitable[None]] = _at_once
 
 
 def service_target(system: System, name: str, weight: float, port: int | None = None) -> Target:
@@ -48,6 +59,24 @@ def server_target(server: Any, name: str, weight: float, pid: Callable[[], int |
     return Target(name, weight, pid, kill, start)
 
 
+def node_targets(cluster: Cluster, weight: float) -> list[Target]:
+    """The nodes of a NATS cluster, of which a majority always stays: the promise is about one at a time."""
+
+    def target(node: Node) -> Target:
+        async def kill() -> None:
+            await asyncio.to_thread(node.kill)
+
+        async def start() -> None:
+            node.start()
+
+        async def whole() -> None:
+            await cluster.whole(120)
+
+        return Target(node.name, weight, lambda: node.child.pid, kill, start, "nats", whole)
+
+    return [target(node) for node in cluster.nodes]
+
+
 class Storm:
     """`blow` hits targets for some seconds; afterwards all of them run. `diary`: what happened when."""
 
@@ -57,7 +86,7 @@ class Storm:
         self.freezes = 0
         self._targets = targets
         self._random = random.Random(seed)
-        self._busy: set[int] = set()
+        self._busy: set[int | str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
 
@@ -69,9 +98,9 @@ class Storm:
             index = self._random.choices(range(len(self._targets)), [one.weight for one in self._targets])[0]
             kill = self._random.random() < 0.55
             pause = self._random.uniform(0, 1.5) if kill else self._random.uniform(0.2, 4)
-            if index in self._busy:
+            if self._place(index) in self._busy:
                 continue
-            self._busy.add(index)
+            self._busy.add(self._place(index))
             task = asyncio.create_task(self._hit(index, kill, pause))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -102,8 +131,12 @@ class Storm:
                 finally:
                     thaw(pid)
             self.note(f"{name} goes on")
+            await target.whole()
         finally:
-            self._busy.discard(index)
+            self._busy.discard(self._place(index))
+
+    def _place(self, index: int) -> int | str:
+        return self._targets[index].group or index
 
     async def calm(self) -> None:
         """Whatever ended by itself is started."""
