@@ -1,5 +1,6 @@
 """A link to a server that can be cut, reset right after the server's first words, or made to swallow everything.
 
+It can also speak for the server: what a real one says only in rare cases.
 And one between the nodes of a NATS cluster, that can be made slow.
 """
 
@@ -11,15 +12,21 @@ from typing import Any
 
 
 class Link:
-    """Forwards connections on a port of its own. `resets`: so many of the next ones are cut after the first words."""
+    """Forwards connections on a port of its own. `resets`: so many of the next ones are cut after the first words.
+
+    greetings: what the next ones are told after the server's first words, each one line without its end; the connection
+    is closed with an `-ERR`.
+    """
 
     def __init__(self, port: int) -> None:
         self.url = ""
         self.resets = 0
+        self.greetings: list[bytes] = []
         self.accepted = 0
         self._port = port
         self._swallows = False
         self._writers: list[asyncio.StreamWriter] = []
+        self._clients: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> "Link":
@@ -38,6 +45,15 @@ class Link:
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+        self._clients.clear()
+
+    def say(self, line: bytes, *, close: bool = False) -> None:
+        """Tell each client this line (without its end), as a server would that says nothing else meanwhile."""
+        for writer in self._clients:
+            if not writer.is_closing():
+                writer.write(line + b"\r\n")
+                if close:
+                    writer.close()
 
     def swallow(self) -> None:
         """From now on nothing goes through, in either direction, and nobody is told."""
@@ -53,6 +69,17 @@ class Link:
             reset(writer)
             self.cut()
             return
+        self._clients.append(writer)
+        if self.greetings:
+            greeting = self.greetings.pop(0)
+            writer.write(await onward.readline() + greeting + b"\r\n")
+            if greeting.startswith(b"-ERR"):
+                back.transport.abort()
+                await writer.drain()
+                writer.write_eof()
+                await reader.read()  # until the client closes it, too
+                writer.transport.abort()
+                return
         for source, target in ((reader, back), (onward, writer)):
             task = asyncio.create_task(self._forward(source, target))
             self._tasks.add(task)

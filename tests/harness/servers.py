@@ -6,6 +6,7 @@ The fixtures in conftest.py hand them out. A server that cannot be had skips the
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable
@@ -76,6 +77,17 @@ def start_postgres(folder: Path) -> PostgresServer:
     server: Any = _ContainerPostgres() if on_containers() else _embedded_postgres(folder)
     _start(server, "Postgres")
     return server
+
+
+def reload_nats(server: Any, extra: str) -> None:
+    """Have an embedded server read its configuration again, with these lines in addition to its own.
+
+    Returns at once: wait for what it must change. A start forgets them.
+    """
+    path: Path = server.directory / "nats.conf"
+    own = path.read_text().partition("# In addition\n")[0]
+    path.write_text(f"{own}# In addition\n{extra}\n")
+    os.kill(server.pid, signal.SIGHUP)
 
 
 def remove(server: Any) -> None:

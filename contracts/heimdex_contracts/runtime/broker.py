@@ -13,7 +13,15 @@ import msgspec
 import nats.errors
 
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.client import UNHURRIED_SECONDS, Answer, DirectClient, headers_of, status_of
+from heimdex_contracts.runtime.client import (
+    RECONNECT_SECONDS,
+    UNHURRIED_SECONDS,
+    Answer,
+    DirectClient,
+    ServerError,
+    headers_of,
+    status_of,
+)
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.settings import Settings
 
@@ -85,6 +93,8 @@ class Broker:
         self._name = name
         self._log = log
         self._said_waiting = False
+        #: What a server refused this connection with since it was last accepted.
+        self._refusals: set[str] = set()
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
         #: Whether a stream has more than one copy: a follower may then answer a direct get, and lag behind.
@@ -106,7 +116,7 @@ class Broker:
             servers=self._settings.nats_servers,
             name=self._name,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; only asyncio.sleep sees it
+            reconnect_time_wait=RECONNECT_SECONDS,  # type: ignore[arg-type]  # only asyncio.sleep sees it
             connect_timeout=3,
             # Notices a link that swallows everything within 3 x 3 s instead of nats-py's minutes.
             ping_interval=3,
@@ -118,7 +128,7 @@ class Broker:
             closed_cb=self._on_closed,
         )
         await self.nc.open()
-        self._said_waiting = False
+        self._accepted()
         self._log.info("nats_connected", message="connected to NATS", server=self._server())
 
     async def close(self) -> None:
@@ -248,22 +258,28 @@ class Broker:
         return f"{url.hostname}:{url.port}" if url else ""
 
     async def _on_error(self, error: Exception) -> None:
+        text = str(error) or type(error).__name__
         if isinstance(error, nats.errors.SlowConsumerError):
             self._log.error(
                 "nats_slow_consumer",
                 message="a NATS subscription overflowed: its messages come back after their ack wait",
-                error=str(error),
+                error=text,
             )
+        elif isinstance(error, ServerError) and error.ends:
+            # While it waits the reason may become another one: each is said once.
+            if text not in self._refusals:
+                self._refusals.add(text)
+                self._log.warning(
+                    "nats_refused",
+                    message="NATS ended or refused the connection: trying again until it is accepted",
+                    error=text,
+                )
         elif not self.connected:
             if not self._said_waiting:
                 self._said_waiting = True
-                self._log.warning(
-                    "nats_waiting",
-                    message="NATS is not there: waiting for it",
-                    error=str(error) or type(error).__name__,
-                )
+                self._log.warning("nats_waiting", message="NATS is not there: waiting for it", error=text)
         else:
-            self._log.warning("nats_error", message="NATS reported an error", error=str(error) or type(error).__name__)
+            self._log.warning("nats_error", message="NATS reported an error", error=text)
 
     async def _on_disconnect(self) -> None:
         self.nc.drop_unsent()
@@ -273,8 +289,12 @@ class Broker:
             self._said_waiting = True
             self._log.warning("nats_disconnected", message="lost the connection to NATS: reconnecting")
 
-    async def _on_reconnected(self) -> None:
+    def _accepted(self) -> None:
         self._said_waiting = False
+        self._refusals.clear()
+
+    async def _on_reconnected(self) -> None:
+        self._accepted()
         self._log.info("nats_reconnected", message="connected to NATS again", server=self._server())
         # In a task of its own: nats-py is still inside its reconnection while this callback runs.
         if self._reviving:

@@ -10,12 +10,13 @@ tests/integration/test_client.py and test_lost_links.py hold what is needed of t
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 
 #: Called with subject, reply, payload and header block as they were read; must neither block nor raise.
@@ -24,6 +25,13 @@ Handler = Callable[[bytes, bytes, bytes, bytes], None]
 #: How long what nobody waits for (an acknowledgement, a tick) may wait for company: a write of its own costs this
 #: process, and the server that is woken by it, more than the message.
 UNHURRIED_SECONDS: Final = 0.005
+
+#: Between two tries to connect; where a server answers them with an `-ERR`, twice as long each time, up to the longest.
+RECONNECT_SECONDS: Final = 0.25
+LONGEST_RECONNECT_SECONDS: Final = 2.0
+
+#: An `-ERR` after which nats-server keeps the connection; it ends the connection with any other (its client.go).
+_TRANSIENT: Final = ("permissions violation", "invalid subject", "invalid publish subject")
 
 _VERSION: Final = b"NATS/1.0"
 _NO_RESPONDERS: Final = "503"
@@ -36,8 +44,19 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     header_block: bytes
 
 
+class ServerError(nats.errors.Error):
+    """An `-ERR` of the server, in its own words. `ends`: the connection ends with it, or was not accepted at all."""
+
+    def __init__(self, text: str, *, ends: bool) -> None:
+        super().__init__(text)
+        self.ends = ends
+
+
 class DirectClient(Client):
-    """Of one process; `open` must be awaited once after it has connected."""
+    """Of one process; `open` must be awaited once after it has connected.
+
+    It connects again for ever, whatever the server says, and only to the servers that it was given.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,6 +68,7 @@ class DirectClient(Client):
         self.patience: Callable[[], float] = lambda: 0.0
         self._write_at = float("inf")
         self._write_timer: asyncio.Handle | None = None
+        self._refused_at = float("-inf")
 
     @property
     def asking(self) -> int:
@@ -219,18 +239,72 @@ class DirectClient(Client):
             return
         await super()._process_pong()
 
+    async def _process_err(self, err_msg: str) -> None:
+        # nats-py closes for good after most of them, which would end the process, with whatever it holds.
+        text = err_msg.strip("'")
+        ends = not text.startswith(_TRANSIENT)
+        await self._error_cb(ServerError(text, ends=ends))
+        if ends:
+            self._slow_down()
+            await self._process_op_err(nats.errors.UnexpectedEOF())
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # A cluster's other addresses are not learned: they may be unreachable from here, and each costs a connect's
+        # time-out.
+        await super()._process_info({**info, "connect_urls": None}, initial_connection)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        # A try that failed leaves its socket open, and tasks that would read from the next one.
+        self._abort()
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None:
+                task.cancel()
+        try:
+            await super()._connect_to_server(s)
+        except Exception:
+            self.options["reconnect_time_wait"] = RECONNECT_SECONDS  # it refuses nothing: it is not there
+            raise
+
     async def _process_connect_init(self) -> None:
         try:
             await super()._process_connect_init()
-        except RuntimeError as error:  # uvloop's word for a connection that was reset: nats-py would not try again
+        except (RuntimeError, ValueError) as error:
+            # uvloop's word for a connection that was reset, asyncio's for a line without an end: nats-py would not try
+            # again.
             raise ConnectionError(str(error)) from error
+        except nats.errors.Error as error:
+            said = str(error).removeprefix("nats: ")
+            if not said.startswith("'"):
+                raise
+            self._slow_down()
+            # In lower case, as nats-py has them from the middle of a connection's life.
+            raise ServerError(said.strip("'").lower(), ends=True) from None
+        if self._status != Client.CONNECTED:  # nats-py takes any other line for an answer, the end of them too
+            raise ConnectionError("the server did not answer the first ping")
 
     async def _attempt_reconnect(self) -> None:
         # nats-py waits until what it had written is sent, which a link that swallows everything never does.
+        self._abort()
+        await super()._attempt_reconnect()
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        if self._reading_task is asyncio.current_task():
+            # However it ended, nobody reads any more. Where a reconnection or the end has begun, this does nothing.
+            await self._process_op_err(nats.errors.UnexpectedEOF())
+
+    def _slow_down(self) -> None:
+        """Of a server that refuses: each of its refusals is a line in its log."""
+        now = time.monotonic()
+        recent = now - self._refused_at < 5 * LONGEST_RECONNECT_SECONDS
+        wait = 2 * self.options["reconnect_time_wait"] if recent else RECONNECT_SECONDS
+        self.options["reconnect_time_wait"] = min(wait, LONGEST_RECONNECT_SECONDS)
+        self._refused_at = now
+
+    def _abort(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        await super()._attempt_reconnect()
 
 
 async def _never(_: Msg) -> None:
