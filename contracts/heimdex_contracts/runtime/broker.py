@@ -18,6 +18,7 @@ from heimdex_contracts.runtime.client import (
     UNHURRIED_SECONDS,
     Answer,
     DirectClient,
+    MessageTooLarge,
     ServerError,
     headers_of,
     status_of,
@@ -38,6 +39,12 @@ CONSUMER_NOT_FOUND: Final = 10014
 NAME_IN_USE: Final = 10058
 #: The account allows only streams that have a limit in bytes.
 MAX_BYTES_REQUIRED: Final = 10113
+#: A message is over a limit of its stream, or, which `Broker.publish` says itself, over the server's max_payload.
+TOO_LARGE: Final = 10054
+
+#: Between two looks whether the server takes larger messages by now, and the time for one look.
+LOOK_SECONDS: Final = 2.0
+LOOK_AT_MOST_SECONDS: Final = 1.5
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -95,6 +102,9 @@ class Broker:
         self._said_waiting = False
         #: What a server refused this connection with since it was last accepted.
         self._refusals: set[str] = set()
+        self._limit_said = 0
+        self._looking = asyncio.Lock()
+        self._looked_at = float("-inf")
         self._closing = False
         self._reviving: asyncio.Task[None] | None = None
         #: Whether a stream has more than one copy: a follower may then answer a direct get, and lag behind.
@@ -109,6 +119,11 @@ class Broker:
     def connected(self) -> bool:
         """Whether a request sent now would go out now."""
         return bool(self.nc.is_connected)
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that the server takes in one message, headers included, as far as it is known."""
+        return int(self.nc.max_payload)
 
     async def connect(self) -> None:
         """Wait for NATS, however long it takes, and connect."""
@@ -155,6 +170,12 @@ class Broker:
         """Publish, waiting for nothing, `within` so many seconds. Raises BrokerUnavailable when it cannot be sent."""
         try:
             self.nc.send(subject, payload, reply, headers, within)
+        except MessageTooLarge as error:
+            # Once for each limit: who sends without waiting does so often, and passes over what cannot be sent.
+            if self._limit_said != error.limit:
+                self._limit_said = error.limit
+                self._log.error("message_too_large", message=f"not sent: {error}", subject=subject)
+            raise BrokerUnavailable(str(error)) from None
         except (nats.errors.Error, ConnectionError) as error:
             raise BrokerUnavailable(str(error)) from None
 
@@ -172,22 +193,63 @@ class Broker:
     ) -> Answer:
         """One request, one answer. Raises BrokerUnavailable when none came within `timeout` seconds."""
         try:
+            return await self._ask(subject, payload, timeout, headers)
+        except MessageTooLarge as error:
+            raise BrokerUnavailable(str(error)) from None
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str], timeout: float = 2.0) -> PubAck:
+        """Publish to a stream; its answer may be an error. Raises BrokerUnavailable: the outcome is not known.
+
+        A message over the server's max_payload, for which the server would end the connection, gets TOO_LARGE.
+        """
+        try:
+            reply = await self._ask(subject, payload, timeout, headers)
+        except MessageTooLarge as error:
+            return PubAck(error=_too_large(error))
+        return _ack_decoder.decode(reply.data)
+
+    async def too_large(self, payload: bytes, headers: dict[str, str]) -> ApiError | None:
+        """What `publish` would answer of itself: for messages that are worth sending only all together."""
+        try:
+            self.nc.check_size(payload, headers)
+        except MessageTooLarge as error:
+            if not await self._has_room_for(error.size):
+                return _too_large(error)
+        return None
+
+    async def _ask(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None) -> Answer:
+        """Raises BrokerUnavailable or MessageTooLarge."""
+        try:
+            try:
+                return await self.nc.ask(subject, payload, timeout, headers)
+            except MessageTooLarge as error:
+                if not await self._has_room_for(error.size):
+                    raise
             return await self.nc.ask(subject, payload, timeout, headers)
+        except MessageTooLarge:
+            raise
         except nats.errors.NoRespondersError:
             self.missing()
             raise BrokerUnavailable(f"NATS knows nobody who takes {subject}") from None
         except (nats.errors.Error, TimeoutError, ConnectionError) as error:
             raise BrokerUnavailable(f"NATS did not answer on {subject}: {error or type(error).__name__}") from error
 
+    async def _has_room_for(self, size: int) -> bool:
+        """Whether the server takes so many bytes by now: a new limit, reloaded, is told to new connections only."""
+        async with self._looking:
+            now = asyncio.get_running_loop().time()
+            if self.max_payload < size and now - self._looked_at > LOOK_SECONDS:
+                self._looked_at = now
+                try:
+                    await self.nc.learn_max_payload(LOOK_AT_MOST_SECONDS)
+                except (nats.errors.Error, TimeoutError, OSError) as error:
+                    self._log.debug("max_payload_unknown", message="the limit was not told", error=str(error))
+        return size <= self.max_payload
+
     def missing(self) -> None:
         """NATS has said that a stream or a consumer is not there."""
         for call in self.on_missing:
             call()
-
-    async def publish(self, subject: str, payload: bytes, headers: dict[str, str], timeout: float = 2.0) -> PubAck:
-        """Publish to a stream; its answer may be an error. Raises BrokerUnavailable: the outcome is not known."""
-        reply = await self.request(subject, payload, timeout, headers)
-        return _ack_decoder.decode(reply.data)
 
     async def api(self, call: str, body: dict[str, Any] | None = None, timeout: float = 3.0) -> dict[str, Any]:
         """Ask `$JS.API.<call>`. Raises JetStreamError for an error it answers, BrokerUnavailable for none."""
@@ -314,6 +376,10 @@ class Broker:
 
     async def _on_closed(self) -> None:
         self.closed.set()
+
+
+def _too_large(error: MessageTooLarge) -> ApiError:
+    return ApiError(400, TOO_LARGE, str(error))
 
 
 def _stored(message: dict[str, Any]) -> Stored:

@@ -52,6 +52,21 @@ class ServerError(nats.errors.Error):
         self.ends = ends
 
 
+class MessageTooLarge(nats.errors.MaxPayloadError):
+    """The server would end the connection for this message, headers included."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size, limit)
+        self.size = size
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return (
+            f"a message of {self.size:,} bytes is over the max_payload of the NATS server ({self.limit:,} bytes): "
+            "raise max_payload in the configuration of each NATS server"
+        )
+
+
 class DirectClient(Client):
     """Of one process; `open` must be awaited once after it has connected.
 
@@ -133,15 +148,15 @@ class DirectClient(Client):
         """Publish, without waiting; what is sent while the connection is lost may be lost with it.
 
         within: seconds after which it must be on its way; 0: with this turn of the event loop.
-        Raises ConnectionError when there is no connection, nats.errors.MaxPayloadError for too large a message,
-        ValueError for a header that is no single line.
+        Raises ConnectionError when there is no connection, MessageTooLarge, ValueError for a header that is no single
+        line.
         """
         if self._status != Client.CONNECTED:
             raise ConnectionError("not connected to NATS")
         block = header_block(headers) if headers else b""
         size = len(block) + len(payload)
         if size > self._max_payload:
-            raise nats.errors.MaxPayloadError
+            raise MessageTooLarge(size, self._max_payload)
         if block:
             line = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
         else:
@@ -151,6 +166,33 @@ class DirectClient(Client):
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += size
         self._write_within(within)
+
+    def check_size(self, payload: bytes, headers: dict[str, str]) -> None:
+        """Raises MessageTooLarge where `send` would."""
+        size = len(header_block(headers)) + len(payload)
+        if size > self._max_payload:
+            raise MessageTooLarge(size, self._max_payload)
+
+    async def learn_max_payload(self, timeout: float) -> None:
+        """Ask the server for its limit by a connection of its own. Raises nats-py's errors, TimeoutError or OSError."""
+        server = self._current_server
+        if server is None:
+            raise ConnectionError("not connected to NATS")
+        other = DirectClient()
+        try:
+            async with asyncio.timeout(timeout):
+                await other.connect(
+                    servers=[server.uri.geturl()],
+                    name=self.options["name"],
+                    allow_reconnect=False,
+                    error_cb=_ignore,
+                )
+                await other.flush(timeout)  # the limit of its account comes after the first ping
+        finally:
+            other._abort()
+        # Another server may have been connected to meanwhile, and has told its own.
+        if self._current_server is server:
+            self._max_payload = other._max_payload
 
     async def ask(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None) -> Answer:
         """One request, one answer. Raises TimeoutError after `timeout` seconds, NoRespondersError, or as `send`."""
@@ -249,8 +291,9 @@ class DirectClient(Client):
             await self._process_op_err(nats.errors.UnexpectedEOF())
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # A cluster's other addresses are not learned: they may be unreachable from here, and each costs a connect's
-        # time-out.
+        # Also the one after CONNECT, with the limits of the account. A cluster's other addresses are not learned:
+        # they may be unreachable from here, and each costs a connect's time-out.
+        self._max_payload = info.get("max_payload", self._max_payload)
         await super()._process_info({**info, "connect_urls": None}, initial_connection)
 
     async def _connect_to_server(self, s: Srv) -> None:
@@ -309,6 +352,10 @@ class DirectClient(Client):
 
 async def _never(_: Msg) -> None:
     """What nats-py would call; the handler is called instead."""
+
+
+async def _ignore(_: Exception) -> None:
+    """Whoever connects gets it raised."""
 
 
 def _expire(future: asyncio.Future[Answer]) -> None:

@@ -189,6 +189,15 @@ class Publisher:
             return max(0.1, min(most, deadline - asyncio.get_running_loop().time() - kept))
 
         batch_id = secrets.token_hex(16)
+        for entry in ready:  # nothing is sent of a batch that cannot be sent whole
+            headers = {
+                **entry.headers,
+                "Nats-Batch-Id": batch_id,
+                "Nats-Batch-Sequence": "1000",
+                "Nats-Batch-Commit": "1",
+            }
+            if (error := await self._broker.too_large(entry.payload, headers)) is not None:
+                return error
         for number, entry in enumerate(ready, start=1):
             headers = {**entry.headers, "Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
             if number == len(ready):

@@ -10,11 +10,16 @@ from typing import Final
 from heimdex_contracts import subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.client import header_block
 from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.logs import Logger
 
-#: Room for our headers under the server's limit of 1 MiB a message.
+#: What is kept of a message at most; less where the server's max_payload is smaller.
 LARGEST_PAYLOAD_BYTES: Final = 1024 * 1024 - 16 * 1024
+#: Characters of a subject that are kept: the server ends the connection for too long a line.
+LONGEST_SUBJECT: Final = 800
+#: Room for a header that says what is missing.
+_TRUNCATED_BYTES: Final = 64
 
 
 class SettingAside:
@@ -32,7 +37,6 @@ class SettingAside:
         """
         place = msg.place
         sequence = place.sequence
-        payload = msg.data[:LARGEST_PAYLOAD_BYTES]
         # A header is one line.
         headers = {
             "Nats-Msg-Id": f"{place.stream}.{sequence}",
@@ -41,10 +45,13 @@ class SettingAside:
             "Heimdex-Stream-Sequence": str(sequence),
             "traceparent": tracing.start(msg.headers.get("traceparent")),
         }
+        room = self._broker.max_payload - len(header_block(headers)) - _TRUNCATED_BYTES
+        payload = msg.data[: max(0, min(room, LARGEST_PAYLOAD_BYTES))]
         if len(payload) < len(msg.data):
             headers["Heimdex-Truncated"] = f"{len(payload)} of {len(msg.data)} bytes"
         try:
-            ack = await self._broker.publish(subjects.unusable_subject(msg.subject), payload, headers)
+            subject = subjects.unusable_subject(msg.subject)[:LONGEST_SUBJECT].rstrip(".")
+            ack = await self._broker.publish(subject, payload, headers)
         except BrokerUnavailable as error:
             self._log.warning(
                 "unusable_waiting",
