@@ -35,6 +35,8 @@ DUPLICATE_IN_BATCH: Final = 10201
 NO_MESSAGE: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
+#: A consumer could not be created or changed, for whichever reason the description says.
+CONSUMER_FAILED: Final = 10012
 #: A stream of this name has another configuration.
 NAME_IN_USE: Final = 10058
 #: The account allows only streams that have a limit in bytes.

@@ -16,6 +16,7 @@ from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind
 from heimdex_contracts.runtime import coverage
 from heimdex_contracts.runtime.broker import (
+    CONSUMER_FAILED,
     CONSUMER_NOT_FOUND,
     MAX_BYTES_REQUIRED,
     NAME_IN_USE,
@@ -34,6 +35,8 @@ LOOK_SECONDS: Final = 10.0
 #: How often everything is looked at while something is known to be wrong.
 _REPAIR_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 0.05
+#: How often in a row the server must say that it cannot read a consumer's state, before that is given up.
+UNREADABLE_TIMES: Final = 4
 #: Between the removal of a stream and its next creation.
 REMOVED_SECONDS: Final = 2.0
 #: Of two looks that NATS asks for, the second one waits this long, and sees what came in between too.
@@ -96,8 +99,11 @@ class Topology:
         self._names = {
             stream.name: frozenset(consumer.name for consumer in stream.consumers) for stream in self._streams
         }
-        #: When each stream was created, in nanoseconds.
+        #: When each stream was created, as NATS writes it; and before which no message of it was stored, in ns.
+        self._created: dict[str, str] = {}
         self._created_ns: dict[str, int] = {}
+        #: How often in a row the server has said that it cannot read a consumer's state, by stream and name.
+        self._unreadable: dict[tuple[str, str], int] = {}
         #: When each consumer was created, as NATS writes it, by stream and name.
         self._consumers_created: dict[tuple[str, str], str] = {}
         #: What is wrong with each stream that is not as it must be: a sentence.
@@ -259,10 +265,12 @@ class Topology:
             info = await self._configure(f"STREAM.CREATE.{stream.name}", stream.name, waiting)
             say = self._log.warning if known else self._log.info
             say("stream_created", message="created a stream", stream=stream.name)
-        found, created = info["config"], _nanoseconds(info["created"])
-        if known and created != self._created_ns[stream.name]:
-            self._changed.add(stream.name)
-        self._created_ns[stream.name] = created
+        found = info["config"]
+        if info["created"] != self._created.get(stream.name):
+            if known:
+                self._changed.add(stream.name)
+            self._created[stream.name] = info["created"]
+            self._created_ns[stream.name] = _stored_since(info)
         if found["num_replicas"] > 1:
             self._broker.replicated = True
         for consumer in stream.consumers:
@@ -311,7 +319,13 @@ class Topology:
             wanted["ack_wait"] = found["ack_wait"]
         if info is None or differs:
             call = f"CONSUMER.DURABLE.CREATE.{stream.name}.{consumer.name}"
-            info = await self._configure(call, called, {**found, **wanted}, stream.name)
+            try:
+                info = await self._configure(call, called, {**found, **wanted}, stream.name)
+            except JetStreamError as error:
+                if error.err_code == CONSUMER_FAILED and "creating store" in str(error) and not self._broker.replicated:
+                    await self._discard_state(stream.name, consumer.name)
+                raise  # and all is looked at again
+            self._unreadable.pop(place, None)
             left = coverage.drift(info["config"], wanted)
             if left:
                 raise Unfit(coverage.sentence(called, left, self._broker.server_version))
@@ -329,6 +343,36 @@ class Topology:
             self._changed.add(stream.name)
         self._consumers_created[place] = info["created"]
 
+    async def _discard_state(self, stream: str, consumer: str) -> None:
+        """Have the server remove a consumer's files that it cannot read, once it has said so some times in a row.
+
+        nats-server 2.12 does so itself; 2.14 and 2.15 refuse the consumer for good. A consumer of the same name that
+        keeps nothing takes its place for a second: when the server removes that one, it removes the files. The server
+        refuses this where the consumer exists.
+        """
+        place = (stream, consumer)
+        self._unreadable[place] = self._unreadable.get(place, 0) + 1
+        if self._unreadable[place] < UNREADABLE_TIMES:
+            return
+        del self._unreadable[place]
+        self._log.error(
+            "consumer_discarded",
+            message="the server cannot read what it stored of a consumer: it is made again, and redelivers",
+            stream=stream,
+            consumer=consumer,
+        )
+        stand_in = {
+            "name": consumer,
+            "direct": True,
+            "deliver_subject": f"heimdex-not-ready.{stream}.{consumer}",
+            "deliver_policy": "new",
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "inactive_threshold": NANOSECOND,
+        }
+        body = {"stream_name": stream, "action": "create", "config": stand_in}
+        await self._broker.api(f"CONSUMER.CREATE.{stream}.{consumer}", body)
+
     async def _configure(
         self, call: str, called: str, config: dict[str, Any], of_stream: str | None = None
     ) -> dict[str, Any]:
@@ -338,8 +382,8 @@ class Topology:
         try:
             return await self._broker.api(call, body, timeout=10)
         except JetStreamError as error:
-            if error.passes or error.err_code == NAME_IN_USE:  # somebody else is making it at this moment
-                raise
+            if error.passes or error.err_code in {NAME_IN_USE, CONSUMER_FAILED}:
+                raise  # somebody else is making it at this moment, or the next look knows more
             hint = _MAX_BYTES_HINT if error.err_code == MAX_BYTES_REQUIRED else ""
             raise Unfit(f"{called} cannot be configured as it must be: NATS says {str(error)!r}.{hint}") from None
 
@@ -393,6 +437,16 @@ class Topology:
                 raise
             return False
         return _nanoseconds(found["message"]["time"]) == place.stored_ns
+
+
+def _stored_since(info: dict[str, Any]) -> int:
+    """Before which no message of this stream was stored, in nanoseconds.
+
+    A server that cannot read a stream's configuration forgets the stream, and what it had stored is in the one that is
+    created in its place.
+    """
+    created, state = _nanoseconds(info["created"]), info["state"]
+    return min(created, _nanoseconds(state["first_ts"])) if state["messages"] else created
 
 
 def _called(stream: str, consumer: str | None) -> str:
