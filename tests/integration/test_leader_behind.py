@@ -14,11 +14,11 @@ from heimdex_contracts import subjects
 from heimdex_contracts.errors import LeaderBehind, Superseded
 from heimdex_contracts.messages import Due
 from heimdex_contracts.runtime import publishing
-from heimdex_contracts.runtime.broker import ApiError, Broker, PubAck, Stored
+from heimdex_contracts.runtime.broker import NO_MESSAGE, ApiError, Broker, JetStreamError, PubAck, Stored
 from heimdex_contracts.runtime.publishing import Publisher
 from tests.harness.histories import due
 from tests.harness.journal import Journal
-from tests.integration.conftest import NewBroker, count, take
+from tests.integration.conftest import NewBroker, count, make_topology, take
 
 WRONG_LAST_SEQUENCE = ApiError(code=400, err_code=10071, description="wrong last sequence: 0")
 IN_FLIGHT = ApiError(code=400, err_code=10164, description="wrong last sequence")
@@ -114,6 +114,40 @@ async def test_the_newest_message_is_asked_of_a_leader_that_knows_what_was_deliv
     newest = await publisher(broker, journal).newest(job.job_id, known=first)
     assert newest is not None
     assert newest.sequence == first
+
+
+class HeldBackTopology(HeldBack):
+    """Also where single messages are asked for."""
+
+    async def api(self, call: str, body: dict[str, Any] | None = None, timeout: float = 3.0) -> dict[str, Any]:
+        if call.startswith("STREAM.MSG.GET.") and self._behind and body and body.get("seq", 0) > self.known:
+            raise JetStreamError(ApiError(code=404, err_code=NO_MESSAGE, description="no message found"))
+        return await super().api(call, body, timeout)
+
+
+@pytest.mark.parametrize(
+    "is_gone",
+    [
+        pytest.param(False, id="it catches up"),
+        pytest.param(True, id="the message is gone", marks=pytest.mark.allows("lost")),
+    ],
+)
+async def test_a_held_delivery_is_lost_only_to_a_leader_that_has_passed_it(
+    ready: Broker, new_broker: NewBroker, journal: Journal, is_gone: bool
+) -> None:
+    first = await publisher(ready, journal).publish(due(), expected=0)
+    (held,) = await take(ready, "extracting")
+    await publisher(ready, journal).publish(due(), expected=0)
+    if is_gone:
+        await ready.delete(subjects.JOBS, first)
+    broker = cast("HeldBackTopology", await new_broker(HeldBackTopology))
+    broker.known, broker.asked_before, broker.replicated = first - 1, 3, True
+    topology = make_topology(broker, journal)
+    topology.held = {held.reply}
+    await topology.ensure()
+    assert broker.asked_before == 0, "the leader was behind, and was asked until it was not"
+    assert topology.is_current(held.reply) is not is_gone
+    assert bool(journal.of("deliveries_lost")) is is_gone
 
 
 class BeingStored(Broker):
