@@ -101,6 +101,7 @@ async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal:
     assert "2,097,152 bytes" in entry["message"]
 
 
+@pytest.mark.allows("unusable")
 async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
     ready: Broker, nats: NatsServer, journal: Journal
 ) -> None:
@@ -117,6 +118,7 @@ async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
     assert not journal.of("unusable_refused")
 
 
+@pytest.mark.allows("unusable")
 async def test_an_unusable_message_with_a_subject_as_long_as_can_be_is_set_aside(
     ready: Broker, journal: Journal
 ) -> None:
