@@ -2,6 +2,7 @@
 
 HeimdexError
 ├── SettingsError      the process cannot start: one line on stderr, exit code 2
+├── CannotServe        what the process reached is not for it: one line on stderr, exit code 2
 ├── UnusableMessage    a message that no retry can mend: set it aside, go on with the next
 ├── Superseded         the job has moved on without us: drop what we hold, it is somebody else's now
 └── BrokerUnavailable  NATS did not answer in time: nothing is known about the outcome, ask again later
@@ -15,6 +16,10 @@ class HeimdexError(Exception):
 
 class SettingsError(HeimdexError):
     """A setting that cannot be used; the text names the environment variable."""
+
+
+class CannotServe(HeimdexError):
+    """NATS or Postgres is not what this process may work with; the text says why, and what to do."""
 
 
 class UnusableMessage(HeimdexError):

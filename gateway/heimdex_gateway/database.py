@@ -60,6 +60,13 @@ SELECT {columns}, page.id::text FROM page JOIN job_status ON job_status.id = pag
 """
 
 
+class Installation(msgspec.Struct, frozen=True):
+    """Which installation the database is of, and the database's own id; None: not known (yet)."""
+
+    id: str | None
+    database: str | None
+
+
 class DatabaseUnavailable(HeimdexError):
     """Postgres could not be asked; nothing is known of the row."""
 
@@ -117,6 +124,16 @@ class Database:
     async def history(self, job_id: str) -> list[EventRow]:
         """The job's history as far as it is recorded, in order. Raises as above."""
         return [EventRow(*row) for row in await self._ask(HISTORY, job_id, many=True)]
+
+    async def installation(self) -> Installation:
+        """What the database says; nothing where the status store has not made its view yet. Raises as above."""
+        try:
+            row = await self._ask("SELECT id, database FROM job_installation")
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, asyncpg.UndefinedTableError):
+                return Installation(None, None)
+            raise
+        return Installation(None, None) if row is None else Installation(row[0], row[1])
 
     async def check(self) -> None:
         """Raises DatabaseUnavailable unless the view can be read."""

@@ -86,6 +86,7 @@ async def submit_once(gateway: Gateway, key: str, body: str, jobs: Sequence[Due]
     Raises Problem 422 where the key was used with another body, and as `submit`; Unanswerable where it cannot be told
     whether the jobs of a key are there.
     """
+    await gateway.installation.check()
     subject = subjects.key_subject(_of_tenant(key, jobs[0].tenant))
     made = Made(job=jobs[0], body=body, others=[job.job_id for job in jobs[1:]])
     if await _create(gateway, subject, made):

@@ -24,6 +24,7 @@ from heimdex_gateway.callbacks.posting import Poster
 from heimdex_gateway.callbacks.resolving import Resolver
 from heimdex_gateway.database import Database
 from heimdex_gateway.doors import Doors
+from heimdex_gateway.installation import InstallationCheck
 from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health, moment
 from heimdex_gateway.service import Gateway
@@ -72,15 +73,15 @@ async def serve(running: Process, listener: socket.socket) -> None:
     known = pipelines.load(found.pipelines)
     streams = subjects.streams(known.stage_names, found.ack_wait_seconds)
     topology = Topology(broker, streams, found.stream_replicas, log, own=(subjects.GATEWAY, subjects.LATER))
+    database = Database(found.database_url)
+    installation = InstallationCheck(broker, database, log)
+    topology.on_change.append(installation.on_change)
     resolver, allowed = Resolver(), Allowed(found.callback_allow)
     deliverer: Deliverer | None = None
     if found.callback_secret:
         poster = Poster(found.callback_secret, allowed, resolver, MOST_AT_ONCE)
-        deliverer = Deliverer(running, topology, poster)
-    publisher, database = (
-        Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS)),
-        Database(found.database_url),
-    )
+        deliverer = Deliverer(running, topology, poster, lambda: installation.agreed)
+    publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS) or installation.problem)
     gateway = Gateway(
         broker=broker,
         topology=topology,
@@ -91,6 +92,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         watches=Watches(broker),
         doors=Doors.of(found),
         callbacks=Acceptance(deliverer is not None, allowed, resolver),
+        installation=installation,
         room=Room(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
     )
@@ -112,7 +114,9 @@ async def serve(running: Process, listener: socket.socket) -> None:
 
     async def connect() -> None:
         await broker.connect()
+        background.append(asyncio.create_task(installation.run()))
         await topology.start()
+        await installation.first_look()
         await micro.register(broker.nc, NAME, "the HTTP API", counters)
         if deliverer is not None:
             await deliverer.start()
@@ -125,7 +129,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     topology.on_change.append(on_change)
     broker.nc.patience = lambda: PATIENCE_SECONDS if broker.nc.asking >= BUSY else 0.0
     running.health.append(topology.ready.is_set)
-    connecting = asyncio.create_task(connect())
+    background = [asyncio.create_task(connect())]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("listening", host=found.host, port=found.port)
     if not gateway.doors.keys:
@@ -144,6 +148,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     await serving
     if gateway.afterwards:
         await asyncio.wait(gateway.afterwards, timeout=AFTERWARDS_SECONDS)
-    connecting.cancel()
+    for task in background:
+        task.cancel()
     await gateway.database.close()
     resolver.close()

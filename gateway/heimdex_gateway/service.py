@@ -13,6 +13,7 @@ from heimdex_gateway.accepted import Accepted
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.database import Database
 from heimdex_gateway.doors import Doors
+from heimdex_gateway.installation import InstallationCheck
 from heimdex_gateway.reads import Reads
 from heimdex_gateway.room import Room
 from heimdex_gateway.schemas import Health
@@ -34,6 +35,7 @@ class Gateway:
     doors: Doors
     callbacks: Acceptance
     accepted: Accepted
+    installation: InstallationCheck
     reads: Reads = field(init=False)
     #: What goes on though its caller has been answered.
     afterwards: set[asyncio.Task[None]] = field(default_factory=set)

@@ -40,8 +40,9 @@ async def submit(gateway: Gateway, job: Due) -> None:
     """Publish the job to its first stage, or for later.
 
     Raises BrokerUnavailable when NATS did not store it in time (whether it did later is then not known), NoRoom or
-    Refused when there is no room for it.
+    Refused when there is no room for it, Refused when the streams are another installation's.
     """
+    await gateway.installation.check()
     async with gateway.room.taken():
         deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
         # Nobody else knows its id. So where a repeat finds a message of this job, an earlier try was stored and the
@@ -53,6 +54,7 @@ async def submit(gateway: Gateway, job: Due) -> None:
 
 async def submit_all(gateway: Gateway, jobs: Sequence[Due]) -> None:
     """All or none of them. Raises as `submit`."""
+    await gateway.installation.check()
     async with gateway.room.taken(len(jobs)):
         await gateway.publisher.publish_new(jobs, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
         gateway.accepted.add(jobs)

@@ -17,7 +17,7 @@ from heimdex_contracts.delivery import Errored, Interrupted, Lost, Outcome, Over
 from heimdex_contracts.errors import BrokerUnavailable, LeaderBehind, Superseded, UnusableMessage
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline, Pipelines
-from heimdex_contracts.runtime import micro
+from heimdex_contracts.runtime import installations, micro
 from heimdex_contracts.runtime.broker import JetStreamError
 from heimdex_contracts.runtime.delivered import Delivered
 from heimdex_contracts.runtime.leases import Leases
@@ -130,12 +130,14 @@ class StageWorker:
         await micro.register(self._broker.nc, f"heimdex-{self._stage}", f"runs the stage {self._stage}", self._counters)
         # Not the publish itself, which may have been refused: the job goes on then.
         await self._broker.nc.listen(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
+        watching = asyncio.create_task(installations.Watch(self._broker, self._log).run())
         self._leases.start()
         await self._puller.start()
         self._log.info("ready", concurrency=process.settings.stage_concurrency)
         if await process.unless_stopped(self._abandoned.too_many.wait()):
             process.exit_code = EXIT_BROKEN
             process.stopping.set()
+        watching.cancel()
         await self._stop(process.stop_by())
 
     async def _on_reconnect(self) -> None:

@@ -13,10 +13,17 @@ from heimdex_contracts.runtime.logs import Logger
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: The revision that this version of the store writes to: the last file's.
-REVISION: Final = "durables"
-#: What there must be at this revision.
-RELATIONS: Final = ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"]
+REVISION: Final = "installation"
+#: What there must be at this revision, by the one that made it, oldest first.
+RELATIONS: Final = {
+    "jobs": ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"],
+    "tenants": [],
+    "lists": [],
+    "durables": [],
+    REVISION: ["installation", "job_installation"],
+}
 _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
+_CURRENT: Final = "SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1"
 #: Any number of stores may start at once; this advisory lock lets one of them migrate.
 _MIGRATING: Final = 0x6865696D64657831
 #: An index on a large table takes minutes, and must not be begun again and again.
@@ -135,11 +142,21 @@ async def is_current(connection: asyncpg.Connection) -> bool:
     """Whether everything is there, at REVISION or where a newer store has gone further."""
     if not await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL"):
         return False
-    if await connection.fetchval(_MISSING, RELATIONS):
+    if await connection.fetchval(_MISSING, _made_by(REVISION)):
         return False
-    current = await connection.fetchval("SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1")
+    current = await connection.fetchval(_CURRENT)
     known = {path.stem.rpartition("_up_")[2] for path in MIGRATIONS.glob("*_up_*.sql")}
     return current == REVISION or (current is not None and current not in known)
+
+
+def _made_by(revision: str | None) -> list[str]:
+    """What there must be at this revision; at one that is not known here, all that is known."""
+    names: list[str] = []
+    for step, made in RELATIONS.items():
+        names += made
+        if step == revision:
+            break
+    return names
 
 
 async def migrate(connection: asyncpg.Connection) -> None:
@@ -149,7 +166,7 @@ async def migrate(connection: asyncpg.Connection) -> None:
         if await is_current(connection):
             return
         if await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL") and await connection.fetchval(
-            _MISSING, RELATIONS
+            _MISSING, _made_by(await connection.fetchval(_CURRENT))
         ):
             await connection.execute("DELETE FROM migrations")  # somebody removed some: they can be made again
         backend = AsyncpgBackend(connection)

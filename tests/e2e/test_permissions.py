@@ -149,3 +149,15 @@ async def test_whatever_is_held_at_a_reconnection_may_be_asked_for(
                 await eventually(lambda stream=stream: seen.empty(stream), what=f"{stream} is empty")  # type: ignore[misc]
             assert (await api.http.get("/readyz")).status_code == 200
     check_nothing_was_refused(system)
+
+
+async def test_each_may_ask_the_status_stores_whose_the_streams_are(
+    system: System, users: Users, guarded: Guarded
+) -> None:
+    async with Observer(guarded.url("operator"), "$SRV.INFO.>") as asked:
+        for name in ("status-store", "gateway", STAGES[0]):
+            asked.seen.clear()
+            users.start(name)
+            await system[name].wait_log("ready")
+            await eventually(lambda: asked.seen, what=f"{name} asks")
+    check_nothing_was_refused(system)

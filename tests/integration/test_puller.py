@@ -23,12 +23,22 @@ from tests.integration.conftest import NewBroker, consumer
 class Owner:
     """Holds what it is given until told to let go."""
 
-    def __init__(self, broker: Broker, capacity: int, journal: Journal) -> None:
+    def __init__(self, broker: Broker, capacity: int, journal: Journal, ack_wait_seconds: float = 20.0) -> None:
         self.broker = broker
+        self.may_ask = True
         self.held: list[Delivered] = []
         self.got: list[int] = []
         self.most_held = 0
-        self.puller = Puller(broker, subjects.JOBS, "extracting", capacity, 20.0, self.take, cast("Any", journal))
+        self.puller = Puller(
+            broker,
+            subjects.JOBS,
+            "extracting",
+            capacity,
+            ack_wait_seconds,
+            self.take,
+            cast("Any", journal),
+            lambda: self.may_ask,
+        )
 
     def take(self, msg: Delivered) -> None:
         self.held.append(msg)
@@ -91,6 +101,28 @@ async def test_messages_come_promptly_after_idleness(ready: Broker, owner: MakeO
         await eventually(lambda number=number: len(one.got) == 3 * number + 3, timeout=8)
         await asyncio.sleep(0.3)  # idle
     serving.cancel()
+
+
+async def test_nothing_is_asked_for_while_it_may_not_be_and_again_when_it_may(ready: Broker, journal: Journal) -> None:
+    one = Owner(ready, 10, journal, ack_wait_seconds=1)
+    await one.puller.start()
+
+    async def waiting() -> int:
+        return int((await consumer(ready, "extracting"))["num_waiting"])
+
+    async def none_waits() -> bool:
+        return not await waiting()
+
+    await eventually(waiting)
+    one.may_ask = False
+    await eventually(none_waits)
+    await publish(ready, 3)
+    one.puller.reset()
+    assert await none_waits()
+    assert one.got == []
+    one.may_ask = True
+    await eventually(lambda: len(one.got) == 3)
+    await one.puller.stop()
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 7])

@@ -18,7 +18,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 # Having run this long, a process that dies again is restarted as promptly as the first time.
 STEADY_SECONDS = 30.0
-# The exit code with which a service refuses its settings: starting it again cannot help.
+# The exit code with which a service refuses its settings, or what NATS and Postgres hold: another start cannot help.
 UNUSABLE_SETTINGS = 2
 
 

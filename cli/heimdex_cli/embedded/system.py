@@ -112,7 +112,7 @@ class EmbeddedSystem:
         """Wait until GET /readyz answers 200. Returns False once `cancelled()` is true.
 
         Raises NotReady with the tail of the log that probably says why; Unusable when a service refused its
-        settings.
+        settings, or what it found in NATS and Postgres.
         """
         deadline = time.monotonic() + seconds
         answer = "nothing answers"
@@ -251,7 +251,7 @@ class EmbeddedSystem:
             raise NotReady("The system is not running.")
         refusing = self._supervisor.refused_settings()
         if refusing is not None:
-            raise Unusable(f"{refusing.name} refuses its settings.", tail(refusing.log_path, lines=1))
+            raise Unusable(f"{refusing.name} refuses to run.", tail(refusing.log_path, lines=1))
         if too_late:
             failing = self._supervisor.most_failing() or self.services["gateway"]
             raise NotReady(

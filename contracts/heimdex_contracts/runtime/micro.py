@@ -1,5 +1,6 @@
 """Each process as a NATS micro service, so that `nats micro ls` and `nats micro stats` show it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
@@ -36,12 +37,17 @@ class Counters:
             self.last_error = error
 
 
+#: What a service says of itself now, as text by key.
+Metadata = Callable[[], dict[str, str]]
+
+
 class _Reporting(Service):
     """nats-py counts requests to endpoints; our work arrives by pulls and by HTTP, so we bring the counts."""
 
-    def __init__(self, client: Client, config: ServiceConfig, counters: Counters) -> None:
+    def __init__(self, client: Client, config: ServiceConfig, counters: Counters, metadata: Metadata) -> None:
         super().__init__(client, config)
         self._counters = counters
+        self._told = metadata
 
     def stats(self) -> ServiceStats:
         counters = self._counters
@@ -64,11 +70,18 @@ class _Reporting(Service):
         info: ServiceInfo = super().info()
         counters = self._counters
         info.endpoints = [EndpointInfo(counters.name, counters.subject, counters.queue_group)]
+        info.metadata = self._told()
         return info
 
 
-async def register(client: Client, name: str, description: str, counters: Counters) -> Service:
-    """Answer `$SRV.PING`, `.INFO` and `.STATS` as this service from now on; survives reconnections."""
-    service = _Reporting(client, ServiceConfig(name=name, version=package_version(), description=description), counters)
+async def register(
+    client: Client, name: str, description: str, counters: Counters, metadata: Metadata = dict
+) -> Service:
+    """Answer `$SRV.PING`, `.INFO` and `.STATS` as this service from now on; survives reconnections.
+
+    metadata: asked at each `.INFO`; must not block.
+    """
+    config = ServiceConfig(name=name, version=package_version(), description=description)
+    service = _Reporting(client, config, counters, metadata)
     await service.start()
     return service

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import uvloop
 
-from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.errors import CannotServe, SettingsError
 from heimdex_contracts.runtime import logs
 from heimdex_contracts.runtime.broker import Broker
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.settings import Settings
 
 EXIT_UNUSABLE_SETTINGS = 2
+EXIT_CANNOT_SERVE = 2
 #: Objects made between two looks for cyclic garbage. Of what a job is made of next to nothing is cyclic, and Python's
 #: own threshold of 700 costs a process 5 % of its time.
 GC_THRESHOLDS = (20_000, 20, 20)
@@ -67,8 +68,8 @@ class Process:
 def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> None:
     """Run the service until it is told to stop, then leave the process with its exit code.
 
-    0: stopped as told. 2: a setting cannot be used (one line on stderr). 1: NATS was given up, a defect, or the
-    service's own wish (`Process.exit_code`).
+    0: stopped as told. 2: a setting cannot be used, or the service raised CannotServe (one line on stderr, the latter
+    as a log entry). 1: NATS was given up, a defect, or the service's own wish (`Process.exit_code`).
     """
     try:
         settings = read_settings()
@@ -81,6 +82,9 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         code = uvloop.run(_live(settings, name, log, service))
+    except CannotServe as error:
+        log.error("cannot_serve", message=str(error))
+        code = EXIT_CANNOT_SERVE
     except Exception:
         log.exception("defect", message="the process ends because of a defect")
         code = EXIT_BROKEN

@@ -24,7 +24,8 @@ from heimdex_contracts.subjects import NANOSECOND
 class Puller:
     """Pulls from one durable. `deliver` is called with each message on the event loop and must not block.
 
-    The owner calls `release` once for every message that it has done with.
+    The owner calls `release` once for every message that it has done with. may_ask: while it is false, nothing more is
+    asked for; what was asked for before may still come.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Puller:
         ack_wait_seconds: float,
         deliver: Callable[[Delivered], None],
         log: Logger,
+        may_ask: Callable[[], bool] = lambda: True,
     ) -> None:
         # A request must not outlive a lease: while its owner is frozen, the server goes on sending to it, and each
         # message that is swallowed so costs its job an attempt.
@@ -47,6 +49,7 @@ class Puller:
         self._capacity = capacity
         self._chunk = max(1, capacity // 2)
         self._deliver = deliver
+        self._may_ask = may_ask
         self._log = log.bind(stream=stream, consumer=durable)
         self._inbox = ""
         self._subscription: int | None = None
@@ -104,7 +107,7 @@ class Puller:
         self._ask()
 
     def _ask(self) -> None:
-        if self._stopping or not self._broker.connected or self._retry:
+        if self._stopping or not self._broker.connected or self._retry or not self._may_ask():
             return
         room = self._capacity - self._held - self._asked
         if room <= 0 or (self._asked > 0 and room < self._chunk):
@@ -169,7 +172,9 @@ class Puller:
         while True:
             await asyncio.sleep(self._expires_seconds)
             silent = time.monotonic() - self._heard_at
-            if self._asked > 0 and silent > 2 * self._expires_seconds + 1 and self._broker.connected:
+            if self._asked == 0:
+                self._ask()  # where it might not before
+            elif silent > 2 * self._expires_seconds + 1 and self._broker.connected:
                 self._log.info(
                     "pull_forgotten",
                     message="the server forgot a pull request: asking again",

@@ -7,6 +7,7 @@ back, and is tried once more under the same `webhook-id`. All gateways share one
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -39,9 +40,11 @@ HAND_BACK_SECONDS: Final = 1.0
 
 
 class Deliverer:
-    """Of one gateway."""
+    """Of one gateway. `may_take`: whether what is due is this installation's."""
 
-    def __init__(self, process: Process, topology: Topology, poster: Poster) -> None:
+    def __init__(
+        self, process: Process, topology: Topology, poster: Poster, may_take: Callable[[], bool] = lambda: True
+    ) -> None:
         self._process = process
         self._topology = topology
         self._poster = poster
@@ -52,7 +55,14 @@ class Deliverer:
         ack_wait = process.settings.ack_wait_seconds
         self._leases = Leases(self._broker, topology, ack_wait)
         self._puller = Puller(
-            self._broker, subjects.CALLBACKS, subjects.GATEWAY, MOST_AT_ONCE, ack_wait, self._on_delivery, self._log
+            self._broker,
+            subjects.CALLBACKS,
+            subjects.GATEWAY,
+            MOST_AT_ONCE,
+            ack_wait,
+            self._on_delivery,
+            self._log,
+            may_take,
         )
         self._held: set[tuple[int, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()

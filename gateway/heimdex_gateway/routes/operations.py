@@ -83,6 +83,10 @@ async def readyz(request: AnyRequest) -> Response[Readiness]:
         nats = DependencyState(False, gateway.topology.problem)
     elif not gateway.topology.ready.is_set():
         nats = DependencyState(False, "the streams are not there yet")
+    elif gateway.installation.problem is not None:
+        nats = DependencyState(False, gateway.installation.problem)
+    elif not gateway.installation.agreed:
+        nats = DependencyState(False, "whose the streams are is not known yet")
     postgres = DependencyState(True, "connected")
     try:
         await gateway.database.check()
