@@ -39,7 +39,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+#: One that the server refuses for good, and one that makes it forget the stream.
+SHORT = ("a stage's state, garbled", "the stream's configuration")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.full) for name in DAMAGES]
+)
 async def test_all_goes_on_after_a_file_was_damaged(
     system: System, api: Api, nats: Any, duties: Duties, database_url: str, name: str
 ) -> None:
