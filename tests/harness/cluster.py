@@ -29,7 +29,7 @@ class Node:
     """
 
     def __init__(
-        self, folder: Path, number: int, ports: list[tuple[int, int, int]], sync_interval: str, version: str
+        self, folder: Path, number: int, ports: list[tuple[int, int, int]], sync_interval: str, version: str, nice: int
     ) -> None:
         self.name = f"node-{number}"
         self.port, routes, reached = ports[number]
@@ -49,7 +49,7 @@ class Node:
             "no_auth_user: tests\n"
         )
         self.child = Child(
-            [nats_server(version), "-c", config],
+            [*(["nice", "-n", str(nice)] if nice else []), nats_server(version), "-c", config],
             log_path=self.folder / "nats.log",
             stop_seconds=15,
             rank=1,
@@ -90,6 +90,7 @@ class Cluster:
 
     sync_interval: of all nodes, by default as compose.cluster.yaml has it, or one for each node. version: of
     nats-server; "": the installed one. slow_routes: whether `delay` can make them so; they go through us then.
+    nice: how much the first node's priority is lower than that of everything else (19: as low as it gets).
     """
 
     def __init__(
@@ -98,12 +99,15 @@ class Cluster:
         sync_interval: str | Sequence[str] = "always",
         version: str = "",
         slow_routes: bool = False,
+        nice: int = 0,
     ) -> None:
         chosen = _distinct_ports(3 * SIZE)
         found = list(zip(chosen[:SIZE], chosen[SIZE : 2 * SIZE], chosen[2 * SIZE :], strict=True))
         ports = found if slow_routes else [(port, routes, routes) for port, routes, _ in found]
         intervals = [sync_interval] * SIZE if isinstance(sync_interval, str) else sync_interval
-        self.nodes = [Node(folder, number, ports, intervals[number], version) for number in range(SIZE)]
+        self.nodes = [
+            Node(folder, number, ports, intervals[number], version, 0 if number else nice) for number in range(SIZE)
+        ]
         self._delays: dict[str, float] = {}
         self._links = [
             RouteLink(node.name, reached, routes, self._delays)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import msgspec
@@ -77,20 +76,7 @@ async def _rush(system: System, begun: Begun, nats_url: str, database_url: str, 
     accepted: list[str] = []
     refused: Counter[int] = Counter()
     began = time.monotonic()
-    request = post_request(b'{"type": "counted"}')
-
-    async def post(numbers: Iterator[int]) -> None:
-        connection = await connect(system.port)
-        for _ in numbers:
-            status, body = await connection.ask(request)
-            if status == 202:
-                accepted.append(msgspec.json.decode(body)["job_id"])
-            else:
-                refused[status] += 1
-        connection.close()
-
-    numbers = iter(range(jobs))
-    await asyncio.gather(*(post(numbers) for _ in range(CONNECTIONS)))
+    await post_all(system.port, jobs, accepted, refused)
     assert set(refused) <= {500, 503}, f"answers to POST: {refused}"
     async with Observer(nats_url) as seen:
         seconds = await _empty_after(seen, began, timeout)
@@ -107,6 +93,24 @@ async def _rush(system: System, begun: Begun, nats_url: str, database_url: str, 
         unfinished=len({row["id"] for row in rows} - completed | set(accepted) - completed),
         twice=len(begun.twice()),
     )
+
+
+async def post_all(port: int, jobs: int, accepted: list[str], refused: Counter[int]) -> None:
+    """So many jobs on CONNECTIONS connections: the ids of those that were accepted, the statuses of the others."""
+    request = post_request(b'{"type": "counted"}')
+    numbers = iter(range(jobs))
+
+    async def post() -> None:
+        connection = await connect(port)
+        for _ in numbers:
+            status, body = await connection.ask(request)
+            if status == 202:
+                accepted.append(msgspec.json.decode(body)["job_id"])
+            else:
+                refused[status] += 1
+        connection.close()
+
+    await asyncio.gather(*(post() for _ in range(CONNECTIONS)))
 
 
 async def _empty_after(seen: Observer, began: float, timeout: float) -> float:

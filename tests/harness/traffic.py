@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 
 from tests.harness.following import Follower
+from tests.harness.rush import post_all
 from tests.harness.waiting import eventually
 
 #: What a story of each kind does with its job; the first one often.
@@ -35,7 +36,9 @@ class Traffic:
         #: Answered that they run again.
         self.retried: set[str] = set()
         self.follower = Follower(urls, newest=40)
-        self._clients = [httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) for url in urls]
+        # A gateway closes a connection that was silent for 5 s, and may do so as the next request is on its way.
+        limits = httpx.Limits(keepalive_expiry=1)
+        self._clients = [httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, limits=limits) for url in urls]
         self._chance = random.Random(seed)
         self._pause = 1 / per_second
         self._callback_url = callback_url
@@ -68,6 +71,14 @@ class Traffic:
     def accepted(self) -> list[str]:
         """All of them."""
         return [job_id for jobs in self.jobs.values() for job_id in jobs]
+
+    async def burst(self, port: int, count: int) -> None:
+        """So many plain jobs at this gateway, as fast as it takes them: hand-overs follow their delivery at once."""
+        refused: Counter[int] = Counter()
+        await post_all(port, count, self.jobs["plain"], refused)
+        if not set(refused) <= {500}:
+            self.wrong.append(f"POST /jobs answered {dict(refused)}")
+        self.unanswered["a burst 500"] += refused.total()
 
     async def stop(self, timeout: float = 90) -> None:
         """Begin no more stories, and wait until each has come to its end."""
