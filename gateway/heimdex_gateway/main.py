@@ -19,9 +19,10 @@ from heimdex_gateway.app import create_app
 from heimdex_gateway.bounded import Bounded
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.callbacks.allowed import Allowed
-from heimdex_gateway.callbacks.delivering import MOST_AT_ONCE, Deliverer
+from heimdex_gateway.callbacks.delivering import Deliverer
 from heimdex_gateway.callbacks.posting import Poster
-from heimdex_gateway.callbacks.resolving import Resolver
+from heimdex_gateway.callbacks.receivers import MOST_AT_ONCE
+from heimdex_gateway.callbacks.resolving import CALLING_THREADS, SUBMITTING_THREADS, Resolver
 from heimdex_gateway.database import Database
 from heimdex_gateway.doors import Doors
 from heimdex_gateway.installation import InstallationCheck
@@ -76,10 +77,12 @@ async def serve(running: Process, listener: socket.socket) -> None:
     database = Database(found.database_url)
     installation = InstallationCheck(broker, database, log)
     topology.on_change.append(installation.on_change)
-    resolver, allowed = Resolver(), Allowed(found.callback_allow)
+    # Apart, so that names which are submitted, as many as anybody likes, do not hold up the calls.
+    submitting, calling = Resolver(SUBMITTING_THREADS), Resolver(CALLING_THREADS)
+    allowed = Allowed(found.callback_allow)
     deliverer: Deliverer | None = None
     if found.callback_secret:
-        poster = Poster(found.callback_secret, allowed, resolver, MOST_AT_ONCE)
+        poster = Poster(found.callback_secret, allowed, calling, MOST_AT_ONCE)
         deliverer = Deliverer(running, topology, poster, lambda: installation.agreed)
     publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS) or installation.problem)
     gateway = Gateway(
@@ -91,7 +94,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         pipelines=known,
         watches=Watches(broker),
         doors=Doors.of(found),
-        callbacks=Acceptance(deliverer is not None, allowed, resolver),
+        callbacks=Acceptance(deliverer is not None, allowed, submitting),
         installation=installation,
         room=Room(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
@@ -151,4 +154,5 @@ async def serve(running: Process, listener: socket.socket) -> None:
     for task in background:
         task.cancel()
     await gateway.database.close()
-    resolver.close()
+    submitting.close()
+    calling.close()

@@ -1,10 +1,16 @@
 """Fixtures of the tests of callbacks: a system whose gateways may call loopback, and a receiver there."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
+from heimdex_gateway.callbacks import urls
+from heimdex_gateway.callbacks.allowed import Allowed
+from heimdex_gateway.callbacks.posting import Answer, Poster
+from heimdex_gateway.callbacks.resolving import Resolver
+from tests.callbacks.tries import END, Post
 from tests.harness.receiver import SECRET, Receiver
 from tests.harness.services import System
 
@@ -14,6 +20,20 @@ def receiver() -> Iterator[Receiver]:
     """Answers 204 unless told otherwise."""
     with Receiver() as made:
         yield made
+
+
+@pytest_asyncio.fixture
+async def post() -> AsyncIterator[Post]:
+    """Makes a try to a URL, with loopback allowed."""
+    resolver = Resolver(1)
+    poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
+
+    async def make(url: str) -> Answer:
+        return await poster.post(urls.read(url), END)
+
+    yield make
+    await poster.close()
+    resolver.close()
 
 
 @pytest.fixture

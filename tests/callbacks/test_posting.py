@@ -5,38 +5,23 @@ import re
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from ipaddress import ip_address
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, ip_address
 from typing import Any
 
 import httpcore
 import pytest
-import pytest_asyncio
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from heimdex_contracts.messages import Completed
 from heimdex_gateway.callbacks import posting, urls
 from heimdex_gateway.callbacks.allowed import Address, Allowed, Forbidden
 from heimdex_gateway.callbacks.connecting import CheckedBackend
 from heimdex_gateway.callbacks.posting import Answer, Poster
 from heimdex_gateway.callbacks.resolving import Resolver
-from tests.harness.histories import Writer
+from tests.callbacks.tries import END, Post
 from tests.harness.links import reset
 from tests.harness.receiver import SECRET, Receiver
 from tests.harness.services import ROOT
-
-Post = Callable[[str], Awaitable[Answer]]
-
-
-def completed() -> Completed:
-    writer = Writer()
-    while writer.finish_stage():
-        pass
-    assert isinstance(writer.events[-1], Completed)
-    return writer.events[-1]
-
-
-END = completed()
 
 
 class Rebinding(Resolver):
@@ -73,20 +58,6 @@ class Connector(httpcore.AsyncNetworkBackend):
 OTHER_SECRET = "whsec_YW5vdGhlciBzZWNyZXQgb2YgdGhlIHRlc3Rz"
 
 
-@pytest_asyncio.fixture
-async def post() -> AsyncIterator[Post]:
-    """Makes a try to a URL, with loopback allowed."""
-    resolver = Resolver()
-    poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
-
-    async def make(url: str) -> Answer:
-        return await poster.post(urls.read(url), END)
-
-    yield make
-    await poster.close()
-    resolver.close()
-
-
 async def test_the_body_is_the_job_object_under_a_signature_that_standard_webhooks_verifies(
     post: Post, receiver: Receiver
 ) -> None:
@@ -115,7 +86,7 @@ def documented_verification() -> Callable[[str, dict[str, str], bytes], bool]:
 
 
 async def test_while_there_are_two_secrets_a_receiver_may_know_either(receiver: Receiver) -> None:
-    resolver = Resolver()
+    resolver = Resolver(1)
     poster = Poster([OTHER_SECRET, SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
     assert await poster.post(urls.read(receiver.url), END) == Answer()
     (call,) = receiver.calls
@@ -271,7 +242,7 @@ async def test_a_head_without_end_is_given_up(post: Post, monkeypatch: pytest.Mo
 
 
 async def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_connected_to(receiver: Receiver) -> None:
-    resolver = Resolver()
+    resolver = Resolver(1)
     # No name of this machine's is in the usual list of names that are refused without looking them up.
     name = "localhost4.localdomain4"
     try:
@@ -324,3 +295,12 @@ async def test_a_name_that_is_allowed_may_have_any_address() -> None:
     backend = CheckedBackend(Allowed(["hooks.corp"]), Rebinding(["10.0.0.1"]), connector)
     await backend.connect_tcp("hooks.corp", 8080)
     assert connector.places == [("10.0.0.1", 8080, None)]
+
+
+async def test_of_a_name_with_thousands_of_addresses_a_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (str(IPv4Address(0x08000000 + n)), 80)) for n in range(4000)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: many)
+    resolver = Resolver(1)
+    found = await resolver.addresses("many.example", 80)
+    resolver.close()
+    assert found == [ip_address(0x08000000 + n) for n in range(64)]

@@ -1,5 +1,8 @@
-"""A receiver of callbacks on loopback: keeps what it is sent, and answers as a test tells it."""
+"""Receivers of callbacks on loopback: one keeps what it is sent, and answers as a test tells it; one says anything."""
 
+import socket
+import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -99,3 +102,75 @@ class Receiver:
         if isinstance(answer, Callable):  # type: ignore[arg-type]
             answer = answer(call)
         return answer if isinstance(answer, tuple) else (answer, {})
+
+
+class Stranger:
+    """A server on 127.0.0.1 while it is entered, that says whatever it likes, each time in a thread of its own.
+
+    say: called with each connection, once the request is read; what it raises when the caller hangs up is expected.
+    tls: it speaks TLS. deaf: `say` is called before anything is read.
+    """
+
+    def __init__(
+        self, say: Callable[[socket.socket], object], tls: ssl.SSLContext | None = None, deaf: bool = False
+    ) -> None:
+        self._say = say
+        self._tls = tls
+        self._deaf = deaf
+        self._lock = threading.Lock()
+        #: Connections so far, and those that are open now.
+        self.calls = self.open = 0
+        #: What was sent in them.
+        self.bodies: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        stranger = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with stranger._lock:
+                    stranger.calls += 1
+                    stranger.open += 1
+                try:
+                    stranger._serve(self.request)
+                except OSError:
+                    pass  # the caller hung up
+                finally:
+                    with stranger._lock:
+                        stranger.open -= 1
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = True
+            request_queue_size = 512
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/"
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A caller that neither reads nor hangs up must not keep this thread for ever.
+        connection.settimeout(60)
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True)
+        if not self._deaf:
+            with connection.makefile("rb") as lines:
+                length = 0
+                while (line := lines.readline().strip().lower()) != b"":
+                    if line.startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                self.bodies.append(lines.read(length))
+        self._say(connection)
+        # What is left unread when a connection is closed would make a reset of it.
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass

@@ -1,16 +1,20 @@
 """Connects to a receiver: looks its name up, checks every address, and connects to one that was checked.
 
 A name may tell another address each time it is asked (DNS rebinding), so what was checked when the job was submitted
-says nothing; and what is connected to here is the address itself, never the name again.
+says nothing; and what is connected to here is the address itself, never the name again. What comes over the connection
+is held to a budget.
 """
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import httpcore
 
 from heimdex_gateway.callbacks.allowed import Allowed
+from heimdex_gateway.callbacks.budget import Budget
 from heimdex_gateway.callbacks.resolving import Resolver
+from heimdex_gateway.callbacks.streams import MeteredStream, Shared
 
 #: Addresses tried one after the other, within the time that one connection may take.
 MOST_ADDRESSES: Final = 3
@@ -25,6 +29,9 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         self._allowed = allowed
         self._resolver = resolver
         self._connector = connector or httpcore.AnyIOBackend()
+        # One is enough for some hundred handshakes a second, and leaves the other processors to the others.
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="tls")
+        self._shared = Shared(self._threads)
 
     async def connect_tcp(
         self,
@@ -43,10 +50,12 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         each = None if timeout is None else timeout / len(tried)
         for number, found in enumerate(tried, 1):
             try:
-                return await self._connector.connect_tcp(str(found), port, each, local_address, socket_options)
+                wire = await self._connector.connect_tcp(str(found), port, each, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 if number == len(tried):
                     raise
+            else:
+                return MeteredStream(wire, Budget(), self._shared)
         raise AssertionError("a host that resolves has an address")
 
     async def connect_unix_socket(
@@ -58,3 +67,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """Between httpcore's own retries, of which there are none."""
         await self._connector.sleep(seconds)
+
+    def close(self) -> None:
+        """Wait for nobody."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -30,11 +30,9 @@ from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_gateway.callbacks import urls
 from heimdex_gateway.callbacks.pauses import pause_after
 from heimdex_gateway.callbacks.posting import Answer, Poster
-from heimdex_gateway.callbacks.receivers import Receivers
+from heimdex_gateway.callbacks.receivers import MOST_AT_ONCE, Receivers
 from heimdex_gateway.callbacks.urls import UnusableUrl
 
-#: Tries that one gateway makes at the same time, to all receivers together.
-MOST_AT_ONCE: Final = 256
 #: Of the grace period, what is kept for handing back the tries that did not end.
 HAND_BACK_SECONDS: Final = 1.0
 
@@ -135,7 +133,7 @@ class Deliverer:
             return
         name = f"{receiver.host}:{receiver.port}"
         loop = asyncio.get_running_loop()
-        wait = self._receivers.enter(name, loop.time())
+        wait = self._receivers.enter(name, work.end.tenant, loop.time())
         if wait is not None:
             await self._put_back(msg, wait)
             return
@@ -147,7 +145,7 @@ class Deliverer:
             self._log.exception("delivery_broken", message="a callback ended in a defect", subject=msg.subject)
             answer = Answer("The gateway could not make this try; its log says why.")
         finally:
-            self._receivers.leave(name, time.monotonic() - began, loop.time())
+            self._receivers.leave(name, work.end.tenant, time.monotonic() - began, loop.time())
         await self._settle(msg, work, answer)
 
     async def _settle(self, msg: Delivered, work: CallbackWork, answer: Answer) -> None:

@@ -11,9 +11,9 @@ EXAMPLE_URL: Final = "https://shop.example/hooks/heimdex"
 
 _DESCRIPTION: Final = """\
 Sent when a run of the job has ended: completed, failed or canceled. Any 2xx says that it arrived; 410 that no more is
-wanted; after anything else, or no answer within 15 s, it is sent again, for a day. It may arrive more than once: the
-same `webhook-id` is the same end of the same job. Verify the signature before you believe the body (Standard Webhooks,
-https://www.standardwebhooks.com).
+wanted; after anything else, no answer within 15 s, or more than 32 KiB before its headers are over, it is sent again,
+for a day. It may arrive more than once: the same `webhook-id` is the same end of the same job. Verify the signature
+before you believe the body (Standard Webhooks, https://www.standardwebhooks.com).
 """
 _HEADERS: Final = (
     ("webhook-id", "one for each end of each job, the same on every try", "0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10-3"),

@@ -16,8 +16,10 @@ from heimdex_contracts import lifecycle
 from heimdex_contracts.messages import End
 from heimdex_contracts.runtime import micro
 from heimdex_gateway.callbacks.allowed import Allowed, Forbidden
+from heimdex_gateway.callbacks.budget import Overspent
 from heimdex_gateway.callbacks.connecting import CheckedBackend
 from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
+from heimdex_gateway.callbacks.streams import without_finite_fields
 from heimdex_gateway.callbacks.urls import Receiver
 from heimdex_gateway.schemas import job_object
 
@@ -28,6 +30,17 @@ CONNECT_SECONDS: Final = 10.0
 MOST_READ_BYTES: Final = 4096
 READ_SECONDS: Final = 1.0
 GONE: Final = 410
+#: Of the tries that are due together, so many are begun before the event loop goes round.
+BEGUN_AT_ONCE: Final = 8
+#: What may come of reading a body, of which nothing depends.
+_OF_THE_BODY: Final = (
+    TimeoutError,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.TimeoutException,
+    ssl.SSLError,
+    Overspent,
+)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -53,19 +66,23 @@ class Poster:
     def __init__(self, secrets: Sequence[str], allowed: Allowed, resolver: Resolver, most_at_once: int) -> None:
         self._webhooks = [Webhook(secret) for secret in secrets]
         self._agent = f"heimdex/{micro.package_version()}"
-        trusted = httpcore.default_ssl_context()
+        trusted = without_finite_fields(httpcore.default_ssl_context())
         # Beside the usual authorities those of this machine, and of SSL_CERT_FILE.
         trusted.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        self._backend = CheckedBackend(allowed, resolver)
         # Each call has a connection of its own: one that was kept may have been closed by the other side meanwhile.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=trusted,
             max_connections=most_at_once,
             max_keepalive_connections=0,
-            network_backend=CheckedBackend(allowed, resolver),
+            network_backend=self._backend,
         )
+        self._beginning = asyncio.Semaphore(BEGUN_AT_ONCE)
 
     async def post(self, receiver: Receiver, end: End) -> Answer:
         """One try, within TIMEOUT_SECONDS."""
+        async with self._beginning:
+            await asyncio.sleep(0)
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 return await self._post(receiver, end)
@@ -73,6 +90,8 @@ class Poster:
             return Answer(f"The receiver did not answer within {TIMEOUT_SECONDS:g} s.")
         except Forbidden as error:
             return Answer(f"The callback_url {error}.")
+        except Overspent as error:
+            return Answer(str(error))
         except Unresolved as error:
             return Answer(f"The receiver cannot be reached: {error}.")
         except (httpcore.NetworkError, ssl.SSLError) as error:
@@ -83,6 +102,7 @@ class Poster:
     async def close(self) -> None:
         """Drop what is open."""
         await self._pool.aclose()
+        self._backend.close()
 
     async def _post(self, receiver: Receiver, end: End) -> Answer:
         body = body_of(end)
@@ -94,7 +114,7 @@ class Poster:
         extensions = {"timeout": timeouts}
         async with self._pool.stream("POST", url, headers=headers, content=body, extensions=extensions) as response:
             answer = _judged(response.status)
-            with suppress(TimeoutError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
+            with suppress(*_OF_THE_BODY):
                 async with asyncio.timeout(READ_SECONDS):
                     read = 0
                     async for chunk in response.aiter_stream():
@@ -134,5 +154,5 @@ def _said(error: Exception) -> str:
     while cause is not None and not str(cause):
         cause = cause.__cause__ or cause.__context__
     said = (getattr(cause, "strerror", None) or str(cause)) if cause is not None else "the connection broke"
-    text = " ".join(said.split())
+    text = " ".join(said[:1000].split())
     return "".join(letter for letter in text if letter.isprintable())[:200].rstrip(".")

@@ -9,8 +9,13 @@ from typing import Final
 from heimdex_contracts.errors import HeimdexError
 from heimdex_gateway.callbacks.allowed import Address
 
-#: Several times what one receiver may be called at once, so that one with a slow name server does not take them all.
-THREADS: Final = 64
+#: For the calls. A silent name server keeps a thread for longer than its try may last; a tenant has half of a gateway's
+#: 256 calls at most, so it cannot take them all.
+CALLING_THREADS: Final = 512
+#: For what is submitted, where a look-up is a courtesy.
+SUBMITTING_THREADS: Final = 64
+#: A name can have thousands, each of which is checked on the event loop.
+MOST_ADDRESSES: Final = 64
 
 
 class Unresolved(HeimdexError):
@@ -18,13 +23,13 @@ class Unresolved(HeimdexError):
 
 
 class Resolver:
-    """Of one gateway."""
+    """So many threads, which are begun when they are needed."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="resolve")
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="resolve")
 
     async def addresses(self, host: str, port: int) -> list[Address]:
-        """Every address of the host, at least one, in the order in which to try them. Raises Unresolved."""
+        """The addresses of the host: 1 to MOST_ADDRESSES, in the order in which to try them. Raises Unresolved."""
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(self._threads, _look_up, host, port)
@@ -43,4 +48,4 @@ class Resolver:
 def _look_up(host: str, port: int) -> list[Address]:
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     # An address that is bound to an interface (fe80::1%eth0) keeps its zone, and is refused with it or without.
-    return list(dict.fromkeys(ip_address(info[4][0]) for info in infos))
+    return list(dict.fromkeys(ip_address(info[4][0]) for info in infos[:MOST_ADDRESSES]))

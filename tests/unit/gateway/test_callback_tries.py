@@ -26,31 +26,59 @@ def test_each_failed_try_but_the_last_is_followed_by_its_pause_give_or_take_a_te
 
 def test_a_receiver_is_called_a_few_times_at_once_and_another_one_does_not_wait_for_it() -> None:
     receivers = Receivers(at_once=2)
-    assert receivers.enter("slow", 0) is None
-    assert receivers.enter("slow", 0) is None
-    assert receivers.enter("slow", 0) is not None
-    assert receivers.enter("other", 0) is None
-    receivers.leave("slow", 15, 15)
-    assert receivers.enter("slow", 15) is None
+    assert receivers.enter("slow", "acme", 0) is None
+    assert receivers.enter("slow", "acme", 0) is None
+    assert receivers.enter("slow", "acme", 0) is not None
+    assert receivers.enter("other", "acme", 0) is None
+    receivers.leave("slow", "acme", 15, 15)
+    assert receivers.enter("slow", "acme", 15) is None
 
 
 def test_what_waits_for_a_receiver_comes_back_one_after_the_other_as_fast_as_it_answers() -> None:
     receivers = Receivers(at_once=2)
-    assert receivers.enter("slow", 0) is None
+    assert receivers.enter("slow", "acme", 0) is None
     for _ in range(100):
-        assert receivers.enter("slow", 0) is None
-        receivers.leave("slow", 10, 0)
-    assert receivers.enter("slow", 0) is None
-    waits = [receivers.enter("slow", 0) or 0 for _ in range(8)]
+        assert receivers.enter("slow", "acme", 0) is None
+        receivers.leave("slow", "acme", 10, 0)
+    assert receivers.enter("slow", "acme", 0) is None
+    waits = [receivers.enter("slow", "acme", 0) or 0 for _ in range(8)]
     # Two at once, 10 s each: another one every 5 s.
     for number, wait in enumerate(waits, 1):
         assert 5 * number * 0.99 < wait < 5 * number * 1.2
-    assert all((receivers.enter("slow", 0) or 0) <= LONGEST_WAIT_SECONDS * 1.2 for _ in range(1000))
+    assert all((receivers.enter("slow", "acme", 0) or 0) <= LONGEST_WAIT_SECONDS * 1.2 for _ in range(1000))
 
 
 def test_a_receiver_that_nobody_calls_is_forgotten() -> None:
     receivers = Receivers()
     for number in range(100):
-        assert receivers.enter(f"receiver-{number}", number) is None
-        receivers.leave(f"receiver-{number}", 0.1, number)
-    assert not receivers._calls
+        assert receivers.enter(f"receiver-{number}", f"tenant-{number}", number) is None
+        receivers.leave(f"receiver-{number}", f"tenant-{number}", 0.1, number)
+    assert not receivers._receivers
+    assert not receivers._tenants
+
+
+def test_a_tenant_has_half_of_what_the_others_leave_whatever_receivers_it_names() -> None:
+    receivers = Receivers(at_once=2, in_all=16)
+
+    def fill(tenant: str) -> int:
+        names = [f"{tenant}-{number}" for number in range(20)]
+        return sum(receivers.enter(name, tenant, 0) is None for name in names)
+
+    assert [fill(tenant) for tenant in ("acme", "beta", "gamma", "delta")] == [8, 4, 2, 1]
+    assert receivers.enter("acme-late", "acme", 0) is not None
+    for number in range(4):
+        receivers.leave(f"beta-{number}", "beta", 15, 15)
+    assert receivers.enter("acme-late", "acme", 15) is not None
+    assert receivers.enter("gamma-late", "gamma", 15) is None, "what another one gives back is shared again"
+
+
+def test_what_waits_for_its_tenants_share_comes_back_as_fast_as_its_calls_end() -> None:
+    receivers = Receivers(at_once=2, in_all=4)
+    assert receivers.enter("first", "acme", 0) is None
+    for number in range(100):
+        assert receivers.enter(f"{number}", "acme", 0) is None
+        receivers.leave(f"{number}", "acme", 10, 0)
+    assert receivers.enter("second", "acme", 0) is None
+    for number in range(1, 9):
+        wait = receivers.enter(f"other-{number}", "acme", 0) or 0
+        assert 5 * number * 0.99 < wait < 5 * number * 1.2

@@ -219,7 +219,7 @@ async def test_each_host_of_a_batch_is_looked_up_once() -> None:
 
 
 async def test_a_name_that_the_machine_itself_knows_is_looked_up() -> None:
-    resolver = Resolver()
+    resolver = Resolver(1)
     try:
         assert {str(address) for address in await resolver.addresses("localhost", 80)} <= {"127.0.0.1", "::1"}
         with pytest.raises(Unresolved, match="no address"):

@@ -22,7 +22,7 @@ from heimdex_gateway.schemas import job_object, moment
 from tests.harness.histories import Writer, due
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
-NO_CALLBACKS = Acceptance(False, Allowed(), Resolver())
+NO_CALLBACKS = Acceptance(False, Allowed(), Resolver(1))
 
 
 def refused(body: bytes) -> Problem:

@@ -1,0 +1,64 @@
+"""What a receiver may send in one try: so many bytes, so many events, and what was paid for still counts."""
+
+import pytest
+
+from heimdex_gateway.callbacks.budget import MOST_BYTES, MOST_EVENTS, MOST_EVENTS_AT_ONCE, Budget, Overspent
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+
+
+def understood(budget: Budget, piece: bytes) -> bytes:
+    """All of a piece that is understood, part by part, until the budget is spent."""
+    parts = []
+    while piece:
+        try:
+            part, piece = budget.split(piece)
+        except Overspent:
+            break
+        assert part, "something is understood whenever something is paid"
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_bytes_are_taken_until_none_is_left() -> None:
+    budget = Budget()
+    assert budget.take(b"x" * (MOST_BYTES - 2)) == b"x" * (MOST_BYTES - 2)
+    assert budget.take(b"abc") == b"ab"
+    assert budget.take(b"") == b"", "the end costs nothing"
+    with pytest.raises(Overspent, match=r"^The receiver sent more than 32 KiB before its answer was over\.$"):
+        budget.take(b"d")
+
+
+def test_an_answer_in_a_few_pieces_costs_little_and_is_in_a_hurry() -> None:
+    budget = Budget()
+    assert [budget.split(line) for line in HEAD.splitlines(keepends=True)] == [
+        (line, b"") for line in HEAD.splitlines(keepends=True)
+    ]
+    assert budget.events_left == MOST_EVENTS - 2 * 3
+    assert not budget.unusual
+
+
+@pytest.mark.parametrize("unit", [b"\n", b"a\n", b"\r\n", b"\n ", b" " * 100, b"\t \t ", HEAD])
+def test_a_flood_is_understood_in_small_parts_and_not_for_long(unit: bytes) -> None:
+    budget = Budget()
+    flood = unit * 4096
+    part, _ = budget.split(flood)
+    assert part.count(b"\n") + max(0, part.count(b" ") + part.count(b"\t") - 1) <= 2 * MOST_EVENTS_AT_ONCE
+    all_parts = part + understood(budget, flood[len(part) :])
+    assert flood.startswith(all_parts)
+    assert all_parts.count(b"\n") <= MOST_EVENTS
+    assert budget.unusual
+
+
+def test_blanks_in_a_row_count_where_they_are_split_and_single_ones_do_not() -> None:
+    budget = Budget()
+    assert len(understood(budget, b"a:" + b" " * 4096)) < MOST_EVENTS
+    budget = Budget()
+    assert understood(budget, b"a b " * 4096) == b"a b " * 4096
+
+
+def test_what_came_before_too_much_counts() -> None:
+    budget = Budget()
+    assert understood(budget, HEAD + b"\n" * 10_000).startswith(HEAD)
+    with pytest.raises(Overspent, match=r"^The receiver sent more than 256 pieces, lines and repeated blanks before"):
+        budget.split(b"a")
