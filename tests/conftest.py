@@ -16,6 +16,7 @@ import uvloop
 
 from tests.harness import auditor, servers
 from tests.harness.api import Api
+from tests.harness.other_host import OtherHost, OtherPostgres
 from tests.harness.pipelines.scripted import Script
 from tests.harness.servers import NatsServer, PostgresServer
 from tests.harness.services import System
@@ -115,6 +116,19 @@ def own_postgres(scratch: Path) -> Iterator[PostgresServer]:
     server = servers.start_postgres(scratch)
     yield server
     servers.remove(server)
+
+
+@pytest.fixture
+def other_postgres(scratch: Path) -> Iterator[OtherPostgres]:
+    """A Postgres of this test's own on another host, whose link may die."""
+    host = OtherHost()
+    try:
+        server = OtherPostgres(scratch, host)
+        server.start()
+        yield server
+        servers.remove(server)
+    finally:
+        host.remove()
 
 
 @pytest.fixture

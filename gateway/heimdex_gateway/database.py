@@ -12,10 +12,20 @@ from heimdex_contracts.errors import HeimdexError, UnusableMessage
 from heimdex_contracts.history import EventRow
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage
+from heimdex_contracts.runtime import links, sessions
 from heimdex_gateway.listing import STATUSES, Wanted
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 2.0
+#: Postgres itself ends a statement before we give it up, and says so: where nothing comes back, the link is in doubt.
+_STATEMENT_SECONDS: Final = 1.8
+_SESSION: Final = sessions.setting(
+    {
+        **sessions.COMMON,
+        "statement_timeout": sessions.milliseconds(_STATEMENT_SECONDS),
+        "default_transaction_read_only": "on",
+    }
+)
 
 #: Where a list begins and ends that nobody bounds.
 BEGIN_OF_TIME: Final = datetime.min.replace(tzinfo=UTC)
@@ -30,7 +40,16 @@ SELECT job_id::text, step, attempt, run, kind, stage, at, ended_stage, ended_att
        delay_seconds
 FROM job_history WHERE job_id = $1 ORDER BY step, attempt
 """
-
+#: What the queries here need: columns, and the index without which a list of many jobs takes too long to be answered.
+READY: Final = """
+SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('jobs_listed')),
+       (SELECT tenant FROM job_status LIMIT 0), (SELECT message FROM job_messages LIMIT 0),
+       (SELECT delay_seconds FROM job_history LIMIT 0)
+"""
+OLD_SCHEMA: Final = (
+    "the schema is not what this gateway needs: the status store of the same version makes it so, "
+    "and logs schema_migrated when it has"
+)
 
 #: The types of which this tenant ($1) has jobs: one look into the index for each.
 KINDS: Final = """
@@ -82,7 +101,9 @@ class Database:
             timeout=TIMEOUT_SECONDS,
             command_timeout=TIMEOUT_SECONDS,
             max_inactive_connection_lifetime=60,
-            server_settings={"application_name": "heimdex-gateway", "default_transaction_read_only": "on"},
+            server_settings={"application_name": "heimdex-gateway"},
+            init=_begin_session,
+            reset=_keep_session,
         )
 
     async def job(self, job_id: str, tenant: str) -> Snapshot | None:
@@ -136,8 +157,10 @@ class Database:
         return Installation(None, None) if row is None else Installation(row[0], row[1])
 
     async def check(self) -> None:
-        """Raises DatabaseUnavailable unless the view can be read."""
-        await self._ask("SELECT tenant FROM job_status LIMIT 0")
+        """Raises DatabaseUnavailable unless the schema is there, as far as this version needs it."""
+        (complete, *_) = await self._ask(READY)
+        if not complete:
+            raise DatabaseUnavailable(OLD_SCHEMA)
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -149,17 +172,47 @@ class Database:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 if not self._pool._initialized:
                     await self._pool
-                if many:
-                    return await self._pool.fetch(query, *arguments)
-                return await self._pool.fetchrow(query, *arguments)
+                async with self._pool.acquire() as connection:
+                    try:
+                        return await (connection.fetch if many else connection.fetchrow)(query, *arguments)
+                    except (TimeoutError, asyncio.CancelledError):
+                        # To give it back in order is to wait for its answer once more.
+                        connection.terminate()
+                        raise
+        except TimeoutError as error:
+            self._doubt_idle()
+            raise DatabaseUnavailable("Postgres did not answer in time") from error
+        except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError) as error:
+            raise DatabaseUnavailable(OLD_SCHEMA) from error
         except (
             OSError,
-            TimeoutError,
             asyncpg.PostgresError,
             asyncpg.InterfaceError,
             asyncpg.InternalClientError,
         ) as error:
             raise DatabaseUnavailable(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+
+    def _doubt_idle(self) -> None:
+        """What happened to one connection may have happened to all: no other request must find that out by waiting.
+
+        Those in use show it themselves. (`expire_connections` would log of each that it could not be closed in order.)
+        """
+        for holder in self._pool._holders:
+            if holder.is_idle():
+                holder.terminate()
+
+
+async def _begin_session(connection: asyncpg.Connection) -> None:
+    links.notice_death(connection._transport.get_extra_info("socket"))
+    try:
+        await connection.execute(_SESSION)
+    except BaseException:
+        connection.terminate()  # the pool would wait for it to close in order
+        raise
+
+
+async def _keep_session(_: asyncpg.Connection) -> None:
+    """Nothing to undo: a request changes no setting, takes no lock, opens no cursor."""
 
 
 def _snapshot(row: Any, job_id: str) -> Snapshot:

@@ -1,14 +1,16 @@
 """The status store's connection to Postgres: waits for it, keeps the schema up to date, tells outages from bad data."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 import asyncpg_trek
-from asyncpg_trek.asyncpg import AsyncpgBackend
+from asyncpg_trek.asyncpg import AsyncpgBackend, AsyncpgExecutor
 
+from heimdex_contracts.runtime import links, sessions
 from heimdex_contracts.runtime.logs import Logger
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -26,8 +28,17 @@ _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::tex
 _CURRENT: Final = "SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1"
 #: Any number of stores may start at once; this advisory lock lets one of them migrate.
 _MIGRATING: Final = 0x6865696D64657831
+#: Of a connection, and of one try of a piece of work.
+CONNECT_SECONDS: Final = 5.0
+WORK_SECONDS: Final = 30.0
 #: An index on a large table takes minutes, and must not be begun again and again.
 LONGEST_MIGRATION_SECONDS: Final = 6 * 3600.0
+#: How often Postgres looks, while a statement takes long, whether there is still somebody to be told.
+_LISTENED_SECONDS: Final = 5.0
+#: How soon a connection that broke while nothing was to be done is replaced.
+_KEEP_SECONDS: Final = 1.0
+
+_LISTENED: Final = {"client_connection_check_interval": sessions.milliseconds(_LISTENED_SECONDS)}
 
 _T = TypeVar("_T")
 
@@ -61,6 +72,7 @@ class Database:
         self._url = url
         self._log = log
         self._connection: asyncpg.Connection | None = None
+        self._statement_seconds = 0.0
         self._lock = asyncio.Lock()
         self._said: str | None = None
 
@@ -69,8 +81,10 @@ class Database:
         """Whether the last thing that we tried worked."""
         return self._connection is not None and not self._connection.is_closed()
 
-    async def run(self, work: Callable[[asyncpg.Connection], Awaitable[_T]], timeout: float = 30.0) -> _T:
+    async def run(self, work: Callable[[asyncpg.Connection], Awaitable[_T]], timeout: float = WORK_SECONDS) -> _T:
         """Run `work` with the connection, alone; one try of at most `timeout` seconds, and as much to connect.
+
+        Postgres gives each of its statements as long, whatever its role's `statement_timeout` says.
 
         Raises one of OUTAGE when the same work may succeed later (the reason was logged, once an outage); any other
         asyncpg.PostgresError is about the work itself.
@@ -79,6 +93,7 @@ class Database:
             try:
                 connection = await self._connect(timeout)
                 async with asyncio.timeout(timeout):
+                    await self._allow(connection, timeout)
                     result = await work(connection)
             except NO_SCHEMA as error:
                 self._drop()
@@ -100,6 +115,14 @@ class Database:
                 self._log.info("postgres_connected", message="connected to Postgres")
             return result
 
+    async def keep(self) -> None:
+        """Until cancelled: connect again where the connection was lost while there was nothing to do."""
+        while True:
+            if not self.connected and not self._lock.locked():
+                with contextlib.suppress(*OUTAGE, asyncpg.PostgresError):
+                    await self.run(_nothing)
+            await asyncio.sleep(_KEEP_SECONDS)
+
     async def close(self) -> None:
         """Drop the connection."""
         self._drop()
@@ -108,10 +131,12 @@ class Database:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         connection = await asyncpg.connect(
-            self._url, timeout=5, server_settings={"application_name": "heimdex-status-store"}
+            self._url, timeout=CONNECT_SECONDS, server_settings={"application_name": "heimdex-status-store"}
         )
+        links.notice_death(connection._transport.get_extra_info("socket"))
         try:
             async with asyncio.timeout(timeout):
+                await self._begin_session(connection)
                 current = await is_current(connection)
             if not current:
                 self._log.info("schema_migrating", message="bringing the schema up to date", revision=REVISION)
@@ -126,6 +151,18 @@ class Database:
         self._connection = connection
         return connection
 
+    async def _begin_session(self, connection: asyncpg.Connection) -> None:
+        await connection.execute(sessions.setting({**sessions.COMMON, **_statement_timeout(WORK_SECONDS)}))
+        self._statement_seconds = WORK_SECONDS
+        # Not every platform that Postgres runs on can look.
+        with contextlib.suppress(asyncpg.InvalidParameterValueError):
+            await connection.execute(sessions.setting(_LISTENED))
+
+    async def _allow(self, connection: asyncpg.Connection, seconds: float) -> None:
+        if seconds != self._statement_seconds:
+            await connection.execute(sessions.setting(_statement_timeout(seconds)))
+            self._statement_seconds = seconds
+
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.terminate()
@@ -136,6 +173,10 @@ class Database:
         if self._said != reason:
             self._said = reason
             self._log.warning("postgres_waiting", message="Postgres cannot be used: waiting for it", error=reason)
+
+
+def _statement_timeout(seconds: float) -> dict[str, str]:
+    return {"statement_timeout": sessions.milliseconds(seconds)}
 
 
 async def is_current(connection: asyncpg.Connection) -> bool:
@@ -160,19 +201,39 @@ def _made_by(revision: str | None) -> list[str]:
 
 
 async def migrate(connection: asyncpg.Connection) -> None:
-    """Bring the schema to REVISION, unless it is current. May take long, and blocks no other store's start."""
-    await connection.execute("SELECT pg_advisory_lock($1)", _MIGRATING)
-    try:
-        if await is_current(connection):
-            return
-        if await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL") and await connection.fetchval(
-            _MISSING, _made_by(await connection.fetchval(_CURRENT))
-        ):
-            await connection.execute("DELETE FROM migrations")  # somebody removed some: they can be made again
-        backend = AsyncpgBackend(connection)
-        for step in await asyncpg_trek.plan(backend, MIGRATIONS, REVISION, asyncpg_trek.Direction.up):
-            # Each in a transaction of its own: one that takes long must not hold the locks of the one before.
-            await asyncpg_trek.execute(backend, [step])
-    finally:
-        if not connection.is_closed():
-            await connection.execute("SELECT pg_advisory_unlock($1)", _MIGRATING)
+    """Bring the schema to REVISION, unless it is current. May take long, and blocks no other store's start.
+
+    Each step is a transaction of its own: one that takes long must not hold the locks of the one before.
+    """
+    begun = False
+    while True:
+        async with connection.transaction(isolation="read_committed"):
+            # Of the transaction, as is the lock: a pooler may be in front, and give the next one to another session.
+            settings = {**sessions.COMMON, **_statement_timeout(LONGEST_MIGRATION_SECONDS)}
+            await connection.execute(sessions.setting(settings, in_transaction=True))
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATING)
+            if await is_current(connection):
+                return
+            recorded = await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL")
+            if (
+                recorded
+                and not begun
+                and await connection.fetchval(_MISSING, _made_by(await connection.fetchval(_CURRENT)))
+            ):
+                await connection.execute("DELETE FROM migrations")  # somebody removed some: they can be made again
+            begun = True
+            backend = _InTransaction(connection)
+            steps = await asyncpg_trek.plan(backend, MIGRATIONS, REVISION, asyncpg_trek.Direction.up)
+            await asyncpg_trek.execute(backend, steps[:1])
+
+
+class _InTransaction(AsyncpgBackend):  # type: ignore[misc]
+    """Works in the transaction that its connection is in; the library's own would begin one of its own, for itself."""
+
+    @contextlib.asynccontextmanager
+    async def connect(self) -> AsyncIterator[Any]:
+        yield AsyncpgExecutor(self.connection, self.schema)
+
+
+async def _nothing(_: asyncpg.Connection) -> None:
+    pass

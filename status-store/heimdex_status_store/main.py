@@ -104,6 +104,7 @@ async def serve(running: Process) -> None:
     comparing = asyncio.create_task(installation.run())
     upkeep = [
         comparing,
+        asyncio.create_task(database.keep()),
         asyncio.create_task(installations.Watch(broker, log).run()),
         asyncio.create_task(Sweep(broker, topology, upkeep_database, publisher, log).run()),
         asyncio.create_task(prune(upkeep_database, found.retention_days, log)),

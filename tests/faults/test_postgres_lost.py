@@ -16,6 +16,7 @@ from tests.harness.api import Api
 from tests.harness.ends import published
 from tests.harness.following import Follower
 from tests.harness.load import Load
+from tests.harness.other_host import OtherPostgres
 from tests.harness.pipelines.duties import STAGES, Duties
 from tests.harness.rows import execute, fetch, freeze, statuses, thaw
 from tests.harness.servers import NatsServer
@@ -88,6 +89,51 @@ async def go_through(system: System, own_postgres: Any, nats: NatsServer, fault:
     assert not load.refused, "POST needs no Postgres"
     assert follower.slowest < 10, "a GET answers, or says 500, within its time"
     follower.check()
+
+
+@pytest.mark.parametrize("fault", ["connections", "host"])
+async def test_a_link_that_dies_without_a_word_costs_a_read_and_some_seconds(
+    new_system: NewSystem, other_postgres: OtherPostgres, nats: NatsServer, fault: str
+) -> None:
+    """Not one packet of the connections that there are gets through any more, or for a while none at all."""
+    system = new_system(nats.url, other_postgres.url)
+    system.start_all()
+    await system.ready()
+    async with Api(system.url) as api, Observer(nats.url) as seen:
+        job_id = await api.submit()
+        ended = await api.wait_until(job_id, "completed")
+        await eventually(seen.empty)
+        others = await asyncio.gather(*(api.get(job_id) for _ in range(8)))  # several connections
+        assert others == [ended] * 8
+        assert other_postgres.host.lose_connections()
+        began = time.monotonic()
+        if fault == "host":
+            other_postgres.host.disconnect()
+        new = await api.submit()
+        if fault == "host":
+            await eventually(lambda: time.monotonic() - began > 6, what="it is away for longer than is waited for it")
+            other_postgres.host.connect()
+            began = time.monotonic()
+
+        async def failures_until_right() -> int:
+            for failures in range(20):
+                response = await api.http.get(f"/jobs/{job_id}")
+                if response.status_code == 200:
+                    assert response.json() == ended
+                    return failures
+                assert response.status_code == 500
+            raise AssertionError("it never answers again")
+
+        async def recorded() -> float:
+            await eventually(lambda: _known(other_postgres.local_url, [new], "completed"))
+            return time.monotonic() - began
+
+        failures, seconds = await asyncio.gather(failures_until_right(), recorded())
+        await eventually(seen.empty)
+        print(f"\n{fault}: {failures} reads failed; recorded again after {seconds:.1f} s")
+        assert failures <= 2
+        # The time-out of a statement, which would notice it too, is 30 s.
+        assert seconds < 20
 
 
 async def empty_it(postgres: Any, how: str, folder: Path) -> None:

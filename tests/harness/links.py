@@ -16,14 +16,17 @@ class Link:
 
     greetings: what the next ones are told after the server's first words, each one line without its end; the connection
     is closed with an `-ERR`.
+
+    to: a port of this machine, or the path of a unix socket.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, to: int | str) -> None:
         self.url = ""
         self.resets = 0
         self.greetings: list[bytes] = []
         self.accepted = 0
-        self._port = port
+        self.port = 0
+        self._to = to
         self._swallows = False
         self._writers: list[asyncio.StreamWriter] = []
         self._clients: list[asyncio.StreamWriter] = []
@@ -31,7 +34,8 @@ class Link:
 
     async def __aenter__(self) -> "Link":
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"nats://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -59,9 +63,18 @@ class Link:
         """From now on nothing goes through, in either direction, and nobody is told."""
         self._swallows = True
 
+    def swallow_connections(self) -> int:
+        """The same for the connections that exist, alone: new ones work. Returns how many there were."""
+        for task in self._tasks:
+            task.cancel()
+        return len(self._tasks) // 2
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        onward, back = await asyncio.open_connection("127.0.0.1", self._port)
+        if isinstance(self._to, str):
+            onward, back = await asyncio.open_unix_connection(self._to)
+        else:
+            onward, back = await asyncio.open_connection("127.0.0.1", self._to)
         self._writers += (writer, back)
         if self.resets:
             self.resets -= 1
