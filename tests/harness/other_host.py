@@ -41,16 +41,16 @@ class OtherHost:
         try:
             _ip("netns", "add", self._name)
             _ip("link", "add", self._near, "type", "veth", "peer", "name", "far", "netns", self._name)
+            _ip("addr", "add", f"{network}.{first + 1}/30", "dev", self._near)
+            _ip("link", "set", self._near, "up")
+            self._far("addr", "add", f"{self.address}/30", "dev", "far")
+            # Its own address comes after the rules by which packets are lost.
+            self._far("rule", "add", "pref", "100", "lookup", "local")
+            self._far("rule", "del", "pref", "0")
+            self.connect()
         except subprocess.CalledProcessError as error:
             self.remove()
-            missing(f"a network namespace cannot be made here: {error.stderr}")
-        _ip("addr", "add", f"{network}.{first + 1}/30", "dev", self._near)
-        _ip("link", "set", self._near, "up")
-        self._far("addr", "add", f"{self.address}/30", "dev", "far")
-        # Its own address comes after the rules by which packets are lost.
-        self._far("rule", "add", "pref", "100", "lookup", "local")
-        self._far("rule", "del", "pref", "0")
-        self.connect()
+            missing(f"a network namespace with a link to it cannot be made here: {error.stderr}")
 
     def run(self, work: Callable[[], _T]) -> _T:
         """Call `work` there: what it listens on, and the processes that it starts, are there too."""
