@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from heimdex_cli.embedded.postgres import DATABASE, USER, EmbeddedPostgres
-from tests.harness.servers import missing
 
 _T = TypeVar("_T")
 
@@ -29,7 +30,7 @@ class OtherHost:
 
     def __init__(self) -> None:
         if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
-            missing("a link that dies can be played by root on Linux only, with `ip` (iproute2)")
+            pytest.skip("a link that dies can be played by root on Linux only, with `ip` (iproute2)")
         # Of the range for tests of networks (RFC 2544); four addresses a host, of as many hosts as tests run at once.
         number = (os.getpid() * 4 + next(_numbers) % 4) % 2**15
         self._name = f"heimdex-{number}"
@@ -50,7 +51,7 @@ class OtherHost:
             self.connect()
         except subprocess.CalledProcessError as error:
             self.remove()
-            missing(f"a network namespace with a link to it cannot be made here: {error.stderr}")
+            pytest.skip(f"a network namespace with a link to it cannot be made here: {error.stderr}")
 
     def run(self, work: Callable[[], _T]) -> _T:
         """Call `work` there: what it listens on, and the processes that it starts, are there too."""
