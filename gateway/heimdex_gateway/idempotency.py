@@ -17,7 +17,7 @@ import msgspec
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.messages import Due
-from heimdex_contracts.runtime.broker import WRONG_LAST_SEQUENCE, JetStreamError
+from heimdex_contracts.runtime.broker import BEING_STORED, WRONG_LAST_SEQUENCE, JetStreamError
 from heimdex_contracts.runtime.publishing import Refused
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
@@ -130,6 +130,8 @@ async def _create(gateway: Gateway, subject: str, made: Made) -> bool:
                 },
                 timeout=1.0,
             )
+            if ack.error is not None and ack.error.err_code == BEING_STORED:
+                raise BrokerUnavailable("the key is being replicated")
         except BrokerUnavailable:
             if asyncio.get_running_loop().time() > deadline:
                 raise

@@ -55,7 +55,7 @@ class Sweep:
         #: The streams that were removed or changed since the last look.
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
-        topology.on_change.append(self._on_change)
+        topology.on_damage.append(self._on_damage)
 
     async def run(self) -> None:
         """Sweep until cancelled; an outage of either store only delays it."""
@@ -76,7 +76,7 @@ class Sweep:
             except TimeoutError:
                 pass
 
-    def _on_change(self, changed: frozenset[str]) -> None:
+    def _on_damage(self, changed: frozenset[str]) -> None:
         self._changed |= changed
         self._wake.set()
 

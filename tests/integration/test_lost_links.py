@@ -112,10 +112,13 @@ async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_r
         puller.reset()
 
     linked.on_reconnect.append(reset)
+    lost: list[None] = []
+    linked.on_disconnect.append(lambda: lost.append(None))
     await puller.start()
-    for _ in range(3):
+    for cut in range(1, 4):
         link.cut()
-        await eventually(lambda: not linked.connected)
+        # Not "is it connected?": it may be again before we look.
+        await eventually(lambda cut=cut: len(lost) >= cut)
         await eventually(lambda: answers(linked))
     for job in range(100):
         await ready.publish(f"heimdex.jobs.extracting.{job}", b"{}", {}, timeout=10)

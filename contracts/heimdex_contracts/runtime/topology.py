@@ -37,6 +37,8 @@ _REPAIR_SECONDS: Final = 1.0
 _WAIT_SECONDS: Final = 0.05
 #: How often in a row the server must say that it cannot read a consumer's state, before that is given up.
 UNREADABLE_TIMES: Final = 4
+#: How long the status store has to configure a stream again, before another service does.
+OTHERS_SECONDS: Final = 1.0
 #: Between the removal of a stream and its next creation.
 REMOVED_SECONDS: Final = 2.0
 #: Of two looks that NATS asks for, the second one waits this long, and sees what came in between too.
@@ -70,6 +72,9 @@ class Topology:
     Knows, too, which deliveries are of the streams as they are: a server that lost its disk, or with its power its
     newest messages, gives sequences anew, and an answer to a delivery of before would settle a stranger's message.
 
+    on_damage: the same, only where messages may have been lost by it: after a removal, or where this process found a
+    stream changed and configured it again.
+
     own: the durables whose lease is this process's to set. Of another's it repairs only one that is too short, since
     two versions or settings of the services may run side by side for a while.
     """
@@ -86,6 +91,7 @@ class Topology:
         self.ready = asyncio.Event()
         self.known = asyncio.Event()
         self.on_change: list[Callable[[frozenset[str]], None]] = []
+        self.on_damage: list[Callable[[frozenset[str]], None]] = []
         self._broker = broker
         self._streams = streams
         self._replicas = replicas
@@ -110,9 +116,12 @@ class Topology:
         self._problems: dict[str, str] = {}
         #: Since when a leader has been behind the deliveries that this process holds, by stream; event-loop time.
         self._behind_since: dict[str, float] = {}
+        #: Since when each stream has been seen to be configured otherwise; event-loop time.
+        self._changed_since: dict[str, float] = {}
         #: When each stream was first seen to be missing; event-loop time.
         self._missing_since: dict[str, float] = {}
         self._changed: set[str] = set()
+        self._damaged: set[str] = set()
         #: How many removals NATS has told of: one that comes during a look may be of what was looked at already.
         self._removals = 0
         #: The answer subjects of the deliveries that this process holds: Leases keeps them.
@@ -221,10 +230,11 @@ class Topology:
         if not self._problems:
             self._said = ""
             self.ready.set()
-        changed, self._changed = frozenset(self._changed), set()
-        if changed:
-            for call in self.on_change:
-                call(changed)
+        damaged, self._damaged = frozenset(self._damaged), set()
+        changed, self._changed = frozenset(self._changed) | damaged, set()
+        for calls, streams in ((self.on_change, changed), (self.on_damage, damaged)):
+            for call in calls if streams else ():
+                call(streams)
         return True
 
     def _waiting(self, reason: str) -> None:
@@ -243,6 +253,7 @@ class Topology:
         self._changed.add(stream)
         if tokens[4] == "DELETED":
             self._removals += 1
+            self._damaged.add(stream)
             self._broken(stream, f"{_called(stream, consumer)} was removed, and is being made again.")
         self.look()
 
@@ -268,7 +279,7 @@ class Topology:
         found = info["config"]
         if info["created"] != self._created.get(stream.name):
             if known:
-                self._changed.add(stream.name)
+                self._damaged.add(stream.name)
             self._created[stream.name] = info["created"]
             self._created_ns[stream.name] = _stored_since(info)
         if found["num_replicas"] > 1:
@@ -279,15 +290,26 @@ class Topology:
         wanted = stream.wanted(max(self._replicas, found["num_replicas"]))
         differs = coverage.drift(found, wanted)
         if not differs:
+            self._changed_since.pop(stream.name, None)
             return
-        if found["subjects"] != [stream.waiting_subject()]:
-            self._changed.add(stream.name)
+        if known and found["subjects"] != [stream.waiting_subject()]:
             self._broken(stream.name, f"{stream.name} was changed, and is being configured again.")
+            self._leave_to_the_store(stream.name)
+            self._damaged.add(stream.name)
         answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**found, **wanted})
         left = coverage.drift(answer["config"], wanted)
         if left:
             raise Unfit(coverage.sentence(stream.name, left, self._broker.server_version))
         self._log.info("stream_configured", message="configured a stream", stream=stream.name, changed=_shown(differs))
+
+    def _leave_to_the_store(self, stream: str) -> None:
+        """Raise BrokerUnavailable for a second: the status store, which has to know of it, configures it first."""
+        if subjects.STATUS_STORE in self._own:
+            return
+        now = asyncio.get_running_loop().time()
+        if now < self._changed_since.setdefault(stream, now) + OTHERS_SECONDS:
+            raise BrokerUnavailable(f"{stream} was changed, and is configured again in a moment")
+        del self._changed_since[stream]
 
     def _wait_for_removal(self, stream: str) -> None:
         """Raise BrokerUnavailable until the server has surely moved away what it kept of a removed stream.
@@ -310,7 +332,7 @@ class Topology:
                 raise
             info = None
             if known:
-                self._changed.add(stream.name)
+                self._damaged.add(stream.name)
                 self._broken(stream.name, f"{called} was removed, and is being made again.")
         found = info["config"] if info else {}
         differs = coverage.drift(found, wanted)
@@ -337,10 +359,8 @@ class Topology:
                 consumer=consumer.name,
                 changed=_shown(differs) if found else {},
             )
-            if found:
-                self._changed.add(stream.name)
         if known and info["created"] != self._consumers_created[place]:
-            self._changed.add(stream.name)
+            self._damaged.add(stream.name)
         self._consumers_created[place] = info["created"]
 
     async def _discard_state(self, stream: str, consumer: str) -> None:
