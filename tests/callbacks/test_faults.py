@@ -149,7 +149,7 @@ async def test_callbacks_survive_a_restart_of_nats_with_no_gateway_there(
     assert [call.id for call in receiver.calls] == [f"{tried}-3"] * 2
 
 
-@pytest.mark.allows("topology", "dropped", "repeated", "superseded")
+@pytest.mark.allows("topology", "dropped", "repeated", "superseded", "lost")
 async def test_an_end_recorded_while_nats_goes_away_is_told_when_it_is_back(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:

@@ -94,7 +94,7 @@ async def kill_nodes(system: System, cluster: Cluster, database_url: str, times:
     follower.check()
 
 
-@pytest.mark.allows("dropped", "lost")
+@pytest.mark.allows("dropped", "lost", "repeated", "superseded")
 async def test_a_rolling_restart_of_all_three_loses_nothing(
     system: System, cluster: Cluster, database_url: str
 ) -> None:

@@ -57,7 +57,7 @@ async def made_again(seen: Observer, call: str) -> bool:
     return "error" not in await seen.api(call.replace("DELETE", "INFO", 1))
 
 
-@pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped")
+@pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped", "lost")
 async def test_whatever_is_removed_under_load_is_made_again_and_no_job_is_lost(
     system: System, api: Api, nats: NatsServer, database_url: str
 ) -> None:
@@ -85,7 +85,7 @@ async def test_whatever_is_removed_under_load_is_made_again_and_no_job_is_lost(
         assert (await api.get(job_id))["status"] == "completed"
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("topology", "restored")
 async def test_a_schedule_outlives_the_removal_of_the_consumer_that_holds_it(
     system: System, api: Api, nats: NatsServer
 ) -> None:
@@ -172,7 +172,7 @@ async def test_a_limit_of_deliveries_is_taken_away_and_what_ran_into_it_goes_on(
         await eventually(unlimited, HEALED_WITHIN_SECONDS)
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped", "lost")  # the stream is removed
 @pytest.mark.parametrize(
     "change", [{"sealed": True}, {"deny_delete": True}], ids=["sealed", "deletes are denied for good"]
 )
