@@ -75,12 +75,12 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class JetStreamError(Exception):
-    """JetStream answered with an error. `err_code` tells which; `passes`: it says itself that it is temporary."""
+    """JetStream answered with an error. `err_code`: which one; `is_temporary`: the server expects it to pass."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(f"{error.description} ({error.err_code})")
         self.err_code = error.err_code
-        self.passes = error.code == 503
+        self.is_temporary = error.code == 503
 
 
 _ack_decoder: Final = msgspec.json.Decoder(PubAck)
@@ -237,7 +237,7 @@ class Broker:
             raise BrokerUnavailable(f"NATS did not answer on {subject}: {error or type(error).__name__}") from error
 
     async def _has_room_for(self, size: int) -> bool:
-        """Whether the server takes so many bytes by now: a new limit, reloaded, is told to new connections only."""
+        """Whether the server takes so many bytes by now: the server sends a reloaded limit to new connections only."""
         async with self._looking:
             now = asyncio.get_running_loop().time()
             if self.max_payload < size and now - self._looked_at > LOOK_SECONDS:
@@ -245,7 +245,9 @@ class Broker:
                 try:
                     await self.nc.learn_max_payload(LOOK_AT_MOST_SECONDS)
                 except (nats.errors.Error, TimeoutError, OSError) as error:
-                    self._log.debug("max_payload_unknown", message="the limit was not told", error=str(error))
+                    self._log.debug(
+                        "max_payload_unknown", message="the server did not answer with its limit", error=str(error)
+                    )
         return size <= self.max_payload
 
     def missing(self) -> None:

@@ -190,7 +190,7 @@ class DirectClient(Client):
                 await other.flush(timeout)  # the limit of its account comes after the first ping
         finally:
             other._abort()
-        # Another server may have been connected to meanwhile, and has told its own.
+        # After a reconnection meanwhile, the limit is that of another server, which has sent its own.
         if self._current_server is server:
             self._max_payload = other._max_payload
 

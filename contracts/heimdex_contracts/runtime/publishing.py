@@ -214,7 +214,7 @@ class Publisher:
     async def last(self, job_id: str) -> Stored | None:
         """The job's newest message, as far as the stream's leader knows. Raises BrokerUnavailable or JetStreamError.
 
-        What somebody was told to be stored is there or was removed since. What a consumer delivered may not be there
+        What a publisher was acknowledged for is there, or was removed since. What a consumer delivered may not be there
         yet: `newest`.
         """
         return await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id))

@@ -69,11 +69,11 @@ class Topology:
     on_change: called, on the event loop, with the names of the streams that were removed, changed or made again, or
     whose consumers were, once all is as it must be again.
 
-    Knows, too, which deliveries are of the streams as they are: a server that lost its disk, or with its power its
-    newest messages, gives sequences anew, and an answer to a delivery of before would settle a stranger's message.
-
     on_damage: the same, only where messages may have been lost by it: after a removal, or where this process found a
     stream changed and configured it again.
+
+    Knows, too, which deliveries are of the streams as they are: a server that lost its disk, or with its power its
+    newest messages, gives sequences anew, and an answer to a delivery of before would settle a stranger's message.
 
     own: the durables whose lease is this process's to set. Of another's it repairs only one that is too short, since
     two versions or settings of the services may run side by side for a while.
@@ -222,7 +222,7 @@ class Topology:
                         self._problems.pop(stream.name, None)
                 await self._find_lost(stream)
             except (BrokerUnavailable, JetStreamError) as error:
-                if isinstance(error, JetStreamError) and not error.passes:
+                if isinstance(error, JetStreamError) and not error.is_temporary:
                     self._broken(stream.name, f"{stream.name} cannot be used: NATS says {str(error)!r}.")
                 self._waiting(str(error))
                 return False
@@ -276,6 +276,7 @@ class Topology:
             info = await self._configure(f"STREAM.CREATE.{stream.name}", stream.name, waiting)
             say = self._log.warning if known else self._log.info
             say("stream_created", message="created a stream", stream=stream.name)
+        self._missing_since.pop(stream.name, None)
         found = info["config"]
         if info["created"] != self._created.get(stream.name):
             if known:
@@ -319,7 +320,6 @@ class Topology:
         now = asyncio.get_running_loop().time()
         if now < self._missing_since.setdefault(stream, now) + REMOVED_SECONDS:
             raise BrokerUnavailable(f"{stream} was removed, and is made again in a moment")
-        del self._missing_since[stream]
 
     async def _ensure_consumer(self, stream: Stream, consumer: Consumer) -> None:
         wanted, called = consumer.wanted(), _called(stream.name, consumer.name)
@@ -402,7 +402,7 @@ class Topology:
         try:
             return await self._broker.api(call, body, timeout=10)
         except JetStreamError as error:
-            if error.passes or error.err_code in {NAME_IN_USE, CONSUMER_FAILED}:
+            if error.is_temporary or error.err_code in {NAME_IN_USE, CONSUMER_FAILED}:
                 raise  # somebody else is making it at this moment, or the next look knows more
             hint = _MAX_BYTES_HINT if error.err_code == MAX_BYTES_REQUIRED else ""
             raise Unfit(f"{called} cannot be configured as it must be: NATS says {str(error)!r}.{hint}") from None
