@@ -64,7 +64,7 @@ async def test_a_job_for_later_that_is_canceled_never_starts(http: Api, live: Li
     assert (await http.get(job_id))["status"] == "canceled"
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("nats_killed")
 async def test_a_job_for_later_survives_a_restart_of_everything(system: System, api: Api, nats: NatsServer) -> None:
     system.start_all()
     await system.ready()
@@ -81,7 +81,7 @@ async def test_a_job_for_later_survives_a_restart_of_everything(system: System, 
         await eventually(seen.empty)
 
 
-@pytest.mark.allows("topology", "restored")
+@pytest.mark.allows("nats_killed", "restored")
 async def test_a_job_for_later_whose_schedule_is_lost_with_the_stream_is_scheduled_again(
     system: System, api: Api, nats: NatsServer
 ) -> None:

@@ -81,7 +81,7 @@ async def test_a_body_that_is_refused_uses_up_no_key(http: Api) -> None:
     await http.submit(headers=headers)
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("nats_killed")
 async def test_a_key_keeps_its_job_over_restarts_with_postgres_down_and_through_another_gateway(
     system: System, api: Api, nats: NatsServer, own_postgres: PostgresServer
 ) -> None:
@@ -162,7 +162,7 @@ async def test_a_batch_whose_first_caller_died_before_it_was_stored_is_made_at_t
         assert len(script.runs("preparing", job_id)) == 1
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("nats_killed")
 @pytest.mark.parametrize("ago", [{}, {"created_at": "2025-10-28T12:00:00.000000Z"}], ids=["just now", "long ago"])
 async def test_a_job_that_has_ended_does_not_run_again_though_its_key_was_never_marked(
     scripted: System, api: Api, script: Script, nats: NatsServer, ago: dict[str, str]

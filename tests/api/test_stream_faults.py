@@ -82,7 +82,7 @@ async def test_a_stream_goes_on_without_a_gap_through_another_gateway(
     assert caller.connections > 1
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("nats_killed")
 async def test_a_stream_goes_on_without_a_gap_when_nats_is_restarted(
     running: System, api: Api, script: Script, nats: Any
 ) -> None:

@@ -128,7 +128,7 @@ async def test_two_gateways_share_the_work_and_none_is_told_twice(
     assert all(shares), shares
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("nats_killed")
 async def test_callbacks_survive_a_restart_of_nats_with_no_gateway_there(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
@@ -149,7 +149,7 @@ async def test_callbacks_survive_a_restart_of_nats_with_no_gateway_there(
     assert [call.id for call in receiver.calls] == [f"{tried}-3"] * 2
 
 
-@pytest.mark.allows("topology", "dropped", "repeated", "superseded", "lost")
+@pytest.mark.allows("nats_killed")
 async def test_an_end_recorded_while_nats_goes_away_is_told_when_it_is_back(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
@@ -168,7 +168,7 @@ async def test_an_end_recorded_while_nats_goes_away_is_told_when_it_is_back(
         await told(api, job_id, timeout=60)
 
 
-@pytest.mark.allows("topology", "callbacks_restored")
+@pytest.mark.allows("nats_killed", "callbacks_restored")
 async def test_what_was_owed_is_owed_again_when_nats_has_lost_its_disk(
     calling: System, api: Api, receiver: Receiver, nats: Any, database_url: str
 ) -> None:

@@ -168,7 +168,7 @@ async def test_with_postgres_down_readiness_says_so_and_an_old_job_is_500_in_tim
         assert await api.get(job_id) == ended
 
 
-@pytest.mark.allows("topology", "dropped", "repeated", "superseded", "lost")
+@pytest.mark.allows("nats_killed")
 async def test_work_goes_on_after_nats_was_killed_and_came_back(system: System, api: Api, nats: NatsServer) -> None:
     system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.2"
     system.start_all()

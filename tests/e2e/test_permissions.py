@@ -116,7 +116,7 @@ async def test_all_that_can_become_of_a_job_is_permitted(
     check_nothing_was_refused(system)
 
 
-@pytest.mark.allows("topology", "dropped")
+@pytest.mark.allows("nats_killed")
 async def test_whatever_is_held_at_a_reconnection_may_be_asked_for(
     system: System, users: Users, guarded: Guarded, own_postgres: Any, script: Script
 ) -> None:

@@ -45,7 +45,7 @@ async def test_times_never_run_backwards_when_one_clock_is_five_minutes_ahead(
     assert all(row["started_at"] is None or row["started_at"] <= row["at"] for row in rows)
 
 
-@pytest.mark.allows("topology", "restored", "repeated", "dropped", "lost", "superseded")
+@pytest.mark.allows("nats_killed", "restored")
 async def test_a_job_of_a_worker_whose_clock_is_ahead_is_restored_when_nats_comes_back_with_an_empty_disk(
     system: System, api: Api, nats: Any, script: Script
 ) -> None:

@@ -45,7 +45,7 @@ async def test_a_late_hand_over_is_refused_by_the_broker(
             await api.wait_until(job_id, "completed")
             await eventually(seen.empty)
         if restarted:
-            system.allow("topology", "lost")
+            system.allow("nats_killed")
             # Which also empties the window in which a repeated Nats-Msg-Id would be noticed.
             await asyncio.to_thread(nats.kill)
             await asyncio.to_thread(nats.start)

@@ -32,7 +32,7 @@ async def emptied(nats: Any) -> None:
         await eventually(seen.empty, what="the stream HEIMDEX_JOBS is empty")
 
 
-@pytest.mark.allows("topology", "dropped", "lost", "repeated", "superseded")
+@pytest.mark.allows("nats_killed")
 async def test_nothing_accepted_is_lost_when_nats_is_killed_and_restarted_under_load(
     system: System, nats: Any, database_url: str
 ) -> None:
@@ -111,7 +111,7 @@ async def go_through_a_silence(system: System, api: Api, nats: Any, database_url
     assert load.slowest < 15
 
 
-@pytest.mark.allows("topology", "restored", "repeated", "dropped", "lost", "superseded")
+@pytest.mark.allows("nats_killed", "restored")
 async def test_jobs_run_on_from_their_stage_when_nats_comes_back_with_an_empty_disk(
     system: System, api: Api, nats: Any, script: Script, database_url: str
 ) -> None:
@@ -136,7 +136,7 @@ async def test_jobs_run_on_from_their_stage_when_nats_comes_back_with_an_empty_d
     assert {attempt for _, _, attempt, _ in script.runs("grinding")} == {1}, "being lost with the stream is no attempt"
 
 
-@pytest.mark.allows("topology", "restored", "repeated", "superseded", "stray", "dropped", "lost")
+@pytest.mark.allows("nats_killed", "restored", "stray")
 async def test_old_deliveries_settle_nothing_in_the_stream_that_took_the_lost_ones_place(
     system: System, api: Api, nats: Any, duties: Duties, database_url: str
 ) -> None:

@@ -231,7 +231,7 @@ async def test_rows_of_jobs_that_ended_are_not_written_again_by_a_replay(
         assert await seen.empty()
 
 
-@pytest.mark.allows("topology")
+@pytest.mark.allows("nats_killed")
 async def test_a_store_that_waits_for_postgres_when_nats_is_restarted_records_all_the_same(
     system: System, own_postgres: Any, nats: Any
 ) -> None:

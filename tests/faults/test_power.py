@@ -69,7 +69,7 @@ async def last_sequence(seen: Observer) -> int:
     return int((await seen.api(f"STREAM.INFO.{JOBS}"))["state"]["last_seq"])
 
 
-@pytest.mark.allows("topology", "lost", "restored", "repeated", "superseded", "stray", "dropped")
+@pytest.mark.allows("nats_killed", "restored", "stray")
 async def test_a_worker_settles_no_new_job_with_what_it_held_when_the_power_failed(
     system: System, nats: Any, duties: Duties, power: Power, own_postgres: Any
 ) -> None:

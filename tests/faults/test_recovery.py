@@ -50,7 +50,7 @@ async def test_a_killed_workers_job_is_running_again_within_the_ack_wait_and_a_s
     assert max(took) < 11 + PATIENCE
 
 
-@pytest.mark.allows("topology", "dropped", "repeated", "superseded", "lost")
+@pytest.mark.allows("nats_killed")
 async def test_accepting_resumes_when_nats_is_back(system: System, nats: Any, database_url: str) -> None:
     system.start_all()
     await system.ready()

@@ -31,6 +31,13 @@ KINDS: Final = {
     "not_json": "a line of a log is no JSON object",
 }
 
+#: What a test may name instead, where its fault is one of these: all the kinds that it may cause.
+CAUSES: Final = {
+    # What nats-server has not written yet is gone: the last acknowledgements, but no message, since the kernel has it.
+    # The streams and consumers in memory are made again.
+    "nats_killed": ("topology", "dropped", "repeated", "superseded", "lost"),
+}
+
 #: The events that are findings by themselves.
 _EVENTS: Final = {
     "delivery_superseded": "superseded",
@@ -112,10 +119,11 @@ class _Allowance(NamedTuple):
 
 
 def known(kinds: Iterable[str]) -> frozenset[str]:
-    """These kinds. Raises ValueError where one of them is none."""
-    wanted = frozenset(kinds)
+    """These kinds, and those of these causes. Raises ValueError where one of them is neither."""
+    wanted = frozenset(kind for name in kinds for kind in CAUSES.get(name, (name,)))
     if unknown := wanted - KINDS.keys():
-        raise ValueError(f"The auditor knows no {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}.")
+        there_are = ", ".join((*KINDS, *CAUSES))
+        raise ValueError(f"The auditor knows no {', '.join(sorted(unknown))}; there are {there_are}.")
     return wanted
 
 

@@ -239,7 +239,7 @@ class System:
                 await service.wait_log("ready", timeout)
 
     def allow(self, *kinds: str, **fields: Any) -> None:
-        """Let services log these kinds of `auditor.KINDS`; with fields, only in entries that have them."""
+        """Let services log these kinds, or causes, of `auditor`; with fields, only in entries that have them."""
         self._auditor.allow(*kinds, **fields)
 
     def allow_only(self, *kinds: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import NewSystem
-from tests.harness.auditor import ASKED_FOR, KINDS, Auditor, Finding, Line, describe, known
+from tests.harness.auditor import ASKED_FOR, CAUSES, KINDS, Auditor, Finding, Line, describe, known
 from tests.harness.services import ROOT, Service
 from tests.harness.waiting import eventually
 
@@ -75,6 +75,14 @@ def test_each_kind_is_found_and_only_its_own_allowance_passes_over_it(kind: str)
     others.allow(*(KINDS.keys() - {kind}))
     assert not allowing.look(lines)
     assert len(others.look(lines)) == 1
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_cause_passes_over_what_it_may_explain_and_over_nothing_else(cause: str) -> None:
+    auditor = Auditor()
+    auditor.allow(cause)
+    passed_over = {kind for kind, logs in FAULTS.items() if not auditor.look(logs.lines)}
+    assert passed_over == set(CAUSES[cause])
 
 
 @pytest.mark.parametrize(
