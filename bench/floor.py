@@ -34,9 +34,9 @@ from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.mock_process import PIPELINES
 from heimdex_contracts.pipelines import collect
 from heimdex_contracts.runtime import logs
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_contracts.runtime.topology import Topology
 from heimdex_status_store.database import migrate
 
 STAGE_BATCH = 100

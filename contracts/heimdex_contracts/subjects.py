@@ -1,6 +1,6 @@
 """Every subject, stream and durable consumer, with its settings, as data. Nobody else spells one.
 
-Subjects are fixed: operators' scripts listen to them. `runtime.topology` makes the streams from the data here.
+Subjects are fixed: operators' scripts listen to them. `runtime.jetstream.topology` makes the streams from this data.
 """
 
 from dataclasses import dataclass

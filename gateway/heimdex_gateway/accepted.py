@@ -13,9 +13,9 @@ import msgspec
 
 from heimdex_contracts.errors import BrokerUnavailable, Superseded
 from heimdex_contracts.messages import Due
-from heimdex_contracts.runtime.broker import JetStreamError
+from heimdex_contracts.runtime.jetstream.connection import JetStreamError
+from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.runtime.publishing import Publisher, Refused
 from heimdex_gateway.database import Database, DatabaseUnavailable
 
 #: Longer than a removal can go unnoticed: NATS says so at once, and every service looks every 10 s.

@@ -10,7 +10,7 @@ from heimdex_contracts import lifecycle, messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed, Follows, Progress
-from heimdex_contracts.runtime.broker import JetStreamError, Stored
+from heimdex_contracts.runtime.jetstream.connection import JetStreamError, Stored
 from heimdex_gateway.listing import Wanted
 from heimdex_gateway.reads import NATS_DOWN, Unanswerable
 from heimdex_gateway.service import Gateway

@@ -12,17 +12,17 @@ from heimdex_contracts.errors import HeimdexError, UnusableMessage
 from heimdex_contracts.history import EventRow
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage
-from heimdex_contracts.runtime import links, sessions
+from heimdex_contracts.runtime import postgres_session, tcp_keepalive
 from heimdex_gateway.listing import STATUSES, Wanted
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 2.0
 #: Postgres itself ends a statement before we give it up, and says so: where nothing comes back, the link is in doubt.
 _STATEMENT_SECONDS: Final = 1.8
-_SESSION: Final = sessions.setting(
+_SESSION: Final = postgres_session.setting(
     {
-        **sessions.COMMON,
-        "statement_timeout": sessions.milliseconds(_STATEMENT_SECONDS),
+        **postgres_session.COMMON,
+        "statement_timeout": postgres_session.milliseconds(_STATEMENT_SECONDS),
         "default_transaction_read_only": "on",
     }
 )
@@ -203,7 +203,7 @@ class Database:
 
 
 async def _begin_session(connection: asyncpg.Connection) -> None:
-    links.notice_death(connection._transport.get_extra_info("socket"))
+    tcp_keepalive.notice_death(connection._transport.get_extra_info("socket"))
     try:
         await connection.execute(_SESSION)
     except BaseException:

@@ -13,7 +13,7 @@ from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import CALLBACK_KINDS, EventRow, event_row
 from heimdex_contracts.lifecycle import TERMINAL
 from heimdex_contracts.messages import Progress
-from heimdex_contracts.runtime.broker import JetStreamError
+from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.reads import NATS_DOWN, Unanswerable
 from heimdex_gateway.schemas import moment

@@ -17,8 +17,8 @@ import msgspec
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.messages import Due
-from heimdex_contracts.runtime.broker import BEING_STORED, WRONG_LAST_SEQUENCE, JetStreamError
-from heimdex_contracts.runtime.publishing import Refused
+from heimdex_contracts.runtime.jetstream.connection import BEING_STORED, WRONG_LAST_SEQUENCE, JetStreamError
+from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.reads import BOTH_NEEDED, Unanswerable

@@ -11,10 +11,10 @@ import msgspec
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime import installations
-from heimdex_contracts.runtime.broker import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream import installations
+from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.runtime.publishing import Refused
 from heimdex_gateway.database import Database, DatabaseUnavailable, Installation
 
 LOOK_SECONDS: Final = 10.0

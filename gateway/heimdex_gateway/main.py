@@ -10,10 +10,10 @@ import uvicorn
 from heimdex_contracts import messages, pipelines, subjects
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.runtime import micro, process, settings
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
-from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_contracts.runtime.topology import Topology
 from heimdex_gateway.accepted import Accepted
 from heimdex_gateway.app import create_app
 from heimdex_gateway.bounded import Bounded
@@ -32,7 +32,7 @@ from heimdex_gateway.service import Gateway
 from heimdex_gateway.watching import Watches
 
 NAME = "heimdex-gateway"
-#: While so many requests wait for NATS, one more may wait this long for company (see `runtime.client`).
+#: While so many requests wait for NATS, one more may wait this long for company (see `runtime.jetstream.client`).
 BUSY: Final = 6
 PATIENCE_SECONDS: Final = 0.002
 #: What /healthz calls the service.

@@ -13,7 +13,7 @@ from heimdex_contracts import lifecycle, messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Progress
-from heimdex_contracts.runtime.broker import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 from heimdex_gateway.database import Database, DatabaseUnavailable
 from heimdex_gateway.recorded import Recorded, recorded
 

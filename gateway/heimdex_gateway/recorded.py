@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heimdex_contracts import subjects
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 
 
 @dataclass(frozen=True, slots=True)

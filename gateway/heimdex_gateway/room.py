@@ -7,7 +7,7 @@ from typing import Final
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError
-from heimdex_contracts.runtime.broker import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 
 #: How old a count may be; what this gateway accepted since is added to it.
 RENEW_AFTER_SECONDS: Final = 1.0

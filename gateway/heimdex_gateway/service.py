@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heimdex_contracts.pipelines import Pipelines
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.publishing import Publisher
-from heimdex_contracts.runtime.topology import Topology
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_gateway.accepted import Accepted
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.database import Database

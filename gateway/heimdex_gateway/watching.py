@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.messages import AnyMessage, Progress
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 
 
 class Interrupted(Exception):

@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, cast
 
-from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.context import PermanentError, StageContext, StageFunction, StageInterrupted
 from heimdex_stage_worker.threads import Threads
 

@@ -12,21 +12,22 @@ from typing import Final
 
 import msgspec
 
-from heimdex_contracts import delivery, messages, subjects, tracing
-from heimdex_contracts.delivery import Errored, Interrupted, Lost, Outcome, Overtaken
+from heimdex_contracts import messages, settlement, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, LeaderBehind, Superseded, UnusableMessage
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline, Pipelines
-from heimdex_contracts.runtime import installations, micro
-from heimdex_contracts.runtime.broker import JetStreamError
-from heimdex_contracts.runtime.delivered import Delivered
-from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime import micro
+from heimdex_contracts.runtime.jetstream import installations
+from heimdex_contracts.runtime.jetstream.connection import JetStreamError
+from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.leases import Leases
+from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS, Publisher, Refused
+from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
-from heimdex_contracts.runtime.publishing import BEHIND_SECONDS, Publisher, Refused
-from heimdex_contracts.runtime.pulling import Puller
-from heimdex_contracts.runtime.topology import Topology
-from heimdex_contracts.runtime.unusable import SettingAside
+from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome, Overtaken
 from heimdex_stage_worker.abandoned import Abandoned
 from heimdex_stage_worker.attempt import Attempt
 from heimdex_stage_worker.context import StageContext, StageFunction
@@ -38,7 +39,7 @@ from heimdex_stage_worker.threads import Threads
 
 #: How many canceled jobs are remembered.
 MOST_CANCELED: Final = 10_000
-#: A worker that holds so many jobs may let a hand-over wait this long for company (see `runtime.client`).
+#: A worker that holds so many jobs may let a hand-over wait this long for company (see `runtime.jetstream.client`).
 BUSY: Final = 8
 PATIENCE_SECONDS: Final = 0.004
 #: Kept of the grace period for handing back what did not finish.
@@ -232,12 +233,12 @@ class StageWorker:
             return Overtaken()
         if tick is not None:
             held.told = max(held.told, tick.progress)
-        if held.attempt > delivery.tries(self._backoff(pipeline)):
+        if held.attempt > settlement.tries(self._backoff(pipeline)):
             return Lost()
         if self._process.stopping.is_set():
             return Interrupted()
         declared = pipeline.stage(self._stage)
-        suspect = is_suspect(tick, held.attempt, delivery.tries(self._backoff(pipeline)))
+        suspect = is_suspect(tick, held.attempt, settlement.tries(self._backoff(pipeline)))
         ctx = StageContext(
             job_id=due.job_id,
             job_type=due.type,
@@ -309,25 +310,25 @@ class StageWorker:
 
     async def _settle(self, held: Delivery, outcome: Outcome) -> None:
         backoff = self._backoff(held.pipeline)
-        settlement = delivery.settle(outcome, self._stage, held.attempt, backoff)
+        decision = settlement.settle(outcome, self._stage, held.attempt, backoff)
         try:
-            match settlement:
-                case delivery.Advance():
+            match decision:
+                case settlement.Advance():
                     await self._publish(held, completed_or_next(held.due, held.pipeline, held.ended()))
                     self._log.debug("stage_finished", job_id=held.due.job_id, attempt=held.attempt)
-                case delivery.GiveUp(error=error):
+                case settlement.GiveUp(error=error):
                     await self._publish(held, failed(held.due, held.ended(), error))
                     self._log_of(held).warning("job_failed", error=error)
-                case delivery.HandBack():
+                case settlement.HandBack():
                     await self._publish(held, handed_back(held.due, held.ended()))
                     self._log_of(held).info("job_handed_back")
-                case delivery.Drop():
+                case settlement.Drop():
                     self._log_of(held).info(
                         "delivery_dropped",
                         message="the job goes on without this delivery",
                         canceled=self._was_told_of_a_cancel(held.due),
                     )
-                case delivery.Retry(error=error, delay_seconds=delay):
+                case settlement.Retry(error=error, delay_seconds=delay):
                     # First the mark, which callers may hear of, with the time of what follows it: neither is older.
                     at = messages.later_of(messages.now(), held.started_at)
                     if held.reporter:

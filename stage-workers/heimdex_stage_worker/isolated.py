@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Final
 
-from heimdex_contracts.delivery import Errored
+from heimdex_contracts.settlement import Errored
 from heimdex_stage_worker.attempt import Attempt, load_stage
 from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.isolation import Report, Work, decode_work, encode_report

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.context import StageContext
 
 #: Each is an interpreter of its own; the others wait, their leases kept.

@@ -10,7 +10,7 @@ from heimdex_contracts import messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_stage_worker.context import StageContext
 
 #: A stage that ends sooner says nothing but its hand-over, which tells when it began and ended.

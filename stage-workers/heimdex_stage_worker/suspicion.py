@@ -10,7 +10,7 @@ from typing import Final
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.messages import Due, Progress
-from heimdex_contracts.runtime.broker import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 
 #: One lost worker is an accident that may happen to any job; two in a row need a closer look.
 ISOLATED_FROM_ATTEMPT: Final = 3

@@ -10,7 +10,7 @@ import asyncpg
 import asyncpg_trek
 from asyncpg_trek.asyncpg import AsyncpgBackend, AsyncpgExecutor
 
-from heimdex_contracts.runtime import links, sessions
+from heimdex_contracts.runtime import postgres_session, tcp_keepalive
 from heimdex_contracts.runtime.logs import Logger
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -38,7 +38,7 @@ _LISTENED_SECONDS: Final = 5.0
 #: How soon a connection that broke while nothing was to be done is replaced.
 _KEEP_SECONDS: Final = 1.0
 
-_LISTENED: Final = {"client_connection_check_interval": sessions.milliseconds(_LISTENED_SECONDS)}
+_LISTENED: Final = {"client_connection_check_interval": postgres_session.milliseconds(_LISTENED_SECONDS)}
 
 _T = TypeVar("_T")
 
@@ -133,7 +133,7 @@ class Database:
         connection = await asyncpg.connect(
             self._url, timeout=CONNECT_SECONDS, server_settings={"application_name": "heimdex-status-store"}
         )
-        links.notice_death(connection._transport.get_extra_info("socket"))
+        tcp_keepalive.notice_death(connection._transport.get_extra_info("socket"))
         try:
             async with asyncio.timeout(timeout):
                 await self._begin_session(connection)
@@ -152,15 +152,17 @@ class Database:
         return connection
 
     async def _begin_session(self, connection: asyncpg.Connection) -> None:
-        await connection.execute(sessions.setting({**sessions.COMMON, **_statement_timeout(WORK_SECONDS)}))
+        await connection.execute(
+            postgres_session.setting({**postgres_session.COMMON, **_statement_timeout(WORK_SECONDS)})
+        )
         self._statement_seconds = WORK_SECONDS
         # Not every platform that Postgres runs on can look.
         with contextlib.suppress(asyncpg.InvalidParameterValueError):
-            await connection.execute(sessions.setting(_LISTENED))
+            await connection.execute(postgres_session.setting(_LISTENED))
 
     async def _allow(self, connection: asyncpg.Connection, seconds: float) -> None:
         if seconds != self._statement_seconds:
-            await connection.execute(sessions.setting(_statement_timeout(seconds)))
+            await connection.execute(postgres_session.setting(_statement_timeout(seconds)))
             self._statement_seconds = seconds
 
     def _drop(self) -> None:
@@ -176,7 +178,7 @@ class Database:
 
 
 def _statement_timeout(seconds: float) -> dict[str, str]:
-    return {"statement_timeout": sessions.milliseconds(seconds)}
+    return {"statement_timeout": postgres_session.milliseconds(seconds)}
 
 
 async def is_current(connection: asyncpg.Connection) -> bool:
@@ -209,8 +211,8 @@ async def migrate(connection: asyncpg.Connection) -> None:
     while True:
         async with connection.transaction(isolation="read_committed"):
             # Of the transaction, as is the lock: a pooler may be in front, and give the next one to another session.
-            settings = {**sessions.COMMON, **_statement_timeout(LONGEST_MIGRATION_SECONDS)}
-            await connection.execute(sessions.setting(settings, in_transaction=True))
+            settings = {**postgres_session.COMMON, **_statement_timeout(LONGEST_MIGRATION_SECONDS)}
+            await connection.execute(postgres_session.setting(settings, in_transaction=True))
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATING)
             if await is_current(connection):
                 return

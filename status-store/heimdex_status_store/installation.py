@@ -13,8 +13,8 @@ import msgspec
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, CannotServe
-from heimdex_contracts.runtime import installations
-from heimdex_contracts.runtime.broker import STREAM_NOT_FOUND, Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream import installations
+from heimdex_contracts.runtime.jetstream.connection import STREAM_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store.database import OUTAGE, Database
 

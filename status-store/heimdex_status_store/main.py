@@ -7,14 +7,15 @@ import msgspec
 
 from heimdex_contracts import pipelines, subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime import installations, micro, process, settings
-from heimdex_contracts.runtime.broker import JetStreamError
-from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime import micro, process, settings
+from heimdex_contracts.runtime.jetstream import installations
+from heimdex_contracts.runtime.jetstream.connection import JetStreamError
+from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.leases import Leases
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
-from heimdex_contracts.runtime.publishing import Publisher
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_contracts.runtime.topology import Topology
-from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.installation import Installation
 from heimdex_status_store.prune import prune

@@ -13,7 +13,7 @@ from heimdex_contracts import callbacks, messages, subjects, tracing
 from heimdex_contracts.callbacks import CallbackDue
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.messages import AnyMessage, Canceled, Completed, End, Failed
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store import queries
 from heimdex_status_store.database import Database

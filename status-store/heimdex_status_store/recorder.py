@@ -18,14 +18,14 @@ from heimdex_contracts.callbacks import CallbackMessage, CallbackTold
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import callback_row, event_rows
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Due, End, Progress
-from heimdex_contracts.runtime.broker import Broker, JetStreamError
-from heimdex_contracts.runtime.delivered import Delivered
-from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.leases import Leases
+from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.micro import Counters
-from heimdex_contracts.runtime.pulling import Puller
-from heimdex_contracts.runtime.topology import Topology
-from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.owed import AGAIN_SECONDS, Owed, is_owed

@@ -16,10 +16,10 @@ from heimdex_contracts import messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, AnyMessage, Due, Progress
-from heimdex_contracts.runtime.broker import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.runtime.publishing import Publisher, Refused
-from heimdex_contracts.runtime.topology import Topology
 from heimdex_status_store import queries
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.owed import Owed

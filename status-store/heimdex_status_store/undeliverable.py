@@ -18,10 +18,10 @@ import msgspec
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.messages import AnyJobMessage, Due
-from heimdex_contracts.runtime.broker import Broker, Stored
+from heimdex_contracts.runtime.jetstream.connection import Broker, Stored
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
+from heimdex_contracts.runtime.jetstream.topology import ADVISORIES
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.runtime.publishing import Publisher
-from heimdex_contracts.runtime.topology import ADVISORIES
 from heimdex_contracts.subjects import NANOSECOND
 from heimdex_status_store.owed import Owed, is_owed
 from heimdex_status_store.queries import Unfinished

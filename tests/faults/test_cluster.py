@@ -14,8 +14,8 @@ from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import Superseded
 from heimdex_contracts.messages import Due
 from heimdex_contracts.runtime import logs
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.publishing import Publisher
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.settings import Settings
 from tests.conftest import NewSystem
 from tests.harness.api import Api

@@ -14,7 +14,7 @@ import nats.micro as micro
 import pytest
 from asyncpg_trek.asyncpg import AsyncpgBackend
 
-from heimdex_contracts.runtime.installations import DATABASE, INSTALLATION
+from heimdex_contracts.runtime.jetstream.installations import DATABASE, INSTALLATION
 from heimdex_status_store.database import MIGRATIONS
 from tests.conftest import NewSystem
 from tests.faults.test_nats_lost import restart

@@ -8,11 +8,11 @@ import pytest
 import pytest_asyncio
 
 from heimdex_contracts import subjects
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.client import header_block
-from heimdex_contracts.runtime.delivered import Delivered, Place, place_of
+from heimdex_contracts.runtime.jetstream.client import header_block
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.message import Delivered, Place, place_of
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_contracts.runtime.topology import Topology
 from heimdex_status_store.database import migrate
 from tests.conftest import allowed
 from tests.harness.auditor import Auditor, Line

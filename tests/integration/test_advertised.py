@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from heimdex_cli.embedded.ports import free_port
 from heimdex_cli.embedded.processes import Child
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.settings import Settings
 from tests.harness.journal import Journal
 from tests.harness.waiting import eventually

@@ -6,7 +6,7 @@ import nats.errors
 import pytest
 
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from tests.harness.servers import NatsServer
 from tests.harness.waiting import eventually
 from tests.integration.conftest import NewBroker

@@ -13,9 +13,9 @@ import pytest
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import LeaderBehind, Superseded
 from heimdex_contracts.messages import Due
-from heimdex_contracts.runtime import publishing
-from heimdex_contracts.runtime.broker import NO_MESSAGE, ApiError, Broker, JetStreamError, PubAck, Stored
-from heimdex_contracts.runtime.publishing import Publisher
+from heimdex_contracts.runtime.jetstream import publisher
+from heimdex_contracts.runtime.jetstream.connection import NO_MESSAGE, ApiError, Broker, JetStreamError, PubAck, Stored
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from tests.harness.histories import due
 from tests.harness.journal import Journal
 from tests.integration.conftest import NewBroker, count, make_topology, take
@@ -51,7 +51,7 @@ class HeldBack(Broker):
         return sequence
 
 
-def publisher(broker: Broker, journal: Journal) -> Publisher:
+def publisher_on(broker: Broker, journal: Journal) -> Publisher:
     return Publisher(broker, cast("Any", journal))
 
 
@@ -69,9 +69,9 @@ async def test_a_hand_over_waits_for_a_leader_that_does_not_know_its_predecessor
     ready: Broker, new_broker: NewBroker, journal: Journal
 ) -> None:
     job = due()
-    first = await publisher(ready, journal).publish(job, expected=0)
+    first = await publisher_on(ready, journal).publish(job, expected=0)
     broker = await held_back(new_broker, known=first - 1)
-    second = await publisher(broker, journal).publish(after(job), expected=first)
+    second = await publisher_on(broker, journal).publish(after(job), expected=first)
     assert broker.asked_before == 0, "the leader was behind, and was asked until it was not"
     assert second > first
     assert await count(ready) == 2
@@ -80,12 +80,12 @@ async def test_a_hand_over_waits_for_a_leader_that_does_not_know_its_predecessor
 async def test_a_leader_that_stays_behind_is_no_proof_that_a_job_went_on(
     ready: Broker, new_broker: NewBroker, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "BEHIND_SECONDS", 0.2)
+    monkeypatch.setattr(publisher, "BEHIND_SECONDS", 0.2)
     job = due()
-    first = await publisher(ready, journal).publish(job, expected=0)
+    first = await publisher_on(ready, journal).publish(job, expected=0)
     broker = await held_back(new_broker, known=first - 1, asked_before=1_000_000)
     with pytest.raises(LeaderBehind):
-        await publisher(broker, journal).publish(after(job), expected=first)
+        await publisher_on(broker, journal).publish(after(job), expected=first)
     assert await count(ready) == 1
 
 
@@ -93,13 +93,13 @@ async def test_a_message_that_is_gone_from_a_leader_that_knew_it_has_been_supers
     ready: Broker, new_broker: NewBroker, journal: Journal
 ) -> None:
     job = due()
-    first = await publisher(ready, journal).publish(job, expected=0)
+    first = await publisher_on(ready, journal).publish(job, expected=0)
     for durable in ("extracting", "status-store"):
         (msg,) = await take(ready, durable)
         await ready.request(msg.reply, b"+ACK", timeout=5)
     broker = await held_back(new_broker, known=first - 1)
     with pytest.raises(Superseded):
-        await publisher(broker, journal).publish(after(job), expected=first)
+        await publisher_on(broker, journal).publish(after(job), expected=first)
     assert broker.asked_before == 0
 
 
@@ -107,11 +107,11 @@ async def test_the_newest_message_is_asked_of_a_leader_that_knows_what_was_deliv
     ready: Broker, new_broker: NewBroker, journal: Journal
 ) -> None:
     job = due()
-    first = await publisher(ready, journal).publish(job, expected=0)
+    first = await publisher_on(ready, journal).publish(job, expected=0)
     broker = await held_back(new_broker, known=first - 1, asked_before=1)
     with pytest.raises(LeaderBehind):
-        await publisher(broker, journal).newest(job.job_id, known=first)
-    newest = await publisher(broker, journal).newest(job.job_id, known=first)
+        await publisher_on(broker, journal).newest(job.job_id, known=first)
+    newest = await publisher_on(broker, journal).newest(job.job_id, known=first)
     assert newest is not None
     assert newest.sequence == first
 
@@ -135,9 +135,9 @@ class HeldBackTopology(HeldBack):
 async def test_a_held_delivery_is_lost_only_to_a_leader_that_has_passed_it(
     ready: Broker, new_broker: NewBroker, journal: Journal, is_gone: bool
 ) -> None:
-    first = await publisher(ready, journal).publish(due(), expected=0)
+    first = await publisher_on(ready, journal).publish(due(), expected=0)
     (held,) = await take(ready, "extracting")
-    await publisher(ready, journal).publish(due(), expected=0)
+    await publisher_on(ready, journal).publish(due(), expected=0)
     if is_gone:
         await ready.delete(subjects.JOBS, first)
     broker = cast("HeldBackTopology", await new_broker(HeldBackTopology))
@@ -168,7 +168,7 @@ async def test_a_refusal_for_a_message_under_way_is_not_taken_for_a_stored_job(
 ) -> None:
     """The message under way may never be stored (its leader dies): a 202 for it would be a promise of nothing."""
     job = make()
-    publishing_late = publisher(await new_broker(BeingStored), journal)
+    publishing_late = publisher_on(await new_broker(BeingStored), journal)
     sequence = await publishing_late.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + 20)
     stored = await ready.last_message(subjects.JOBS, subjects.job_filter(job.job_id))
     assert stored is not None

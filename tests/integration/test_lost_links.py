@@ -11,9 +11,9 @@ from nats.aio.msg import Msg
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.delivered import Delivered
-from heimdex_contracts.runtime.pulling import Puller
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
 from heimdex_contracts.runtime.settings import Settings
 from tests.harness.journal import Journal
 from tests.harness.links import Link

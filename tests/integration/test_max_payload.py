@@ -7,9 +7,9 @@ import pytest
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import TOO_LARGE, Broker, PubAck
-from heimdex_contracts.runtime.publishing import Publisher, Refused
-from heimdex_contracts.runtime.unusable import SettingAside
+from heimdex_contracts.runtime.jetstream.connection import TOO_LARGE, Broker, PubAck
+from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from tests.harness.histories import due
 from tests.harness.journal import Journal
 from tests.harness.servers import NatsServer, reload_nats

@@ -10,10 +10,10 @@ import pytest_asyncio
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.delivered import Delivered
-from heimdex_contracts.runtime.pulling import Puller
-from heimdex_contracts.runtime.topology import Topology
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from tests.harness.journal import Journal
 from tests.harness.servers import NatsServer
 from tests.harness.waiting import PATIENCE_SECONDS, eventually

@@ -11,11 +11,11 @@ import pytest_asyncio
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Follows, Progress
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.leases import Leases
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.micro import Counters
-from heimdex_contracts.runtime.topology import Topology
-from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_status_store.database import Database
 from heimdex_status_store.recorder import Recorder
 from tests.harness.histories import Writer, new_id

@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.client import RECONNECT_SECONDS
+from heimdex_contracts.runtime.jetstream.client import RECONNECT_SECONDS
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.settings import Settings
 from tests.harness.journal import Journal
 from tests.harness.links import Link

@@ -5,8 +5,8 @@ from typing import Any, cast
 import pytest
 
 from heimdex_contracts import subjects
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.unusable import SettingAside
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
 from tests.harness.histories import new_id
 from tests.harness.journal import Journal
 from tests.harness.waiting import eventually

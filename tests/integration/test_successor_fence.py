@@ -9,8 +9,8 @@ import pytest
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, Superseded
 from heimdex_contracts.messages import Canceled, Due, Failed
-from heimdex_contracts.runtime.broker import Broker, PubAck
-from heimdex_contracts.runtime.publishing import Publisher
+from heimdex_contracts.runtime.jetstream.connection import Broker, PubAck
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from tests.harness.histories import START, due
 from tests.harness.journal import Journal
 from tests.harness.servers import NatsServer

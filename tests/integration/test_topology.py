@@ -8,8 +8,8 @@ import pytest
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.topology import Topology
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from tests.harness.journal import Journal
 from tests.harness.servers import NatsServer
 from tests.harness.waiting import eventually

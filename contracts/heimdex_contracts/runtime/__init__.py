@@ -1,4 +1,4 @@
-"""The I/O that the three services share: settings, logs, the NATS connection, the topology, pulling, the process.
+"""The I/O that the services share: settings, logs, the life of a process, its `nats micro` service, and `jetstream`.
 
-The only place in this room that touches the outside. It knows no service and no stage.
+The only place in this package that touches the outside. It knows no service and no stage.
 """

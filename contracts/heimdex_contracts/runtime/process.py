@@ -17,7 +17,7 @@ import uvloop
 
 from heimdex_contracts.errors import CannotServe, SettingsError
 from heimdex_contracts.runtime import logs
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.settings import Settings
 

@@ -21,12 +21,12 @@ from heimdex_contracts.callbacks import (
     CallbackWork,
 )
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
-from heimdex_contracts.runtime.delivered import Delivered
-from heimdex_contracts.runtime.leases import Leases
+from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.leases import Leases
+from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
-from heimdex_contracts.runtime.pulling import Puller
-from heimdex_contracts.runtime.topology import Topology
-from heimdex_contracts.runtime.unusable import SettingAside
 from heimdex_gateway.callbacks import urls
 from heimdex_gateway.callbacks.pauses import pause_after
 from heimdex_gateway.callbacks.posting import Answer, Poster

@@ -11,7 +11,7 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from heimdex_contracts import messages
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.publishing import Refused
+from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_gateway import listing
 from heimdex_gateway.problems import Problem
 from heimdex_gateway.reads import Unanswerable

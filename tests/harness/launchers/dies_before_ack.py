@@ -8,13 +8,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from heimdex_contracts.runtime import publishing
+from heimdex_contracts.runtime.jetstream import publisher
 from heimdex_stage_worker.main import main
 
-published = publishing.Publisher.publish
+published = publisher.Publisher.publish
 
 
-async def publish_and_die(self: publishing.Publisher, *arguments: Any, **named: Any) -> int:
+async def publish_and_die(self: publisher.Publisher, *arguments: Any, **named: Any) -> int:
     sequence = await published(self, *arguments, **named)
     died = Path(os.environ["TEST_DIED"])
     if not died.exists():  # noqa: ASYNC240  # once
@@ -23,5 +23,5 @@ async def publish_and_die(self: publishing.Publisher, *arguments: Any, **named: 
     return sequence
 
 
-publishing.Publisher.publish = publish_and_die  # type: ignore[method-assign]
+publisher.Publisher.publish = publish_and_die  # type: ignore[method-assign]
 main()

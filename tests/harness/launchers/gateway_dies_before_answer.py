@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from heimdex_contracts.runtime.publishing import Publisher
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_gateway.main import main
 from tests.harness.launchers.crash_points import die_once
 

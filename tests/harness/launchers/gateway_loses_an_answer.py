@@ -6,7 +6,7 @@ from typing import Any
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker, PubAck
+from heimdex_contracts.runtime.jetstream.connection import Broker, PubAck
 from heimdex_gateway.main import main
 
 published = Broker.publish

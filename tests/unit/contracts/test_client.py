@@ -2,8 +2,8 @@
 
 import pytest
 
-from heimdex_contracts.runtime.client import header_block, headers_of, status_of
-from heimdex_contracts.runtime.delivered import Place, place_of
+from heimdex_contracts.runtime.jetstream.client import header_block, headers_of, status_of
+from heimdex_contracts.runtime.jetstream.message import Place, place_of
 
 
 def test_headers_come_back_as_they_were_sent() -> None:

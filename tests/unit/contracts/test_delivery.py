@@ -2,7 +2,7 @@
 
 import pytest
 
-from heimdex_contracts.delivery import (
+from heimdex_contracts.settlement import (
     Advance,
     Drop,
     Errored,

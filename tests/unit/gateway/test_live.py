@@ -15,7 +15,7 @@ from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, AnyMessage
-from heimdex_contracts.runtime.broker import Broker
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_gateway import events
 from heimdex_gateway.database import DatabaseUnavailable
 from heimdex_gateway.reads import Unanswerable

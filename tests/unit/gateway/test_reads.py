@@ -203,7 +203,7 @@ async def test_a_tick_is_told_by_postgres_only_since_it_may_be_gone_from_its_str
 async def test_a_strangers_message_in_the_stream_is_no_answer() -> None:
     class Stranger(BrokenBroker):
         async def last_message(self, stream: str, *_: Any, **__: Any) -> Any:
-            from heimdex_contracts.runtime.broker import Stored
+            from heimdex_contracts.runtime.jetstream.connection import Stored
 
             return Stored("heimdex.jobs.extracting.x", 7, b"rubbish", {})
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.attempt import LONGEST_ERROR, Attempt, load_stage
 from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
 from heimdex_stage_worker.threads import Threads

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from heimdex_contracts.delivery import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.isolation import IsolatedAttempt
 from tests.harness.pipelines import isolatable

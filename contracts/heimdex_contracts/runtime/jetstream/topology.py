@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind
-from heimdex_contracts.runtime import coverage
-from heimdex_contracts.runtime.broker import (
+from heimdex_contracts.runtime.jetstream import config_drift
+from heimdex_contracts.runtime.jetstream.connection import (
     CONSUMER_FAILED,
     CONSUMER_NOT_FOUND,
     MAX_BYTES_REQUIRED,
@@ -25,9 +25,9 @@ from heimdex_contracts.runtime.broker import (
     Broker,
     JetStreamError,
 )
-from heimdex_contracts.runtime.delivered import Place, place_of
+from heimdex_contracts.runtime.jetstream.message import Place, place_of
+from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.runtime.publishing import BEHIND_SECONDS
 from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream, without_none
 
 #: How often everything is looked at although NATS has said nothing.
@@ -289,7 +289,7 @@ class Topology:
             await self._ensure_consumer(stream, consumer)
         # A stream that somebody gave more copies keeps them: it was for safety.
         wanted = stream.wanted(max(self._replicas, found["num_replicas"]))
-        differs = coverage.drift(found, wanted)
+        differs = config_drift.drift(found, wanted)
         if not differs:
             self._changed_since.pop(stream.name, None)
             return
@@ -298,9 +298,9 @@ class Topology:
             self._leave_to_the_store(stream.name)
             self._damaged.add(stream.name)
         answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**found, **wanted})
-        left = coverage.drift(answer["config"], wanted)
+        left = config_drift.drift(answer["config"], wanted)
         if left:
-            raise Unfit(coverage.sentence(stream.name, left, self._broker.server_version))
+            raise Unfit(config_drift.sentence(stream.name, left, self._broker.server_version))
         self._log.info("stream_configured", message="configured a stream", stream=stream.name, changed=_shown(differs))
 
     def _leave_to_the_store(self, stream: str) -> None:
@@ -335,7 +335,7 @@ class Topology:
                 self._damaged.add(stream.name)
                 self._broken(stream.name, f"{called} was removed, and is being made again.")
         found = info["config"] if info else {}
-        differs = coverage.drift(found, wanted)
+        differs = config_drift.drift(found, wanted)
         if found and consumer.name not in self._own and found.get("ack_wait", 0) >= wanted["ack_wait"]:
             differs.pop("ack_wait", None)
             wanted["ack_wait"] = found["ack_wait"]
@@ -348,9 +348,9 @@ class Topology:
                     await self._discard_state(stream.name, consumer.name)
                 raise  # and all is looked at again
             self._unreadable.pop(place, None)
-            left = coverage.drift(info["config"], wanted)
+            left = config_drift.drift(info["config"], wanted)
             if left:
-                raise Unfit(coverage.sentence(called, left, self._broker.server_version))
+                raise Unfit(config_drift.sentence(called, left, self._broker.server_version))
             say = self._log.warning if known and not found else self._log.info
             say(
                 "consumer_configured",
@@ -473,7 +473,7 @@ def _called(stream: str, consumer: str | None) -> str:
     return stream if consumer is None else f"The consumer {consumer} of {stream}"
 
 
-def _shown(differs: coverage.Drift) -> dict[str, list[Any]]:
+def _shown(differs: config_drift.Drift) -> dict[str, list[Any]]:
     """For the log: what each field was, and what it is now."""
     return {name: list(values) for name, values in differs.items()}
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 #: No time-out (0) may end what takes long, or rests, for a good reason. A statement's own is for the service to say.
-#: The server, too, must notice that the other end is gone (`links`): else a lost client keeps its locks, and its place
-#: among `max_connections`, for two hours.
+#: The server, too, must notice that the other end is gone (`tcp_keepalive`): else a lost client keeps its locks, and
+#: its place among `max_connections`, for two hours.
 COMMON: Final[Mapping[str, str]] = {
     "lock_timeout": "0",
     "transaction_timeout": "0",

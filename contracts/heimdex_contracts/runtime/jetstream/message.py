@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from heimdex_contracts.runtime.client import headers_of
+from heimdex_contracts.runtime.jetstream.client import headers_of
 
 
 class Place(NamedTuple):

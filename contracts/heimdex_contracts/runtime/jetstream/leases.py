@@ -4,8 +4,8 @@ import asyncio
 from typing import Final
 
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.topology import Topology
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.topology import Topology
 
 TIMES_PER_ACK_WAIT: Final = 4
 

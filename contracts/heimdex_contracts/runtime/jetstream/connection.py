@@ -13,7 +13,7 @@ import msgspec
 import nats.errors
 
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.client import (
+from heimdex_contracts.runtime.jetstream.client import (
     RECONNECT_SECONDS,
     UNHURRIED_SECONDS,
     Answer,

@@ -14,9 +14,9 @@ import msgspec
 import nats.errors
 
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.client import headers_of, status_of
-from heimdex_contracts.runtime.delivered import Delivered, place_of
+from heimdex_contracts.runtime.jetstream.client import headers_of, status_of
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.message import Delivered, place_of
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
 

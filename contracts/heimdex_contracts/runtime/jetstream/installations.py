@@ -14,8 +14,8 @@ import nats.errors
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import STREAM_NOT_FOUND, Broker, JetStreamError
-from heimdex_contracts.runtime.client import status_of
+from heimdex_contracts.runtime.jetstream.client import status_of
+from heimdex_contracts.runtime.jetstream.connection import STREAM_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.logs import Logger
 
 #: Key of the installation's id, in the metadata of HEIMDEX_JOBS and of a status store's `$SRV.INFO`.

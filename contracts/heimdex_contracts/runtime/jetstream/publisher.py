@@ -19,7 +19,7 @@ import msgspec
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind, Superseded, UnusableMessage
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due
-from heimdex_contracts.runtime.broker import (
+from heimdex_contracts.runtime.jetstream.connection import (
     BEING_STORED,
     DUPLICATE_IN_BATCH,
     WRONG_LAST_SEQUENCE,

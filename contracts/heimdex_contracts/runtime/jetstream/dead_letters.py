@@ -9,9 +9,9 @@ from typing import Final
 
 from heimdex_contracts import subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.broker import Broker
-from heimdex_contracts.runtime.client import header_block
-from heimdex_contracts.runtime.delivered import Delivered
+from heimdex_contracts.runtime.jetstream.client import header_block
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.message import Delivered
 from heimdex_contracts.runtime.logs import Logger
 
 #: What is kept of a message at most; less where the server's max_payload is smaller.
