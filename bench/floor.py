@@ -29,7 +29,7 @@ from payloads import Template, templates
 from processes import ByProcess, Servers, spent_between
 from uuid_utils import uuid7
 
-from heimdex_contracts import subjects
+from heimdex_contracts import streams, subjects
 from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.mock_process import PIPELINES
 from heimdex_contracts.pipelines import collect
@@ -190,8 +190,8 @@ async def _prepare(nats_url: str, database_url: str) -> None:
     log = logs.configure("warning", "bench")
     broker = Broker(Settings(nats_url=nats_url), "bench", log)
     await broker.connect()
-    streams = subjects.streams(collect(PIPELINES).stage_names, Settings().ack_wait_seconds)
-    await Topology(broker, streams, 1, log).ensure()
+    required_streams = streams.for_stages(collect(PIPELINES).stage_names, Settings().ack_wait_seconds)
+    await Topology(broker, required_streams, 1, log).ensure()
     await broker.close()
     connection = await asyncpg.connect(database_url)
     await migrate(connection)

@@ -7,7 +7,7 @@ from typing import Final
 
 import uvicorn
 
-from heimdex_contracts import messages, pipelines, subjects
+from heimdex_contracts import messages, pipelines, streams, subjects
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.runtime import micro, process, settings
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
@@ -72,8 +72,8 @@ async def serve(running: Process, listener: socket.socket) -> None:
     """Answer HTTP on this socket until told to stop, then finish the requests under way."""
     found, broker, log = running.settings, running.broker, running.log
     known = pipelines.load(found.pipelines)
-    streams = subjects.streams(known.stage_names, found.ack_wait_seconds)
-    topology = Topology(broker, streams, found.stream_replicas, log, own=(subjects.GATEWAY, subjects.LATER))
+    required_streams = streams.for_stages(known.stage_names, found.ack_wait_seconds)
+    topology = Topology(broker, required_streams, found.stream_replicas, log, own=(subjects.GATEWAY, subjects.LATER))
     database = Database(found.database_url)
     installation = InstallationCheck(broker, database, log)
     topology.on_change.append(installation.on_change)

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from heimdex_contracts import messages, settlement, subjects, tracing
+from heimdex_contracts import messages, settlement, streams, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, LeaderBehind, Superseded, UnusableMessage
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline, Pipelines
@@ -91,7 +91,7 @@ class StageWorker:
         self._log = process.log.bind(stage=stage)
         self._topology = Topology(
             self._broker,
-            subjects.streams(pipelines.stage_names, settings.ack_wait_seconds),
+            streams.for_stages(pipelines.stage_names, settings.ack_wait_seconds),
             settings.stream_replicas,
             self._log,
             own=(stage,),

@@ -5,7 +5,7 @@ import sys
 
 import msgspec
 
-from heimdex_contracts import pipelines, subjects
+from heimdex_contracts import pipelines, streams, subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime import micro, process, settings
 from heimdex_contracts.runtime.jetstream import installations
@@ -74,8 +74,8 @@ async def serve(running: Process) -> None:
     database = Database(found.database_url, log)
     if not await running.connect():
         return
-    streams = subjects.streams(pipelines.load(found.pipelines).stage_names, found.ack_wait_seconds)
-    topology = Topology(broker, streams, found.stream_replicas, log, own=(subjects.STATUS_STORE,))
+    required_streams = streams.for_stages(pipelines.load(found.pipelines).stage_names, found.ack_wait_seconds)
+    topology = Topology(broker, required_streams, found.stream_replicas, log, own=(subjects.STATUS_STORE,))
     if not await running.unless_stopped(topology.start()) or not await running.unless_stopped(_wait_for(database)):
         return
     # A connection of its own: a sweep must not stand in the recorder's way.
@@ -84,7 +84,7 @@ async def serve(running: Process) -> None:
     if not await running.unless_stopped(installation.settle()):
         return
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
-    ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in streams if stream.consumers)
+    ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in required_streams if stream.consumers)
     leases = Leases(broker, topology, ack_wait)
     recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, log, ack_wait)
 

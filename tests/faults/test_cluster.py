@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from heimdex_cli.embedded.ports import free_port
-from heimdex_contracts import messages, subjects
+from heimdex_contracts import messages, streams
 from heimdex_contracts.errors import Superseded
 from heimdex_contracts.messages import Due
 from heimdex_contracts.runtime import logs
@@ -139,7 +139,7 @@ async def test_of_racing_twins_of_a_hand_over_one_is_accepted(cluster: Cluster) 
         await brokers[-1].connect()
     try:
         publishers = [Publisher(broker, log) for broker in brokers]
-        stream = subjects.streams(("first", "second"), 2.0)[0]
+        stream = streams.for_stages(("first", "second"), 2.0)[0]
         await brokers[0].api(f"STREAM.CREATE.{JOBS}", stream.config(3) | {"retention": "limits"}, timeout=10)
         await cluster.whole()
         for number in range(50):

@@ -17,7 +17,7 @@ from heimdex_cli.embedded.ports import free_port
 from heimdex_cli.embedded.processes import Child
 from heimdex_cli.embedded.system import EmbeddedSystem
 from heimdex_cli.settings import Addresses
-from heimdex_contracts import subjects
+from heimdex_contracts import streams
 from tests.conftest import NewSystem
 from tests.harness.api import Api
 from tests.harness.following import Follower
@@ -34,7 +34,7 @@ DISK_BYTES = 128 * 1024 * 1024
 #: What our own streams reserve, and some more.
 LIMIT_BYTES = 32 * 1024 * 1024 + sum(
     stream.options.get("max_bytes", 0)
-    for stream in subjects.streams(("any",), 2.0)
+    for stream in streams.for_stages(("any",), 2.0)
     if stream.options["storage"] == "file"
 )
 

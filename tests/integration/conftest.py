@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from heimdex_contracts import subjects
+from heimdex_contracts import streams, subjects
 from heimdex_contracts.runtime.jetstream.client import header_block
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.message import Delivered, Place, place_of
@@ -82,7 +82,7 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 def make_topology(broker: Broker, journal: Journal, stages: tuple[str, ...] = STAGES) -> Topology:
-    return Topology(broker, subjects.streams(stages, ACK_WAIT_SECONDS), 1, cast("Any", journal))
+    return Topology(broker, streams.for_stages(stages, ACK_WAIT_SECONDS), 1, cast("Any", journal))
 
 
 async def stream(broker: Broker, name: str = subjects.JOBS) -> dict[str, Any]:

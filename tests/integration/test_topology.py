@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from heimdex_contracts import subjects
+from heimdex_contracts import streams, subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.topology import Topology
@@ -27,7 +27,7 @@ async def test_ensure_makes_every_stream_and_durable(broker: Broker, topology: T
     await topology.ensure()
     assert topology.ready.is_set()
     names = set((await broker.api("STREAM.NAMES"))["streams"])
-    assert names == {stream.name for stream in subjects.streams(STAGES, ACK_WAIT_SECONDS)}
+    assert names == {stream.name for stream in streams.for_stages(STAGES, ACK_WAIT_SECONDS)}
     assert await durables(broker) == DURABLES
     assert (await stream(broker))["config"]["subjects"] == ["heimdex.jobs.*.*"]
 
@@ -72,14 +72,14 @@ async def test_nothing_published_while_the_topology_is_made_is_acknowledged_and_
 
 
 async def test_a_publish_is_refused_while_the_stream_waits_for_its_consumers(broker: Broker) -> None:
-    jobs = subjects.streams(STAGES, ACK_WAIT_SECONDS)[0]
+    jobs = streams.for_stages(STAGES, ACK_WAIT_SECONDS)[0]
     await broker.api(f"STREAM.CREATE.{jobs.name}", jobs.config(1, (jobs.waiting_subject(),)))
     with pytest.raises(BrokerUnavailable):
         await broker.publish("heimdex.jobs.extracting.some-id", b"{}", {}, timeout=1)
 
 
 async def test_a_half_made_stream_is_completed_when_its_maker_died(broker: Broker, topology: Topology) -> None:
-    jobs = subjects.streams(STAGES, ACK_WAIT_SECONDS)[0]
+    jobs = streams.for_stages(STAGES, ACK_WAIT_SECONDS)[0]
     await broker.api(f"STREAM.CREATE.{jobs.name}", jobs.config(1, (jobs.waiting_subject(),)))
     await topology.ensure()
     assert await durables(broker) == DURABLES

@@ -28,7 +28,8 @@ from heimdex_contracts.runtime.jetstream.connection import (
 from heimdex_contracts.runtime.jetstream.message import Place, place_of
 from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_contracts.subjects import NANOSECOND, Consumer, Stream, without_none
+from heimdex_contracts.streams import Consumer, Stream, without_none
+from heimdex_contracts.subjects import NANOSECOND
 
 #: How often everything is looked at although NATS has said nothing.
 LOOK_SECONDS: Final = 10.0

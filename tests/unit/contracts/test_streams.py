@@ -1,9 +1,9 @@
 """Subjects, streams and durables: what operators' scripts rely on, word for word."""
 
-from heimdex_contracts import subjects
+from heimdex_contracts import streams, subjects
 
 STAGES = ("extracting", "analyzing", "indexing")
-STREAMS = {stream.name: stream for stream in subjects.streams(STAGES, 10)}
+STREAMS = {stream.name: stream for stream in streams.for_stages(STAGES, 10)}
 
 
 def test_subjects_are_spelled_as_documented() -> None:
