@@ -1,1 +1,1 @@
-"""The gateway: the HTTP API in front. Accepts jobs into the stream and tells how they are. Imports only contracts."""
+"""The gateway: the HTTP API. It accepts jobs into the stream and reports their state. Imports contracts only."""

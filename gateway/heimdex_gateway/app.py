@@ -13,9 +13,11 @@ from litestar.openapi.spec import Components, Tag
 from litestar.static_files import create_static_files_router
 
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_gateway import cors, documentation, parameters, problems, routes
-from heimdex_gateway.micro_counts import counting
-from heimdex_gateway.service import Gateway
+from heimdex_gateway import errors, routes
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.middleware import cors
+from heimdex_gateway.middleware.request_counts import counting
+from heimdex_gateway.openapi import request_bodies, responses
 
 ASSETS: Final = "/schema/assets"
 
@@ -29,7 +31,7 @@ effect on the job's status exactly once, and the status never runs backwards. Ev
 
 def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     """The application around this gateway; it opens and closes nothing."""
-    parameters.describe(gateway.pipelines.types, gateway.pipelines.stage_names, callbacks=gateway.callbacks.enabled)
+    request_bodies.describe(gateway.pipelines.types, gateway.pipelines.stage_names, callbacks=gateway.callbacks.enabled)
     app = Litestar.from_config(
         AppConfig(
             route_handlers=[
@@ -42,9 +44,9 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
             middleware=[counting(counters), *gateway.doors.middleware],
             cors_config=gateway.doors.cors,
             exception_handlers={
-                problems.Problem: problems.on_problem,
-                HTTPException: problems.on_http_exception,
-                Exception: problems.on_defect(log),
+                errors.Problem: errors.on_problem,
+                HTTPException: errors.on_http_exception,
+                Exception: errors.on_defect(log),
             },
             openapi_config=OpenAPIConfig(
                 title="Heimdex jobs",
@@ -55,18 +57,18 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                     Tag("jobs", "Submit and follow jobs."),
                     Tag("operations", "For load balancers and operators."),
                 ],
-                components=Components(security_schemes={documentation.SCHEME: documentation.KEY}),
-                security=[{documentation.SCHEME: []}] if gateway.doors.keys else None,
+                components=Components(security_schemes={responses.SCHEME: responses.KEY}),
+                security=[{responses.SCHEME: []}] if gateway.doors.keys else None,
                 render_plugins=[
                     # Served from here, so that the page works without the internet.
-                    documentation.FinishedPage(
+                    responses.FinishedPage(
                         js_url=f"{ASSETS}/swagger-ui-bundle.js",
                         css_url=f"{ASSETS}/swagger-ui.css",
                         standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
                         favicon=f'<link rel="icon" href="{ASSETS}/favicon-32x32.png">',
                         path="/swagger",
                     ),
-                    documentation.FinishedJson(path="/openapi.json"),
+                    responses.FinishedJson(path="/openapi.json"),
                 ],
             ),
             logging_config=None,

@@ -15,7 +15,7 @@ from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_gateway.database import Database, DatabaseUnavailable, Installation
+from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, Installation
 
 LOOK_SECONDS: Final = 10.0
 #: While it is not known yet, or they are of two.

@@ -14,22 +14,22 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_gateway.accepted import Accepted
 from heimdex_gateway.app import create_app
-from heimdex_gateway.bounded import Bounded
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.callbacks.allowed import Allowed
 from heimdex_gateway.callbacks.delivering import Deliverer
 from heimdex_gateway.callbacks.posting import Poster
 from heimdex_gateway.callbacks.receivers import MOST_AT_ONCE
 from heimdex_gateway.callbacks.resolving import CALLING_THREADS, SUBMITTING_THREADS, Resolver
-from heimdex_gateway.database import Database
-from heimdex_gateway.doors import Doors
+from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.installation import InstallationCheck
-from heimdex_gateway.room import Room
-from heimdex_gateway.schemas import Health, moment
-from heimdex_gateway.service import Gateway
-from heimdex_gateway.watching import Watches
+from heimdex_gateway.jobs.admission import Room
+from heimdex_gateway.jobs.recently_accepted import Accepted
+from heimdex_gateway.jobs.repository import Database
+from heimdex_gateway.jobs.subscriptions import Watches
+from heimdex_gateway.middleware.access import Doors
+from heimdex_gateway.schemas.jobs import Health, moment
+from heimdex_gateway.server.http_protocol import Bounded
 
 NAME = "heimdex-gateway"
 #: While so many requests wait for NATS, one more may wait this long for company (see `runtime.jetstream.client`).

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
-from heimdex_gateway.bounded import Bounded
+from heimdex_gateway.server.http_protocol import Bounded
 from tests.harness.waiting import eventually
 
 GET = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from heimdex_gateway import database
-from heimdex_gateway.database import Database
-from heimdex_gateway.listing import STATUSES, Place, Wanted
+from heimdex_gateway.jobs import repository
+from heimdex_gateway.jobs.repository import Database
+from heimdex_gateway.schemas.job_list import STATUSES, Place, Wanted
 from heimdex_status_store.database import migrate
 
 START = datetime(2025, 10, 28, 12, tzinfo=UTC)
@@ -109,7 +109,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return [plan, *(node for child in plan.get("Plans", ()) for node in nodes(child))]
 
 
-@pytest.mark.parametrize("kinds", [database.KINDS, database.ONE_KIND])
+@pytest.mark.parametrize("kinds", [repository.KINDS, repository.ONE_KIND])
 @pytest.mark.parametrize("statuses", [["failed"], ["completed"], list(STATUSES)])
 async def test_a_page_reads_no_more_of_a_large_table_than_its_own_places_also_by_a_generic_plan(
     connection: asyncpg.Connection, kinds: str, statuses: list[str]
@@ -128,15 +128,15 @@ async def test_a_page_reads_no_more_of_a_large_table_than_its_own_places_also_by
     )
     await connection.execute("VACUUM ANALYZE jobs")
     await connection.execute("SET plan_cache_mode = force_generic_plan")
-    query = database.LIST.format(kinds=kinds, limit=51, columns=database.COLUMNS)
+    query = repository.LIST.format(kinds=kinds, limit=51, columns=repository.COLUMNS)
     arguments = [
         "default",
         statuses,
-        database.BEGIN_OF_TIME,
+        repository.BEGIN_OF_TIME,
         datetime.now(UTC) - timedelta(hours=6),
-        database.FIRST_ID,
+        repository.FIRST_ID,
     ]
-    arguments += ["mock_process"] if kinds == database.ONE_KIND else []
+    arguments += ["mock_process"] if kinds == repository.ONE_KIND else []
     (row,) = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}", *arguments)
     plan = json.loads(row[0])[0]["Plan"]
     found = nodes(plan)

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from heimdex_gateway import database as gateway_database
-from heimdex_gateway.database import DatabaseUnavailable
+from heimdex_gateway.jobs import repository as gateway_database
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_status_store import database as store_database
 from heimdex_status_store.database import OUTAGE, migrate
 from tests.harness.histories import Writer, new_id

@@ -16,7 +16,7 @@ from heimdex_contracts import messages
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.lifecycle import merge, snapshot
 from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage, AttemptFailed, Completed, JobMessage, Progress
-from heimdex_gateway.database import Database
+from heimdex_gateway.jobs.repository import Database
 from heimdex_status_store import queries, recorder
 from heimdex_status_store.database import migrate
 from heimdex_status_store.rows import job_rows

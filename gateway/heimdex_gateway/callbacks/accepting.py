@@ -11,7 +11,7 @@ from heimdex_gateway.callbacks import urls
 from heimdex_gateway.callbacks.allowed import Allowed, Forbidden
 from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
 from heimdex_gateway.callbacks.urls import UnusableUrl
-from heimdex_gateway.problems import Problem
+from heimdex_gateway.errors import Problem
 
 #: A name that is not looked up within this time is taken: it is checked when it is called.
 LOOK_UP_SECONDS: Final = 1.0

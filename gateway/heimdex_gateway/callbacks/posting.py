@@ -21,7 +21,7 @@ from heimdex_gateway.callbacks.connecting import CheckedBackend
 from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
 from heimdex_gateway.callbacks.streams import without_finite_fields
 from heimdex_gateway.callbacks.urls import Receiver
-from heimdex_gateway.schemas import job_object
+from heimdex_gateway.schemas.jobs import job_object
 
 #: For all of a try: the look-up, the connection, the answer.
 TIMEOUT_SECONDS: Final = 15.0

@@ -11,12 +11,15 @@ from litestar.response import Stream
 
 from heimdex_contracts import tracing
 from heimdex_contracts.messages import Due
-from heimdex_gateway import asking, documentation, events, idempotency, listing, parameters, waiting
-from heimdex_gateway.asking import LARGEST_BODY_BYTES
-from heimdex_gateway.database import DatabaseUnavailable
-from heimdex_gateway.problems import Problem
-from heimdex_gateway.routes import streaming
-from heimdex_gateway.routes.answers import (
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.jobs import history, idempotency
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.submit import new_job, submit, submit_all
+from heimdex_gateway.jobs.wait import seconds as wait_seconds
+from heimdex_gateway.jobs.wait import until_ended
+from heimdex_gateway.openapi import request_bodies, responses
+from heimdex_gateway.routes import sse
+from heimdex_gateway.routes.request import (
     NOT_FOUND,
     AnyRequest,
     check_query,
@@ -28,8 +31,9 @@ from heimdex_gateway.routes.answers import (
     tenant_of,
     while_there,
 )
-from heimdex_gateway.schemas import JobAccepted, JobObject, JobsAccepted, job_object
-from heimdex_gateway.submissions import new_job, submit, submit_all
+from heimdex_gateway.schemas import job_list, job_request
+from heimdex_gateway.schemas.job_request import LARGEST_BODY_BYTES
+from heimdex_gateway.schemas.jobs import JobAccepted, JobObject, JobsAccepted, job_object
 
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
 IdempotencyKey = Annotated[
@@ -41,7 +45,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 Traceparent = Annotated[
-    str | None, Parameter(header="traceparent", required=False, description=documentation.TRACEPARENT_HEADER)
+    str | None, Parameter(header="traceparent", required=False, description=responses.TRACEPARENT_HEADER)
 ]
 
 
@@ -51,16 +55,16 @@ Traceparent = Annotated[
     operation_id="submitJob",
     summary="Submit a job",
     tags=["jobs"],
-    operation_class=parameters.SubmitOperation,
+    operation_class=request_bodies.SubmitOperation,
     request_max_body_size=LARGEST_BODY_BYTES,
     responses={
         202: ResponseSpec(
             JobAccepted,
             description="Stored by JetStream: it will run.",
             generate_examples=False,
-            examples=[Example(id="accepted", value={"job_id": documentation.EXAMPLE_ID})],
+            examples=[Example(id="accepted", value={"job_id": responses.EXAMPLE_ID})],
         ),
-        **documentation.SUBMIT_ERRORS,
+        **responses.SUBMIT_ERRORS,
     },
 )
 async def submit_job(
@@ -72,7 +76,7 @@ async def submit_job(
     check_query(request)
     gateway = gateway_of(request)
     body = await json_body(request)
-    wanted = asking.job(body, gateway.pipelines, gateway.callbacks)
+    wanted = job_request.job(body, gateway.pipelines, gateway.callbacks)
     if wanted.callback_url is not None:
         await gateway.callbacks.look_up([("callback_url", wanted.callback_url)])
     job = new_job(gateway, tenant_of(request), wanted, traceparent)
@@ -90,9 +94,9 @@ async def submit_job(
     operation_id="submitJobs",
     summary="Submit up to 1,000 jobs, all or none",
     tags=["jobs"],
-    operation_class=parameters.BatchOperation,
+    operation_class=request_bodies.BatchOperation,
     request_max_body_size=LARGEST_BODY_BYTES,
-    responses=documentation.BATCH_ANSWERS,
+    responses=responses.BATCH_ANSWERS,
 )
 async def submit_jobs(
     request: AnyRequest, traceparent: Traceparent = None, idempotency_key: IdempotencyKey = None
@@ -101,8 +105,8 @@ async def submit_jobs(
     check_query(request)
     gateway = gateway_of(request)
     body = await json_body(request)
-    wanted = asking.jobs(body, gateway.pipelines, gateway.callbacks)
-    if called_back := asking.called_back(wanted):
+    wanted = job_request.jobs(body, gateway.pipelines, gateway.callbacks)
+    if called_back := job_request.called_back(wanted):
         await gateway.callbacks.look_up(called_back)
     trace = tracing.start(traceparent) if traceparent else None
     tenant = tenant_of(request)
@@ -125,19 +129,19 @@ async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
     operation_id="listJobs",
     summary="List jobs, newest first",
     tags=["jobs"],
-    operation_class=parameters.ListOperation,
-    responses=documentation.LIST_ANSWERS,
+    operation_class=request_bodies.ListOperation,
+    responses=responses.LIST_ANSWERS,
 )
 async def list_jobs(request: AnyRequest) -> Response[bytes]:
     """As the status store has recorded them: a job that was just accepted appears a moment later."""
     gateway = gateway_of(request)
-    wanted = listing.wanted(listing.single(request.query_params.multi_items()), gateway.pipelines)
+    wanted = job_list.wanted(job_list.single(request.query_params.multi_items()), gateway.pipelines)
     try:
         found = await in_time(gateway.database.jobs(wanted, tenant_of(request)))
     except DatabaseUnavailable:
         raise Problem(500, "Postgres cannot be reached, and jobs are listed from it. Try again.") from None
-    places = [listing.Place(job.created_at, job.job_id) for job in found]
-    return encoded(listing.page([job_object(job) for job in found], places, wanted.limit))
+    places = [job_list.Place(job.created_at, job.job_id) for job in found]
+    return encoded(job_list.page([job_object(job) for job in found], places, wanted.limit))
 
 
 @get(
@@ -146,10 +150,8 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     summary="How is a job?",
     tags=["jobs"],
     responses={
-        200: ResponseSpec(
-            JobObject, description="The job.", generate_examples=False, examples=documentation.JOB_EXAMPLES
-        ),
-        **documentation.READ_ERRORS,
+        200: ResponseSpec(JobObject, description="The job.", generate_examples=False, examples=responses.JOB_EXAMPLES),
+        **responses.READ_ERRORS,
     },
 )
 async def get_job(
@@ -163,9 +165,9 @@ async def get_job(
     """Never an older answer than one already given."""
     check_query(request, "wait")
     gateway = gateway_of(request)
-    seconds, known = waiting.seconds(wait), job_id_of(job_id)
+    seconds, known = wait_seconds(wait), job_id_of(job_id)
     if seconds > 0:
-        ending = waiting.until_ended(gateway, tenant_of(request), known, seconds)
+        ending = until_ended(gateway, tenant_of(request), known, seconds)
         job = await in_time(while_there(request, ending), seconds)
     else:
         job = await in_time(gateway.reads.job(known, tenant_of(request)))
@@ -179,7 +181,7 @@ async def get_job(
     operation_id="listJobEvents",
     summary="What happened to a job",
     tags=["jobs"],
-    responses=documentation.EVENTS_ANSWERS,
+    responses=responses.EVENTS_ANSWERS,
 )
 async def list_events(
     request: AnyRequest,
@@ -196,13 +198,13 @@ async def list_events(
     async def told() -> Response[bytes] | Stream:
         if await gateway.reads.job(known, tenant_of(request)) is None:
             raise Problem(404, NOT_FOUND)
-        if streaming.is_wanted(request):
+        if sse.is_wanted(request):
             source = AsyncExitStack()
             # What stands in the way must be known before the head is sent, which says 200.
-            pieces = await source.enter_async_context(events.live(gateway, known, events.parse_id(last_event_id)))
-            return streaming.EventStream(pieces, source)
-        rows = await events.history(gateway, known)
-        return encoded(events.EventList([events.event_object(row) for row in rows]))
+            pieces = await source.enter_async_context(history.live(gateway, known, history.parse_id(last_event_id)))
+            return sse.EventStream(pieces, source)
+        rows = await history.history(gateway, known)
+        return encoded(history.EventList([history.event_object(row) for row in rows]))
 
     try:
         return await in_time(told())

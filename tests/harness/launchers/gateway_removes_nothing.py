@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from heimdex_gateway import changes
+from heimdex_gateway.jobs import cancel
 from heimdex_gateway.main import main
 
 
@@ -10,5 +10,5 @@ async def nothing(*_: Any) -> None:
     return
 
 
-changes._removal = nothing
+cancel._removal = nothing
 main()

@@ -1,7 +1,7 @@
 """A gateway that runs three jobs again at once, where others run five hundred."""
 
 from heimdex_gateway.main import main
-from heimdex_gateway.routes import changes
+from heimdex_gateway.routes import actions
 
-changes.MOST_AT_ONCE = 3
+actions.MOST_AT_ONCE = 3
 main()

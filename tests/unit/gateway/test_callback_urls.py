@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heimdex_contracts import pipelines
-from heimdex_gateway import asking
 from heimdex_gateway.callbacks import urls
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.callbacks.allowed import Address, Allowed
 from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
 from heimdex_gateway.callbacks.urls import Receiver, UnusableUrl
-from heimdex_gateway.problems import Problem
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.schemas import job_request
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
 
@@ -156,17 +156,17 @@ def test_any_text_is_a_url_or_a_sentence(text: str) -> None:
 def test_without_a_secret_a_callback_url_is_refused_and_the_operator_is_told_how_to_enable_it() -> None:
     disabled = Acceptance(False, Allowed(), Told())
     with pytest.raises(Problem) as caught:
-        asking.job(b'{"type": "mock_process", "callback_url": "https://shop.example"}', KNOWN, disabled)
+        job_request.job(b'{"type": "mock_process", "callback_url": "https://shop.example"}', KNOWN, disabled)
     assert (caught.value.status, caught.value.extra) == (422, {"field": "callback_url"})
     assert "not enabled" in caught.value.detail
     assert "HEIMDEX_CALLBACK_SECRET" in caught.value.detail
-    assert asking.job(b'{"type": "mock_process", "callback_url": null}', KNOWN, disabled).callback_url is None
+    assert job_request.job(b'{"type": "mock_process", "callback_url": null}', KNOWN, disabled).callback_url is None
 
 
 def test_what_is_wrong_with_one_job_of_a_batch_is_said_of_that_one() -> None:
     body = b'{"jobs": [{"type": "mock_process"}, {"type": "mock_process", "callback_url": "file:///x"}]}'
     with pytest.raises(Problem) as caught:
-        asking.jobs(body, KNOWN, acceptance())
+        job_request.jobs(body, KNOWN, acceptance())
     assert caught.value.extra == {"field": "jobs[1].callback_url"}
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heimdex_gateway.limits import Limit
-from heimdex_gateway.problems import Problem
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.middleware.rate_limit import Limit
 
 
 class Clock:

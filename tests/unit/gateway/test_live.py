@@ -16,12 +16,12 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, AnyMessage
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_gateway import events
-from heimdex_gateway.database import DatabaseUnavailable
-from heimdex_gateway.reads import Unanswerable
-from heimdex_gateway.routes.streaming import EventStream
-from heimdex_gateway.service import Gateway
-from heimdex_gateway.watching import Interrupted, Watches
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.jobs import history
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.status import Unanswerable
+from heimdex_gateway.jobs.subscriptions import Interrupted, Watches
+from heimdex_gateway.routes.sse import EventStream
 from tests.harness.histories import Writer
 
 JOB = "00000000-0000-4000-8000-000000000000"
@@ -88,7 +88,7 @@ def gateway_of(nats: Nats, database: Database) -> Gateway:
 async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_the_stream_begins() -> None:
     nats = Nats()
     with pytest.raises(DatabaseUnavailable):
-        async with events.live(gateway_of(nats, Database(away=True)), JOB, None):
+        async with history.live(gateway_of(nats, Database(away=True)), JOB, None):
             raise AssertionError("it began")
     assert nats.subscriptions == 0
 
@@ -96,16 +96,16 @@ async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_t
 async def test_a_nats_that_answers_nothing_is_raised_before_the_stream_begins() -> None:
     nats = Nats(swallows=True)
     with pytest.raises(Unanswerable, match="NATS"):
-        async with events.live(gateway_of(nats, Database()), JOB, None):
+        async with history.live(gateway_of(nats, Database()), JOB, None):
             raise AssertionError("it began")
     assert nats.subscriptions == 0
 
 
 async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "CATCH_UP_SECONDS", 0.0)
+    monkeypatch.setattr(history, "CATCH_UP_SECONDS", 0.0)
     nats = Nats()
     gateway = gateway_of(nats, Database())
-    async with events.live(gateway, JOB, None) as pieces:
+    async with history.live(gateway, JOB, None) as pieces:
         gateway.watches.interrupt()
         assert [piece async for piece in pieces] == [b"retry: 1000\n\n"]
     assert nats.subscriptions == 0
@@ -131,14 +131,14 @@ async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at
 async def test_a_stream_ends_before_it_tells_what_comes_after_a_gap() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
-    async with events.live(gateway_of(nats, Database(submitted)), JOB, None) as pieces:
+    async with history.live(gateway_of(nats, Database(submitted)), JOB, None) as pieces:
         await nats.tell(heard)
         async with asyncio.timeout(5):
             told = b"".join([piece async for piece in pieces])
     assert b"id: 0.0\n" in told
     assert b"id: 2.0\n" not in told
     nats = Nats()
-    async with events.live(gateway_of(nats, Database(submitted, missed)), JOB, (0, 0)) as pieces:
+    async with history.live(gateway_of(nats, Database(submitted, missed)), JOB, (0, 0)) as pieces:
         await nats.tell(heard)
         assert [(await anext(pieces)).split(b"\n")[0] for _ in range(3)] == [b"retry: 1000", b"id: 1.0", b"id: 2.0"]
 

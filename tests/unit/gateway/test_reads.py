@@ -12,7 +12,7 @@ import pytest
 from heimdex_contracts import subjects
 from heimdex_contracts.lifecycle import Snapshot, snapshot
 from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage
-from heimdex_gateway.reads import Reads, Unanswerable
+from heimdex_gateway.jobs.status import Reads, Unanswerable
 from tests.harness.histories import Writer, due, random_run
 from tests.unit.gateway.world import BrokenBroker, World
 

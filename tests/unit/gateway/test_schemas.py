@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from heimdex_contracts import pipelines
 from heimdex_contracts.lifecycle import snapshot
-from heimdex_gateway.asking import job as job_request
-from heimdex_gateway.asking import jobs as job_requests
 from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.callbacks.allowed import Allowed
 from heimdex_gateway.callbacks.resolving import Resolver
-from heimdex_gateway.problems import Problem, answer
-from heimdex_gateway.schemas import job_object, moment
+from heimdex_gateway.errors import Problem, answer
+from heimdex_gateway.schemas.job_request import job as job_request
+from heimdex_gateway.schemas.job_request import jobs as job_requests
+from heimdex_gateway.schemas.jobs import job_object, moment
 from tests.harness.histories import Writer, due
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])

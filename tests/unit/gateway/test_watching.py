@@ -6,7 +6,7 @@ from nats.aio.msg import Msg
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
-from heimdex_gateway.watching import Interrupted, Watch
+from heimdex_gateway.jobs.subscriptions import Interrupted, Watch
 from tests.harness.histories import Writer
 
 

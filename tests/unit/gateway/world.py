@@ -15,7 +15,7 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.lifecycle import Snapshot, merge, snapshot
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
 from heimdex_contracts.runtime.jetstream.connection import Stored
-from heimdex_gateway.database import DatabaseUnavailable
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
 
 
 class _Stream:

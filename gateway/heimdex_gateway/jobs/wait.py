@@ -5,10 +5,10 @@ from typing import Final
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
-from heimdex_gateway.problems import Problem
-from heimdex_gateway.reads import NATS_DOWN, Unanswerable
-from heimdex_gateway.service import Gateway
-from heimdex_gateway.watching import Interrupted
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
+from heimdex_gateway.jobs.subscriptions import Interrupted
 
 LONGEST_SECONDS: Final = 300.0
 #: How long the end that was heard may take to be shown by a plain GET too.

@@ -13,7 +13,7 @@ from heimdex_contracts.history import EventRow
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage
 from heimdex_contracts.runtime import postgres_session, tcp_keepalive
-from heimdex_gateway.listing import STATUSES, Wanted
+from heimdex_gateway.schemas.job_list import STATUSES, Wanted
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 2.0

@@ -8,12 +8,12 @@ from litestar.config.cors import CORSConfig
 from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from heimdex_gateway import limits
+from heimdex_gateway.middleware import rate_limit
 
 #: What a page may send beside what every page may.
 SENT: Final = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent")
 #: What a page may read of an answer beside its body.
-READ: Final = ("Location", "Retry-After", "WWW-Authenticate", *limits.HEADERS)
+READ: Final = ("Location", "Retry-After", "WWW-Authenticate", *rate_limit.HEADERS)
 
 
 def config(origins: Sequence[str]) -> CORSConfig | None:

@@ -12,11 +12,11 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from heimdex_contracts import messages
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.publisher import Refused
-from heimdex_gateway import listing
-from heimdex_gateway.problems import Problem
-from heimdex_gateway.reads import Unanswerable
-from heimdex_gateway.room import RETRY_AFTER_SECONDS, NoRoom
-from heimdex_gateway.service import Gateway
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.jobs.admission import RETRY_AFTER_SECONDS, NoRoom
+from heimdex_gateway.jobs.status import Unanswerable
+from heimdex_gateway.schemas import job_list
 
 _json: Final = msgspec.json.Encoder()
 JSON: Final = "application/json"
@@ -128,7 +128,7 @@ def check_query(request: AnyRequest, *known: str) -> None:
     """Raises Problem 422 for a parameter that is not known here, or is given twice: a misspelt one is no default."""
     if not request.scope["query_string"]:
         return
-    for name in listing.single(request.query_params.multi_items()):
+    for name in job_list.single(request.query_params.multi_items()):
         if name not in known:
             allowed = f"the parameters are {', '.join(map(repr, known))}" if known else "there are none"
             raise Problem(422, f"There is no parameter {name[:60]!r}; {allowed}.", field=name[:100])

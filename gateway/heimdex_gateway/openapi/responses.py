@@ -8,12 +8,12 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Example, SecurityScheme
 
-from heimdex_gateway import details, parameters
 from heimdex_gateway.callbacks import documented
-from heimdex_gateway.events import EventList
-from heimdex_gateway.listing import JobList
-from heimdex_gateway.problems import ErrorBody
-from heimdex_gateway.schemas import Health, JobAccepted, JobObject, JobsAccepted, JobsRetried, Readiness
+from heimdex_gateway.errors import ErrorBody
+from heimdex_gateway.jobs.history import EventList
+from heimdex_gateway.openapi import postprocess, request_bodies
+from heimdex_gateway.schemas.job_list import JobList
+from heimdex_gateway.schemas.jobs import Health, JobAccepted, JobObject, JobsAccepted, JobsRetried, Readiness
 
 EXAMPLE_ID: Final = "0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"
 _CREATED: Final = "2025-10-28T12:00:00.000000Z"
@@ -252,8 +252,8 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
     )
     document["components"]["schemas"] = components
     # By name, so that a generated client calls it so too.
-    components["JobRequest"] = parameters.job_schema().to_schema()
-    components["BatchRequest"] = parameters.batch_schema().to_schema()
+    components["JobRequest"] = request_bodies.job_schema().to_schema()
+    components["BatchRequest"] = request_bodies.batch_schema().to_schema()
     components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
     for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
@@ -271,8 +271,8 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
         for operation in path.values():
             if operation["operationId"] not in {"submitJob", "submitJobs"}:
                 operation["responses"].pop("400", None)
-    details.add(document)
-    if parameters.takes_callbacks():
+    postprocess.add(document)
+    if request_bodies.takes_callbacks():
         documented.add(document)
     return document
 

@@ -6,10 +6,10 @@ from litestar import HttpMethod, Response, get, route
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
-from heimdex_gateway.database import DatabaseUnavailable
-from heimdex_gateway.keys import OPEN
-from heimdex_gateway.routes.answers import JSON, AnyRequest, gateway_of
-from heimdex_gateway.schemas import DependencyState, Health, Readiness
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.middleware.api_keys import OPEN
+from heimdex_gateway.routes.request import JSON, AnyRequest, gateway_of
+from heimdex_gateway.schemas.jobs import DependencyState, Health, Readiness
 
 _HEALTH: Final = {
     "ok": True,

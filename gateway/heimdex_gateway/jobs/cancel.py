@@ -11,9 +11,9 @@ from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, Superseded
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed, Follows, Progress
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError, Stored
-from heimdex_gateway.listing import Wanted
-from heimdex_gateway.reads import NATS_DOWN, Unanswerable
-from heimdex_gateway.service import Gateway
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
+from heimdex_gateway.schemas.job_list import Wanted
 
 #: How long an answer waits for the status store to record the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0

@@ -14,8 +14,8 @@ from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMe
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
-from heimdex_gateway.database import Database, DatabaseUnavailable
-from heimdex_gateway.recorded import Recorded, recorded
+from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
+from heimdex_gateway.jobs.store_progress import Recorded, recorded
 
 NATS_DOWN = "NATS cannot be reached, and the job's state cannot be told without it. Try again in a few seconds."
 BOTH_NEEDED = (

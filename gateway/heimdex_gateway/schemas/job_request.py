@@ -10,7 +10,7 @@ import msgspec
 from heimdex_contracts import messages
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.callbacks.accepting import Acceptance
-from heimdex_gateway.problems import Problem
+from heimdex_gateway.errors import Problem
 
 LARGEST_BODY_BYTES: Final = 1024 * 1024
 MOST_IN_A_BATCH: Final = 1000

@@ -13,7 +13,7 @@ from litestar.enums import HttpMethod, ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from heimdex_gateway.problems import Problem
+from heimdex_gateway.errors import Problem
 
 #: Put on a handler that everybody may ask: it says nothing of any job.
 OPEN: Final = "open_to_all"

@@ -10,29 +10,29 @@ from litestar.config.cors import CORSConfig
 
 from heimdex_contracts import messages
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_gateway import cors, keys, limits
+from heimdex_gateway.middleware import api_keys, cors, rate_limit
 
 
 @dataclass(frozen=True)
 class Doors:
     """Of one gateway."""
 
-    keys: keys.Keys
-    limit: limits.Limit | None
+    keys: api_keys.Keys
+    limit: rate_limit.Limit | None
     cors: CORSConfig | None
 
     @classmethod
     def of(cls, settings: Settings) -> "Doors":
         """As the settings say."""
-        limit = limits.Limit(settings.rate_limit) if settings.rate_limit else None
-        return cls(keys.Keys(settings.api_keys), limit, cors.config(settings.cors_origins))
+        limit = rate_limit.Limit(settings.rate_limit) if settings.rate_limit else None
+        return cls(api_keys.Keys(settings.api_keys), limit, cors.config(settings.cors_origins))
 
     @property
     def middleware(self) -> list[Any]:
         """In the order in which a request passes them."""
-        found: list[Any] = [keys.Authenticating(self.keys)] if self.keys else []
+        found: list[Any] = [api_keys.Authenticating(self.keys)] if self.keys else []
         if self.limit is not None:
-            found.append(limits.Limiting(self.limit))
+            found.append(rate_limit.Limiting(self.limit))
         return found
 
     def tenant_of(self, request: Any) -> str:

@@ -14,11 +14,11 @@ from heimdex_contracts.history import CALLBACK_KINDS, EventRow, event_row
 from heimdex_contracts.lifecycle import TERMINAL
 from heimdex_contracts.messages import Progress
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
-from heimdex_gateway.database import DatabaseUnavailable
-from heimdex_gateway.reads import NATS_DOWN, Unanswerable
-from heimdex_gateway.schemas import moment
-from heimdex_gateway.service import Gateway
-from heimdex_gateway.watching import Interrupted, Watch
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
+from heimdex_gateway.jobs.subscriptions import Interrupted, Watch
+from heimdex_gateway.schemas.jobs import moment
 
 #: A comment is sent after this much silence, so that no proxy takes the stream for dead.
 KEEP_ALIVE_SECONDS: Final = 15.0

@@ -9,15 +9,15 @@ from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
-from heimdex_gateway.accepted import Accepted
 from heimdex_gateway.callbacks.accepting import Acceptance
-from heimdex_gateway.database import Database
-from heimdex_gateway.doors import Doors
 from heimdex_gateway.installation import InstallationCheck
-from heimdex_gateway.reads import Reads
-from heimdex_gateway.room import Room
-from heimdex_gateway.schemas import Health
-from heimdex_gateway.watching import Watches
+from heimdex_gateway.jobs.admission import Room
+from heimdex_gateway.jobs.recently_accepted import Accepted
+from heimdex_gateway.jobs.repository import Database
+from heimdex_gateway.jobs.status import Reads
+from heimdex_gateway.jobs.subscriptions import Watches
+from heimdex_gateway.middleware.access import Doors
+from heimdex_gateway.schemas.jobs import Health
 
 
 @dataclass

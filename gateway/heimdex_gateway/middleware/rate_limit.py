@@ -14,8 +14,8 @@ from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from heimdex_gateway.keys import is_open
-from heimdex_gateway.problems import Problem
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.middleware.api_keys import is_open
 
 HEADERS: Final = ("RateLimit-Limit", "RateLimit-Policy", "RateLimit-Remaining", "RateLimit-Reset")
 

@@ -9,7 +9,7 @@ from litestar.datastructures.headers import Accept
 from litestar.response import Stream
 from litestar.types import Receive, Scope, Send
 
-from heimdex_gateway.routes.answers import JSON, AnyRequest
+from heimdex_gateway.routes.request import JSON, AnyRequest
 
 EVENT_STREAM: Final = "text/event-stream"
 _REFUSED: Final = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|$)", re.IGNORECASE)

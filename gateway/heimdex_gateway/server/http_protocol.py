@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import httptools
 import msgspec
 
-from heimdex_gateway.whole_answers import WholeAnswers
+from heimdex_gateway.server.write_coalescing import WholeAnswers
 
 #: How long what still comes is read after a refusal: closing on unread data would reset the connection, and the
 #: refusal be lost.

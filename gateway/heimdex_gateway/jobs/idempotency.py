@@ -19,11 +19,11 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.messages import Due
 from heimdex_contracts.runtime.jetstream.connection import BEING_STORED, WRONG_LAST_SEQUENCE, JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Refused
-from heimdex_gateway.database import DatabaseUnavailable
-from heimdex_gateway.problems import Problem
-from heimdex_gateway.reads import BOTH_NEEDED, Unanswerable
-from heimdex_gateway.service import Gateway
-from heimdex_gateway.submissions import submit, submit_all
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.status import BOTH_NEEDED, Unanswerable
+from heimdex_gateway.jobs.submit import submit, submit_all
 
 LONGEST_KEY: Final = 255
 #: How long a repeat waits for the first to be stored before it stores the job itself.

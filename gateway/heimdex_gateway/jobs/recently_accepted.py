@@ -16,7 +16,7 @@ from heimdex_contracts.messages import Due
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_gateway.database import Database, DatabaseUnavailable
+from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
 
 #: Longer than a removal can go unnoticed: NATS says so at once, and every service looks every 10 s.
 KEPT_SECONDS: Final = 15.0

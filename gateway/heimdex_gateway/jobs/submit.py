@@ -10,8 +10,8 @@ import uuid_utils
 from heimdex_contracts import messages, tracing
 from heimdex_contracts.errors import Superseded
 from heimdex_contracts.messages import Due
-from heimdex_gateway.asking import JobRequest
-from heimdex_gateway.service import Gateway
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.schemas.job_request import JobRequest
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 4.0

@@ -5,11 +5,13 @@ from typing import Annotated, Literal, cast
 from litestar import Response, post
 from litestar.params import Parameter
 
-from heimdex_gateway import changes, documentation, listing, parameters
-from heimdex_gateway.changes import Changed, Conflict, From
-from heimdex_gateway.database import DatabaseUnavailable
-from heimdex_gateway.problems import Problem
-from heimdex_gateway.routes.answers import (
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.jobs import cancel
+from heimdex_gateway.jobs.cancel import Changed, Conflict, From
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.openapi import request_bodies, responses
+from heimdex_gateway.routes.jobs import JobId, Traceparent
+from heimdex_gateway.routes.request import (
     NOT_FOUND,
     AnyRequest,
     check_query,
@@ -19,8 +21,8 @@ from heimdex_gateway.routes.answers import (
     job_id_of,
     tenant_of,
 )
-from heimdex_gateway.routes.jobs import JobId, Traceparent
-from heimdex_gateway.schemas import JobsRetried, job_object
+from heimdex_gateway.schemas import job_list
+from heimdex_gateway.schemas.jobs import JobsRetried, job_object
 
 RETRYABLE = ("failed", "canceled")
 MOST_AT_ONCE = 500
@@ -34,12 +36,12 @@ MANY_SECONDS = 10.0
     operation_id="cancelJob",
     summary="Cancel a job",
     tags=["jobs"],
-    responses=documentation.CANCEL_ANSWERS | {422: documentation.NO_PARAMETERS},
+    responses=responses.CANCEL_ANSWERS | {422: responses.NO_PARAMETERS},
 )
 async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
     """A queued job never starts; a running stage is interrupted. 409 for a job that has ended."""
     check_query(request)
-    work = changes.cancel(gateway_of(request), tenant_of(request), job_id_of(job_id), traceparent)
+    work = cancel.cancel(gateway_of(request), tenant_of(request), job_id_of(job_id), traceparent)
     try:
         return _answer(await in_time(work))
     except Conflict as error:
@@ -52,7 +54,7 @@ async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparen
     operation_id="retryJob",
     summary="Run an ended job again",
     tags=["jobs"],
-    responses=documentation.RETRY_ANSWERS | {422: documentation.UNKNOWN_FROM},
+    responses=responses.RETRY_ANSWERS | {422: responses.UNKNOWN_FROM},
 )
 async def retry_job(
     request: AnyRequest,
@@ -68,7 +70,7 @@ async def retry_job(
     if start_from not in {None, "failed", "start"}:
         raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
     where = cast("From", start_from or "failed")
-    work = changes.retry(gateway_of(request), tenant_of(request), job_id_of(job_id), where, traceparent)
+    work = cancel.retry(gateway_of(request), tenant_of(request), job_id_of(job_id), where, traceparent)
     try:
         return _answer(await in_time(work))
     except Conflict as error:
@@ -81,21 +83,21 @@ async def retry_job(
     operation_id="retryJobs",
     summary="Run many ended jobs again",
     tags=["jobs"],
-    operation_class=parameters.RetryManyOperation,
-    responses=documentation.RETRY_MANY_ANSWERS,
+    operation_class=request_bodies.RetryManyOperation,
+    responses=responses.RETRY_MANY_ANSWERS,
 )
 async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     """The newest first, up to 500 a request: as long as it answers `more`, ask again."""
     gateway = gateway_of(request)
-    query = listing.single(request.query_params.multi_items())
+    query = job_list.single(request.query_params.multi_items())
     for name in query:
         if name not in {"status", "type"}:
             raise Problem(422, f"There is no parameter {name[:60]!r}; they are 'status' and 'type'.", field=name[:100])
-    status = listing.one_of("status", query.get("status"), RETRYABLE)
+    status = job_list.one_of("status", query.get("status"), RETRYABLE)
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
-    job_type = listing.one_of("type", query.get("type"), gateway.pipelines.types)
-    work = changes.retry_all(gateway, tenant_of(request), status, job_type, MOST_AT_ONCE)
+    job_type = job_list.one_of("type", query.get("type"), gateway.pipelines.types)
+    work = cancel.retry_all(gateway, tenant_of(request), status, job_type, MOST_AT_ONCE)
     try:
         count, more = await in_time(work, MANY_SECONDS)
     except DatabaseUnavailable:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
-from heimdex_gateway import listing
-from heimdex_gateway.asking import LONGEST_DELAY, MOST_IN_A_BATCH
 from heimdex_gateway.callbacks import documented
+from heimdex_gateway.schemas import job_list
+from heimdex_gateway.schemas.job_request import LONGEST_DELAY, MOST_IN_A_BATCH
 
 _TYPES: list[str] = []
 _STAGES: list[str] = []
@@ -128,11 +128,11 @@ class ListOperation(Operation):
     """GET /jobs: the route reads its query itself, so its parameters are told here."""
 
     def __post_init__(self) -> None:
-        cursor = Schema(type=OpenAPIType.STRING, pattern=listing.CURSOR)
+        cursor = Schema(type=OpenAPIType.STRING, pattern=job_list.CURSOR)
         time = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
-        limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=listing.MOST, default=listing.USUAL)
+        limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=job_list.MOST, default=job_list.USUAL)
         self.parameters = [
-            _query("status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(listing.STATUSES))),
+            _query("status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(job_list.STATUSES))),
             _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
             _query("created_after", "only jobs created later than this", time),
             _query("created_before", "only jobs created earlier than this", time),

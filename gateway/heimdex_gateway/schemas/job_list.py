@@ -10,8 +10,8 @@ import msgspec
 from heimdex_contracts import messages
 from heimdex_contracts.lifecycle import Status
 from heimdex_contracts.pipelines import Pipelines
-from heimdex_gateway.problems import Problem
-from heimdex_gateway.schemas import JobObject
+from heimdex_gateway.errors import Problem
+from heimdex_gateway.schemas.jobs import JobObject
 
 MOST: Final = 1000
 USUAL: Final = 50

@@ -1,0 +1,1 @@
+"""The bodies and the parameters of HTTP requests and answers."""
