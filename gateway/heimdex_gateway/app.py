@@ -12,6 +12,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, Tag
 from litestar.static_files import create_static_files_router
 
+from heimdex_callbacks.validation import CallbackUrlRefused
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_gateway import errors, routes
 from heimdex_gateway.dependencies import Gateway
@@ -45,6 +46,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
             cors_config=gateway.doors.cors,
             exception_handlers={
                 errors.Problem: errors.on_problem,
+                CallbackUrlRefused: errors.on_callback_url_refused,
                 HTTPException: errors.on_http_exception,
                 Exception: errors.on_defect(log),
             },

@@ -5,11 +5,11 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from heimdex_callbacks.validation import Acceptance
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
-from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.installation import InstallationCheck
 from heimdex_gateway.jobs.admission import Room
 from heimdex_gateway.jobs.recently_accepted import Accepted

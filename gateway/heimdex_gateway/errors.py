@@ -7,6 +7,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
+from heimdex_callbacks.validation import CallbackUrlRefused
 from heimdex_contracts.runtime.logs import Logger
 
 
@@ -44,6 +45,11 @@ def answer(status: int, detail: str, headers: dict[str, str] | None = None, **ex
 def on_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
     """Ours."""
     return answer(problem.status, problem.detail, problem.headers, **problem.extra)
+
+
+def on_callback_url_refused(_: Request[Any, Any, Any], error: CallbackUrlRefused) -> Response[bytes]:
+    """Of a job's `callback_url`."""
+    return answer(422, str(error), field=error.field)
 
 
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

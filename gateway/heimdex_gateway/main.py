@@ -7,20 +7,21 @@ from typing import Final
 
 import uvicorn
 
+from heimdex_callbacks.concurrency import MOST_AT_ONCE
+from heimdex_callbacks.dispatcher import Deliverer
+from heimdex_callbacks.resolver import CALLING_THREADS, SUBMITTING_THREADS, Resolver
+from heimdex_callbacks.sender import Poster
+from heimdex_callbacks.validation import Acceptance
 from heimdex_contracts import messages, pipelines, streams, subjects
 from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.job_object import moment
 from heimdex_contracts.runtime import micro, process, settings
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
+from heimdex_contracts.runtime.outbound.address_policy import Allowed
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_gateway.app import create_app
-from heimdex_gateway.callbacks.accepting import Acceptance
-from heimdex_gateway.callbacks.allowed import Allowed
-from heimdex_gateway.callbacks.delivering import Deliverer
-from heimdex_gateway.callbacks.posting import Poster
-from heimdex_gateway.callbacks.receivers import MOST_AT_ONCE
-from heimdex_gateway.callbacks.resolving import CALLING_THREADS, SUBMITTING_THREADS, Resolver
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.installation import InstallationCheck
 from heimdex_gateway.jobs.admission import Room
@@ -28,7 +29,7 @@ from heimdex_gateway.jobs.recently_accepted import Accepted
 from heimdex_gateway.jobs.repository import Database
 from heimdex_gateway.jobs.subscriptions import Watches
 from heimdex_gateway.middleware.access import Doors
-from heimdex_gateway.schemas.jobs import Health, moment
+from heimdex_gateway.schemas.jobs import Health
 from heimdex_gateway.server.http_protocol import Bounded
 
 NAME = "heimdex-gateway"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from heimdex_gateway.callbacks import urls
-from heimdex_gateway.callbacks.allowed import Allowed
-from heimdex_gateway.callbacks.posting import Answer, Poster
-from heimdex_gateway.callbacks.resolving import Resolver
+from heimdex_callbacks.resolver import Resolver
+from heimdex_callbacks.sender import Answer, Poster
+from heimdex_callbacks.url import parse_url
+from heimdex_contracts.runtime.outbound.address_policy import Allowed
 from tests.callbacks.tries import END, Post
 from tests.harness.receiver import SECRET, Receiver
 from tests.harness.services import System
@@ -29,7 +29,7 @@ async def post() -> AsyncIterator[Post]:
     poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
 
     async def make(url: str) -> Answer:
-        return await poster.post(urls.read(url), END)
+        return await poster.post(parse_url(url), END)
 
     yield make
     await poster.close()

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 import trustme
 
-from heimdex_gateway.callbacks import urls
-from heimdex_gateway.callbacks.allowed import Allowed
-from heimdex_gateway.callbacks.posting import Answer, Poster, body_of
-from heimdex_gateway.callbacks.resolving import Resolver
+from heimdex_callbacks.resolver import Resolver
+from heimdex_callbacks.sender import Answer, Poster, body_of
+from heimdex_callbacks.url import parse_url
+from heimdex_contracts.runtime.outbound.address_policy import Allowed
 from tests.callbacks.tries import END, Post
 from tests.harness import receiver
 from tests.harness.receiver import SECRET, Stranger
@@ -189,7 +189,7 @@ async def test_a_receiver_under_tls_is_called_and_trusted_for_its_certificate_al
     answer = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
     with Stranger(answer, tls(version)) as stranger:
         assert await post(stranger.url) == DELIVERED
-        refused = await stranger_to_it.post(urls.read(stranger.url), END)
+        refused = await stranger_to_it.post(parse_url(stranger.url), END)
     assert (refused.error or "").startswith("The receiver cannot be reached: "), refused
     assert "certificate verify failed" in (refused.error or "")
     await stranger_to_it.close()
@@ -201,7 +201,7 @@ async def test_a_large_job_object_arrives_whole_under_tls() -> None:
     poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
     end = msgspec.structs.replace(END, result={"large": "x" * 200_000})
     with Stranger(saying(b"HTTP/1.1 204 No Content\r\n\r\n"), tls()) as stranger:
-        assert await poster.post(urls.read(stranger.url), end) == DELIVERED
+        assert await poster.post(parse_url(stranger.url), end) == DELIVERED
     assert stranger.bodies == [body_of(end)]
     await poster.close()
     resolver.close()

@@ -13,11 +13,12 @@ import httpcore
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from heimdex_gateway.callbacks import posting, urls
-from heimdex_gateway.callbacks.allowed import Address, Allowed, Forbidden
-from heimdex_gateway.callbacks.connecting import CheckedBackend
-from heimdex_gateway.callbacks.posting import Answer, Poster
-from heimdex_gateway.callbacks.resolving import Resolver
+from heimdex_callbacks import sender
+from heimdex_callbacks.resolver import Resolver
+from heimdex_callbacks.sender import Answer, Poster
+from heimdex_callbacks.transport import CheckedBackend
+from heimdex_callbacks.url import parse_url
+from heimdex_contracts.runtime.outbound.address_policy import Address, Allowed, Forbidden
 from tests.callbacks.tries import END, Post
 from tests.harness.links import reset
 from tests.harness.receiver import SECRET, Receiver
@@ -88,7 +89,7 @@ def documented_verification() -> Callable[[str, dict[str, str], bytes], bool]:
 async def test_while_there_are_two_secrets_a_receiver_may_know_either(receiver: Receiver) -> None:
     resolver = Resolver(1)
     poster = Poster([OTHER_SECRET, SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
-    assert await poster.post(urls.read(receiver.url), END) == Answer()
+    assert await poster.post(parse_url(receiver.url), END) == Answer()
     (call,) = receiver.calls
     for secret in (SECRET, OTHER_SECRET):
         assert Webhook(secret).verify(call.body, call.headers)
@@ -166,7 +167,7 @@ async def test_a_receiver_without_tls_cannot_be_reached_over_https(post: Post, r
 async def test_a_receiver_that_says_nothing_is_left_after_the_time_out(
     post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(posting, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.3)
     over = threading.Event()
     receiver.answers = [lambda _: over.wait(60) and 204]
     try:
@@ -227,14 +228,14 @@ async def test_a_body_without_end_does_not_hold_up_the_answer(post: Post) -> Non
 
 
 async def test_a_body_that_never_comes_does_not_hold_up_the_answer(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posting, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "READ_SECONDS", 0.1)
     server, url = await raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", b"HTTP", forever=b"")
     async with server:
         assert await asyncio.wait_for(post(url), 30) == Answer()
 
 
 async def test_a_head_without_end_is_given_up(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posting, "TIMEOUT_SECONDS", 5.0)
+    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 5.0)
     server, url = await raw(b"HTTP/1.1 200 OK\r\n", forever=b"X-Header: " + b"x" * 1000 + b"\r\n")
     async with server:
         answer = await asyncio.wait_for(post(url), 30)
@@ -251,7 +252,7 @@ async def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_connected
         resolver = Rebinding(["127.0.0.1"])
     poster = Poster([SECRET], Allowed(), resolver, 10)
     for host in (name, "localhost", "127.0.0.1"):
-        answer = await poster.post(urls.read(f"http://{host}:{receiver.port}/"), END)
+        answer = await poster.post(parse_url(f"http://{host}:{receiver.port}/"), END)
         assert answer.error is not None
         assert answer.error.startswith("The callback_url must ")
         assert not answer.final, "who may be called, and what a name means, can change within the day"

@@ -6,10 +6,10 @@ import statistics
 import time
 from contextlib import ExitStack
 
-from heimdex_gateway.callbacks.allowed import Allowed
-from heimdex_gateway.callbacks.posting import Poster
-from heimdex_gateway.callbacks.resolving import Resolver
-from heimdex_gateway.callbacks.urls import read
+from heimdex_callbacks.resolver import Resolver
+from heimdex_callbacks.sender import Poster
+from heimdex_callbacks.url import parse_url
+from heimdex_contracts.runtime.outbound.address_policy import Allowed
 from tests.callbacks.histories import told
 from tests.callbacks.tries import END
 from tests.harness.api import Api
@@ -126,7 +126,7 @@ async def test_what_receivers_say_at_once_is_understood_bit_by_bit() -> None:
 
     with Stranger(flood) as stranger:
         watch = asyncio.create_task(go_round())
-        answers = await asyncio.gather(*(poster.post(read(stranger.url), END) for _ in range(16)))
+        answers = await asyncio.gather(*(poster.post(parse_url(stranger.url), END) for _ in range(16)))
         watch.cancel()
     await poster.close()
     resolver.close()

@@ -2,8 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 
+from heimdex_callbacks.sender import Answer
 from heimdex_contracts.messages import Completed
-from heimdex_gateway.callbacks.posting import Answer
 from tests.harness.histories import Writer
 
 #: Makes a try to a URL.

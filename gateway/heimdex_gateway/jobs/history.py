@@ -11,6 +11,7 @@ import msgspec
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import CALLBACK_KINDS, EventRow, event_row
+from heimdex_contracts.job_object import moment
 from heimdex_contracts.lifecycle import TERMINAL
 from heimdex_contracts.messages import Progress
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
@@ -18,7 +19,6 @@ from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
 from heimdex_gateway.jobs.subscriptions import Interrupted, Watch
-from heimdex_gateway.schemas.jobs import moment
 
 #: A comment is sent after this much silence, so that no proxy takes the stream for dead.
 KEEP_ALIVE_SECONDS: Final = 15.0

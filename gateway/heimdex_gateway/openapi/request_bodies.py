@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
-from heimdex_gateway.callbacks import documented
+from heimdex_gateway.openapi.callbacks import EXAMPLE_URL, url_schema
 from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.job_request import LONGEST_DELAY, MOST_IN_A_BATCH
 
@@ -20,7 +20,7 @@ def describe(types: tuple[str, ...], stages: tuple[str, ...], *, callbacks: bool
     _STAGES[:] = stages
     _CALLED_BACK.clear()
     if callbacks:
-        value = {"type": "mock_process", "callback_url": documented.EXAMPLE_URL}
+        value = {"type": "mock_process", "callback_url": EXAMPLE_URL}
         _CALLED_BACK["called_back"] = Example(summary="tells its end to a URL", value=value)
 
 
@@ -58,7 +58,7 @@ def job_schema() -> Schema:
                 one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=LONGEST_DELAY.total_seconds()), null],
                 description="not before so many seconds from now; excludes run_at",
             ),
-            "callback_url": documented.url_schema(enabled=takes_callbacks()),
+            "callback_url": url_schema(enabled=takes_callbacks()),
         },
     )
 

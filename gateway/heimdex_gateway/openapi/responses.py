@@ -8,12 +8,12 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Example, SecurityScheme
 
-from heimdex_gateway.callbacks import documented
+from heimdex_contracts.job_object import JobObject
 from heimdex_gateway.errors import ErrorBody
 from heimdex_gateway.jobs.history import EventList
-from heimdex_gateway.openapi import postprocess, request_bodies
+from heimdex_gateway.openapi import callbacks, postprocess, request_bodies
 from heimdex_gateway.schemas.job_list import JobList
-from heimdex_gateway.schemas.jobs import Health, JobAccepted, JobObject, JobsAccepted, JobsRetried, Readiness
+from heimdex_gateway.schemas.jobs import Health, JobAccepted, JobsAccepted, JobsRetried, Readiness
 
 EXAMPLE_ID: Final = "0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"
 _CREATED: Final = "2025-10-28T12:00:00.000000Z"
@@ -273,7 +273,7 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
                 operation["responses"].pop("400", None)
     postprocess.add(document)
     if request_bodies.takes_callbacks():
-        documented.add(document)
+        callbacks.add(document)
     return document
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, cast
 from litestar import Response, post
 from litestar.params import Parameter
 
+from heimdex_contracts.job_object import job_object
 from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs import cancel
 from heimdex_gateway.jobs.cancel import Changed, Conflict, From
@@ -22,7 +23,7 @@ from heimdex_gateway.routes.request import (
     tenant_of,
 )
 from heimdex_gateway.schemas import job_list
-from heimdex_gateway.schemas.jobs import JobsRetried, job_object
+from heimdex_gateway.schemas.jobs import JobsRetried
 
 RETRYABLE = ("failed", "canceled")
 MOST_AT_ONCE = 500

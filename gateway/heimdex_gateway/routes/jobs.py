@@ -10,6 +10,7 @@ from litestar.params import Parameter
 from litestar.response import Stream
 
 from heimdex_contracts import tracing
+from heimdex_contracts.job_object import JobObject, job_object
 from heimdex_contracts.messages import Due
 from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs import history, idempotency
@@ -33,7 +34,7 @@ from heimdex_gateway.routes.request import (
 )
 from heimdex_gateway.schemas import job_list, job_request
 from heimdex_gateway.schemas.job_request import LARGEST_BODY_BYTES
-from heimdex_gateway.schemas.jobs import JobAccepted, JobObject, JobsAccepted, job_object
+from heimdex_gateway.schemas.jobs import JobAccepted, JobsAccepted
 
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
 IdempotencyKey = Annotated[

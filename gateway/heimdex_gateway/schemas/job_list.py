@@ -8,10 +8,10 @@ from typing import Annotated, Final, get_args
 import msgspec
 
 from heimdex_contracts import messages
+from heimdex_contracts.job_object import JobObject
 from heimdex_contracts.lifecycle import Status
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.errors import Problem
-from heimdex_gateway.schemas.jobs import JobObject
 
 MOST: Final = 1000
 USUAL: Final = 50

@@ -7,9 +7,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from heimdex_callbacks.validation import Acceptance
 from heimdex_contracts import messages
 from heimdex_contracts.pipelines import Pipelines
-from heimdex_gateway.callbacks.accepting import Acceptance
 from heimdex_gateway.errors import Problem
 
 LARGEST_BODY_BYTES: Final = 1024 * 1024

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from heimdex_gateway.callbacks.delivering import Deliverer
+from heimdex_callbacks.dispatcher import Deliverer
 from heimdex_gateway.main import main
 from tests.harness.launchers.crash_points import die_once
 

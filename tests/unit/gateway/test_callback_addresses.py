@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heimdex_gateway.callbacks.allowed import Allowed, Forbidden, is_public
+from heimdex_contracts.runtime.outbound.address_policy import Allowed, Forbidden, is_public
 
 PUBLIC = [
     "1.1.1.1",

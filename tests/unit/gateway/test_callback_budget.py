@@ -2,7 +2,7 @@
 
 import pytest
 
-from heimdex_gateway.callbacks.budget import MOST_BYTES, MOST_EVENTS, MOST_EVENTS_AT_ONCE, Budget, Overspent
+from heimdex_callbacks.response_budget import MOST_BYTES, MOST_EVENTS, MOST_EVENTS_AT_ONCE, Budget, Overspent
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 

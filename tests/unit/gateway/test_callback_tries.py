@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
-from heimdex_gateway.callbacks.pauses import PAUSES, pause_after
-from heimdex_gateway.callbacks.receivers import LONGEST_WAIT_SECONDS, Receivers
+from heimdex_callbacks.concurrency import LONGEST_WAIT_SECONDS, Receivers
+from heimdex_callbacks.retry_schedule import PAUSES, pause_after
 
 
 def test_the_pauses_grow_to_an_hour_and_last_for_about_a_day() -> None:

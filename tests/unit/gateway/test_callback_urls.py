@@ -1,20 +1,20 @@
 """Which callback_urls are taken when a job is submitted, and what the others are told."""
 
 import asyncio
+import json
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heimdex_callbacks.resolver import Resolver, Unresolved
+from heimdex_callbacks.url import Receiver, UnusableUrl, parse_url
+from heimdex_callbacks.validation import Acceptance, CallbackUrlRefused
 from heimdex_contracts import pipelines
-from heimdex_gateway.callbacks import urls
-from heimdex_gateway.callbacks.accepting import Acceptance
-from heimdex_gateway.callbacks.allowed import Address, Allowed
-from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
-from heimdex_gateway.callbacks.urls import Receiver, UnusableUrl
-from heimdex_gateway.errors import Problem
+from heimdex_contracts.runtime.outbound.address_policy import Address, Allowed
+from heimdex_gateway.errors import on_callback_url_refused
 from heimdex_gateway.schemas import job_request
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
@@ -114,8 +114,14 @@ def acceptance(*allow: str, **names: list[str] | None) -> Acceptance:
     return Acceptance(True, Allowed(allow), Told(**names))
 
 
-def refused(value: Any, *allow: str) -> Problem:
-    with pytest.raises(Problem) as caught:
+def status_and_field(error: CallbackUrlRefused) -> tuple[int, str]:
+    """As the caller gets them."""
+    answer = on_callback_url_refused(cast("Any", None), error)
+    return answer.status_code, json.loads(answer.content)["field"]
+
+
+def refused(value: Any, *allow: str) -> CallbackUrlRefused:
+    with pytest.raises(CallbackUrlRefused) as caught:
         acceptance(*allow).read(value, "callback_url")
     return caught.value
 
@@ -124,25 +130,26 @@ def refused(value: Any, *allow: str) -> Problem:
 def test_a_url_of_the_web_is_taken_as_it_is(text: str, wanted: Receiver | None, authority: str) -> None:
     assert acceptance().read(text, "callback_url") == text
     if wanted is not None:
-        assert urls.read(text) == wanted
-        assert urls.read(text).authority == authority
+        assert parse_url(text) == wanted
+        assert parse_url(text).authority == authority
 
 
 @pytest.mark.parametrize(("value", "why"), BAD)
 def test_any_other_is_a_422_with_a_sentence_that_names_the_field(value: Any, why: str) -> None:
     problem = refused(value)
-    assert (problem.status, problem.extra) == (422, {"field": "callback_url"})
-    assert problem.detail.startswith("The field 'callback_url' must ")
-    assert why in problem.detail
-    assert problem.detail.endswith(".")
-    assert "\n" not in problem.detail
-    assert len(problem.detail) < 250
+    assert problem.field == "callback_url"
+    assert status_and_field(problem) == (422, "callback_url")
+    assert str(problem).startswith("The field 'callback_url' must ")
+    assert why in str(problem)
+    assert str(problem).endswith(".")
+    assert "\n" not in str(problem)
+    assert len(str(problem)) < 250
 
 
 @given(st.text() | st.text(alphabet="htps:/@[]%.#?\\0127ax").map(lambda rest: f"http://{rest}"))
 def test_any_text_is_a_url_or_a_sentence(text: str) -> None:
     try:
-        receiver = urls.read(text)
+        receiver = parse_url(text)
     except UnusableUrl:
         return
     assert receiver.scheme in {"http", "https"}
@@ -155,19 +162,19 @@ def test_any_text_is_a_url_or_a_sentence(text: str) -> None:
 
 def test_without_a_secret_a_callback_url_is_refused_and_the_operator_is_told_how_to_enable_it() -> None:
     disabled = Acceptance(False, Allowed(), Told())
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(CallbackUrlRefused) as caught:
         job_request.job(b'{"type": "mock_process", "callback_url": "https://shop.example"}', KNOWN, disabled)
-    assert (caught.value.status, caught.value.extra) == (422, {"field": "callback_url"})
-    assert "not enabled" in caught.value.detail
-    assert "HEIMDEX_CALLBACK_SECRET" in caught.value.detail
+    assert status_and_field(caught.value) == (422, "callback_url")
+    assert "not enabled" in str(caught.value)
+    assert "HEIMDEX_CALLBACK_SECRET" in str(caught.value)
     assert job_request.job(b'{"type": "mock_process", "callback_url": null}', KNOWN, disabled).callback_url is None
 
 
 def test_what_is_wrong_with_one_job_of_a_batch_is_said_of_that_one() -> None:
     body = b'{"jobs": [{"type": "mock_process"}, {"type": "mock_process", "callback_url": "file:///x"}]}'
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(CallbackUrlRefused) as caught:
         job_request.jobs(body, KNOWN, acceptance())
-    assert caught.value.extra == {"field": "jobs[1].callback_url"}
+    assert caught.value.field == "jobs[1].callback_url"
 
 
 @pytest.mark.parametrize(
@@ -186,29 +193,29 @@ def test_what_the_operator_allows_is_taken(url: str, allow: str) -> None:
 
 
 def test_an_allowance_is_for_what_it_says_and_nothing_else() -> None:
-    assert "public address" in refused("http://10.0.0.1/", "127.0.0.0/8", "localhost").detail
-    assert "this machine" in refused("http://localhost/", "127.0.0.0/8").detail
-    assert "public address" in refused("http://[::ffff:127.0.0.1]/", "127.0.0.0/8").detail
-    assert "public address" in refused("http://127.0.0.1/", "localhost").detail
+    assert "public address" in str(refused("http://10.0.0.1/", "127.0.0.0/8", "localhost"))
+    assert "this machine" in str(refused("http://localhost/", "127.0.0.0/8"))
+    assert "public address" in str(refused("http://[::ffff:127.0.0.1]/", "127.0.0.0/8"))
+    assert "public address" in str(refused("http://127.0.0.1/", "localhost"))
 
 
 async def test_a_name_that_leads_where_no_callback_may_go_is_refused_when_the_job_is_submitted() -> None:
     names: dict[str, list[str] | None] = {"in.corp": ["93.184.216.34", "10.1.2.3"], "out.example": ["93.184.216.34"]}
     found = acceptance(**names)
     await found.look_up([("callback_url", "https://out.example/")])
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(CallbackUrlRefused) as caught:
         await found.look_up(
             [("jobs[0].callback_url", "https://out.example/"), ("jobs[1].callback_url", "https://in.corp/")]
         )
-    assert caught.value.extra == {"field": "jobs[1].callback_url"}
-    assert "public address" in caught.value.detail
-    assert "10.1.2.3" not in caught.value.detail, "what an inner name server knows is nobody's business"
+    assert caught.value.field == "jobs[1].callback_url"
+    assert "public address" in str(caught.value)
+    assert "10.1.2.3" not in str(caught.value), "what an inner name server knows is nobody's business"
     await acceptance("in.corp", **names).look_up([("callback_url", "https://in.corp/")])
     await acceptance("10.0.0.0/8", **names).look_up([("callback_url", "https://in.corp/")])
 
 
 async def test_a_name_that_has_no_address_now_or_is_slow_to_tell_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heimdex_gateway.callbacks.accepting.LOOK_UP_SECONDS", 0.05)
+    monkeypatch.setattr("heimdex_callbacks.validation.LOOK_UP_SECONDS", 0.05)
     await acceptance(**{"slow.example": None}).look_up([("a", "https://slow.example/"), ("b", "https://none.example/")])
 
 

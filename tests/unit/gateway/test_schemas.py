@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heimdex_callbacks.resolver import Resolver
+from heimdex_callbacks.validation import Acceptance
 from heimdex_contracts import pipelines
+from heimdex_contracts.job_object import job_object, moment
 from heimdex_contracts.lifecycle import snapshot
-from heimdex_gateway.callbacks.accepting import Acceptance
-from heimdex_gateway.callbacks.allowed import Allowed
-from heimdex_gateway.callbacks.resolving import Resolver
+from heimdex_contracts.runtime.outbound.address_policy import Allowed
 from heimdex_gateway.errors import Problem, answer
 from heimdex_gateway.schemas.job_request import job as job_request
 from heimdex_gateway.schemas.job_request import jobs as job_requests
-from heimdex_gateway.schemas.jobs import job_object, moment
 from tests.harness.histories import Writer, due
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-LONGEST: Final = 2048
+MAX_LENGTH: Final = 2048
 _PORTS: Final = {"http": 80, "https": 443}
 #: What RFC 3986 lets a URL be written with, but for "#", which begins what a server never gets.
 _WRITTEN: Final = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]+")
@@ -34,12 +34,12 @@ class Receiver(msgspec.Struct, frozen=True):
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def read(text: object) -> Receiver:
+def parse_url(text: object) -> Receiver:
     """Raises UnusableUrl."""
     if not isinstance(text, str):
         raise UnusableUrl("must be null or a URL such as https://shop.example/hooks/heimdex")
-    if len(text) > LONGEST:
-        raise UnusableUrl(f"must be {LONGEST} characters long at most, and is {len(text)}")
+    if len(text) > MAX_LENGTH:
+        raise UnusableUrl(f"must be {MAX_LENGTH} characters long at most, and is {len(text)}")
     scheme = text.partition(":")[0].lower()
     if scheme not in _PORTS or not text[len(scheme) :].startswith("://"):
         raise UnusableUrl("must begin with https:// or http://")

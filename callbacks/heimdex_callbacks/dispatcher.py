@@ -12,6 +12,10 @@ from typing import Final
 
 import msgspec
 
+from heimdex_callbacks.concurrency import MOST_AT_ONCE, Receivers
+from heimdex_callbacks.retry_schedule import pause_after
+from heimdex_callbacks.sender import Answer, Poster
+from heimdex_callbacks.url import UnusableUrl, parse_url
 from heimdex_contracts import callbacks, messages, subjects, tracing
 from heimdex_contracts.callbacks import (
     AnyCallback,
@@ -27,11 +31,6 @@ from heimdex_contracts.runtime.jetstream.message import Delivered
 from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
-from heimdex_gateway.callbacks import urls
-from heimdex_gateway.callbacks.pauses import pause_after
-from heimdex_gateway.callbacks.posting import Answer, Poster
-from heimdex_gateway.callbacks.receivers import MOST_AT_ONCE, Receivers
-from heimdex_gateway.callbacks.urls import UnusableUrl
 
 #: Of the grace period, what is kept for handing back the tries that did not end.
 HAND_BACK_SECONDS: Final = 1.0
@@ -127,7 +126,7 @@ class Deliverer:
             await self._put_back(msg, work.delay_seconds)
             return
         try:
-            receiver = urls.read(work.end.callback_url)
+            receiver = parse_url(work.end.callback_url)
         except UnusableUrl as error:
             await self._settle(msg, work, Answer(f"The callback_url {error}.", final=True))
             return

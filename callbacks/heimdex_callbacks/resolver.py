@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from heimdex_contracts.errors import HeimdexError
-from heimdex_gateway.callbacks.allowed import Address
+from heimdex_contracts.runtime.outbound.address_policy import Address
 
 #: For the calls. A silent name server keeps a thread for longer than its try may last; a tenant has half of a gateway's
 #: 256 calls at most, so it cannot take them all.

@@ -5,7 +5,7 @@ from typing import Any, Final
 from litestar.openapi.spec import Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
-from heimdex_gateway.callbacks.urls import LONGEST
+from heimdex_callbacks.url import MAX_LENGTH
 
 EXAMPLE_URL: Final = "https://shop.example/hooks/heimdex"
 
@@ -35,7 +35,7 @@ def url_schema(*, enabled: bool) -> Schema:
     """The field of a job."""
     if not enabled:
         return Schema(type=OpenAPIType.NULL, description="null: the operator has not enabled callbacks")
-    url = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.URI, max_length=LONGEST)
+    url = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.URI, max_length=MAX_LENGTH)
     return Schema(
         one_of=[url, Schema(type=OpenAPIType.NULL)],
         description=(

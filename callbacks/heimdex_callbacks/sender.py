@@ -12,16 +12,16 @@ import httpcore
 import msgspec
 from standardwebhooks import Webhook
 
+from heimdex_callbacks.metered_stream import without_finite_fields
+from heimdex_callbacks.resolver import Resolver, Unresolved
+from heimdex_callbacks.response_budget import Overspent
+from heimdex_callbacks.transport import CheckedBackend
+from heimdex_callbacks.url import Receiver
 from heimdex_contracts import lifecycle
+from heimdex_contracts.job_object import job_object
 from heimdex_contracts.messages import End
 from heimdex_contracts.runtime import micro
-from heimdex_gateway.callbacks.allowed import Allowed, Forbidden
-from heimdex_gateway.callbacks.budget import Overspent
-from heimdex_gateway.callbacks.connecting import CheckedBackend
-from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
-from heimdex_gateway.callbacks.streams import without_finite_fields
-from heimdex_gateway.callbacks.urls import Receiver
-from heimdex_gateway.schemas.jobs import job_object
+from heimdex_contracts.runtime.outbound.address_policy import Allowed, Forbidden
 
 #: For all of a try: the look-up, the connection, the answer.
 TIMEOUT_SECONDS: Final = 15.0

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import httpcore
 
-from heimdex_gateway.callbacks.budget import Budget
+from heimdex_callbacks.response_budget import Budget
 
 #: Asked for in one read. One line of so many bytes is understood within half a millisecond.
 READ_BYTES: Final = 4096

@@ -1,23 +1,30 @@
-"""Which callback_urls a gateway takes when a job is submitted: 422 for the others, naming the field.
+"""Which callback_urls are accepted when a job is submitted.
 
-A courtesy, to tell a caller at once; the guard is `connecting`, which asks again for every connection.
+A courtesy, so that a caller learns of a mistake at once; the guard is `transport`, which checks every connection.
 """
 
 import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from heimdex_gateway.callbacks import urls
-from heimdex_gateway.callbacks.allowed import Allowed, Forbidden
-from heimdex_gateway.callbacks.resolving import Resolver, Unresolved
-from heimdex_gateway.callbacks.urls import UnusableUrl
-from heimdex_gateway.errors import Problem
+from heimdex_callbacks.resolver import Resolver, Unresolved
+from heimdex_callbacks.url import UnusableUrl, parse_url
+from heimdex_contracts.errors import HeimdexError
+from heimdex_contracts.runtime.outbound.address_policy import Allowed, Forbidden
 
 #: A name that is not looked up within this time is taken: it is checked when it is called.
 LOOK_UP_SECONDS: Final = 1.0
 _DISABLED: Final = (
     "cannot be used here: callbacks are not enabled (the operator sets HEIMDEX_CALLBACK_SECRET to enable them)"
 )
+
+
+class CallbackUrlRefused(HeimdexError):
+    """A callback may not be sent there; the text says why. `field`: where the caller gave the URL."""
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(f"The field {field!r} {what}.")
+        self.field = field
 
 
 class Acceptance:
@@ -29,21 +36,21 @@ class Acceptance:
         self._resolver = resolver
 
     def read(self, value: object, field: str) -> str:
-        """The URL, as far as can be told without looking its host up. Raises Problem."""
+        """The URL, as far as can be told without looking its host up. Raises CallbackUrlRefused."""
         if not self.enabled:
-            raise _wrong(field, _DISABLED)
+            raise CallbackUrlRefused(field, _DISABLED)
         try:
-            receiver = urls.read(value)
+            receiver = parse_url(value)
             self._allowed.check_host(receiver.host)
         except (UnusableUrl, Forbidden) as error:
-            raise _wrong(field, str(error)) from None
+            raise CallbackUrlRefused(field, str(error)) from None
         return str(value)
 
     async def look_up(self, wanted: Iterable[tuple[str, str]]) -> None:
-        """Look up the hosts of these (field, URL). Raises Problem for one that leads where no callback may go."""
+        """Look up the hosts of these (field, URL). Raises CallbackUrlRefused for one that no callback may reach."""
         fields: dict[tuple[str, int], str] = {}
         for field, url in wanted:
-            receiver = urls.read(url)
+            receiver = parse_url(url)
             # An address was checked when it was read.
             if self._allowed.check_host(receiver.host) is None and not self._allowed.knows(receiver.host):
                 fields.setdefault((receiver.host, receiver.port), field)
@@ -56,10 +63,6 @@ class Acceptance:
                 found = await self._resolver.addresses(host, port)
             self._allowed.check_found(found)
         except Forbidden as error:
-            raise _wrong(field, str(error)) from None
+            raise CallbackUrlRefused(field, str(error)) from None
         except (Unresolved, TimeoutError):
             return  # it may have an address by the time that the job ends
-
-
-def _wrong(field: str, what: str) -> Problem:
-    return Problem(422, f"The field {field!r} {what}.", field=field)

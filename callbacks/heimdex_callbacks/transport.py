@@ -11,10 +11,10 @@ from typing import Final
 
 import httpcore
 
-from heimdex_gateway.callbacks.allowed import Allowed
-from heimdex_gateway.callbacks.budget import Budget
-from heimdex_gateway.callbacks.resolving import Resolver
-from heimdex_gateway.callbacks.streams import MeteredStream, Shared
+from heimdex_callbacks.metered_stream import MeteredStream, Shared
+from heimdex_callbacks.resolver import Resolver
+from heimdex_callbacks.response_budget import Budget
+from heimdex_contracts.runtime.outbound.address_policy import Allowed
 
 #: Addresses tried one after the other, within the time that one connection may take.
 MOST_ADDRESSES: Final = 3

@@ -1,0 +1,1 @@
+"""Requests to addresses that callers choose: the guard against private ones."""
