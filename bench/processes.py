@@ -17,8 +17,8 @@ import psutil  # type: ignore[import-untyped]
 from cluster import NatsCluster
 
 from heimdex_cli.embedded import EmbeddedNats, EmbeddedPostgres
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
-from heimdex_cli.embedded.processes import Child
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = Path(sys.executable).parent
@@ -42,16 +42,16 @@ def folder(name: str) -> Iterator[Path]:
 
 
 class Group:
-    """Processes whose cost is told in one sum by name; each is a Child, so that none outlives us."""
+    """Processes whose cost is told in one sum by name; each is a ChildProcess, so that none outlives us."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._children: list[tuple[str, Child]] = []
+        self._children: list[tuple[str, ChildProcess]] = []
 
-    def start(self, name: str, argv: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> Child:
+    def start(self, name: str, argv: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> ChildProcess:
         """Start one more process; several may share a name."""
         log_path = self.directory / f"{name}.log"
-        child = Child(argv, log_path=log_path, env=dict(os.environ) | dict(environ or {}), stop_seconds=15)
+        child = ChildProcess(argv, log_path=log_path, env=dict(os.environ) | dict(environ or {}), stop_seconds=15)
         child.start()
         self._children.append((name, child))
         return child

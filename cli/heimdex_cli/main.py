@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
-from heimdex_cli.api import JobsApi, Status
-from heimdex_cli.board import open_board
+from heimdex_cli.client import JobsApi, Status
+from heimdex_cli.commands.key import new_key
+from heimdex_cli.commands.watch import EXIT_CODES, describe_end, follow
 from heimdex_cli.errors import HeimdexError, Unusable
-from heimdex_cli.follow import EXIT_CODES, describe_end, follow
-from heimdex_cli.keys import new_key
-from heimdex_cli.tables import describe, print_events, print_jobs
+from heimdex_cli.output.progress import open_board
+from heimdex_cli.output.tables import describe, print_events, print_jobs
 
 INTERRUPTED = 130
 UNREAD = 141
@@ -52,7 +52,7 @@ app.register_install_completion_command(help="Let your shell complete the words 
 def run() -> int:
     """Run the whole system here until Ctrl-C; its data live under .heimdex/ and survive a restart."""
     # Here, because it imports what only the embedded system needs.
-    from heimdex_cli.run import run as run_system
+    from heimdex_cli.commands.run import run as run_system
 
     return run_system()
 
@@ -62,7 +62,7 @@ def demo() -> int:
     """Start the whole system on free ports, run one job that completes and one that fails, stop
     everything.
     """
-    from heimdex_cli.demo import demo as run_demo
+    from heimdex_cli.commands.demo import demo as run_demo
 
     return run_demo()
 

@@ -14,7 +14,7 @@ class StopRequests:
     """A context manager, for the main thread: while it is open these signals only count.
 
     The first asks for an orderly end and the second for a quick one. The third ends this process at once; the
-    guardian then ends the children.
+    watchdog then ends the children.
     """
 
     def __init__(self) -> None:

@@ -8,8 +8,8 @@ from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.runtime import process, settings
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_stage_worker.attempt import load_stage
-from heimdex_stage_worker.consumer import StageWorker
+from heimdex_stage_worker.execution.attempt import load_stage
+from heimdex_stage_worker.worker import StageWorker
 
 USAGE = """usage: heimdex-stage-worker STAGE     run the worker of this stage
        heimdex-stage-worker --list    print the stages of every pipeline, one a line"""

@@ -18,9 +18,9 @@ from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.installation import Installation
-from heimdex_status_store.prune import prune
+from heimdex_status_store.reconciler import Sweep
 from heimdex_status_store.recorder import Recorder
-from heimdex_status_store.sweep import Sweep
+from heimdex_status_store.retention import prune
 
 NAME = "heimdex-status-store"
 USAGE = """usage: heimdex-status-store                record the events of every job in Postgres

@@ -10,7 +10,7 @@ import msgspec
 from heimdex_contracts import subjects
 from heimdex_contracts.history import EventRow
 from heimdex_contracts.messages import End
-from heimdex_status_store.rows import JobRow
+from heimdex_status_store.projection import JobRow
 
 #: Raise each job's row to the highest rank seen, and add to the history, in one statement: one round trip, one commit.
 #: pending -> processing -> completed | failed | canceled; a lower or an equal rank changes nothing, nor a message that

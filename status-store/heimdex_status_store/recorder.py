@@ -27,10 +27,10 @@ from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.micro import Counters
 from heimdex_status_store import queries
+from heimdex_status_store.callback_outbox import AGAIN_SECONDS, Owed, is_owed
 from heimdex_status_store.database import OUTAGE, Database
-from heimdex_status_store.owed import AGAIN_SECONDS, Owed, is_owed
+from heimdex_status_store.projection import ahead, job_rows
 from heimdex_status_store.queries import Recorded
-from heimdex_status_store.rows import ahead, job_rows
 
 #: One statement's worth. Larger batches gain little and make one bad message cost more.
 LARGEST_BATCH: Final = 500

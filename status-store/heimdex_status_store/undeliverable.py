@@ -23,7 +23,7 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import ADVISORIES
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
-from heimdex_status_store.owed import Owed, is_owed
+from heimdex_status_store.callback_outbox import Owed, is_owed
 from heimdex_status_store.queries import Unfinished
 
 _ADVISED: Final = f"{ADVISORIES}.CONSUMER.MAX_DELIVERIES.*.*"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
-from heimdex_cli.embedded.processes import Child
 from tests.api.asking import cancel, interrupted, retry
 from tests.api.sse import history
 from tests.conftest import NewSystem
@@ -231,7 +231,7 @@ class Forbidding:
 
     url: str
     config: Path
-    child: Child
+    child: ChildProcess
 
     def allow(self) -> None:
         self.config.write_text(self.config.read_text().replace(FORBIDDEN, "nothing"))
@@ -248,7 +248,7 @@ def forbidding(scratch: Path) -> Iterator[Forbidding]:
         'authorization { users: [{ user: any, password: any, permissions: { publish: { deny: ["%s"] } } }] }\n'
         % FORBIDDEN
     )
-    child = Child(
+    child = ChildProcess(
         [Path(sys.executable).with_name("nats-server"), "-c", config],
         log_path=scratch / "forbidding.log",
         stop_seconds=15,

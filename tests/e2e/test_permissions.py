@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
-from heimdex_cli.embedded.processes import Child
 from tests.api.asking import cancel, retry
 from tests.conftest import NewSystem
 from tests.harness.api import Api
@@ -27,7 +27,7 @@ class Guarded:
     """A nats-server with the users of deploy/nats.conf; each one's password is its name."""
 
     port: int
-    child: Child
+    child: ChildProcess
 
     def url(self, user: str) -> str:
         return f"nats://{user}:{user}@127.0.0.1:{self.port}"
@@ -51,7 +51,7 @@ def guarded(scratch: Path) -> Iterator[Guarded]:
     text = re.sub(r"\$HEIMDEX_NATS_([A-Z_]+)_PASSWORD", lambda found: found[1].lower().replace("_", "-"), text)
     config.write_text(text)
     server = Path(sys.executable).with_name("nats-server")
-    made = Guarded(port, Child([server, "-c", config], log_path=scratch / "nats.log", stop_seconds=15, rank=1))
+    made = Guarded(port, ChildProcess([server, "-c", config], log_path=scratch / "nats.log", stop_seconds=15, rank=1))
     made.child.start()
     yield made
     made.child.kill()

@@ -16,7 +16,7 @@ from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Comp
 from heimdex_contracts.mock_process import PIPELINES
 from heimdex_status_store import queries
 from heimdex_status_store.database import migrate
-from heimdex_status_store.rows import job_rows
+from heimdex_status_store.projection import job_rows
 from tests.harness.api import Api
 from tests.harness.following import Follower
 from tests.harness.pipelines.duties import STAGES, Duties

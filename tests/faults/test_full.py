@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
-from heimdex_cli.embedded.processes import Child
 from heimdex_cli.embedded.system import EmbeddedSystem
 from heimdex_cli.settings import Addresses
 from heimdex_contracts import streams
@@ -152,7 +152,7 @@ def limited_server(scratch: Path, limit: int) -> Iterator[str]:
     store = json.dumps(str(scratch / "nats"))
     config.write_text(f"listen: 127.0.0.1:{port}\njetstream {{ store_dir: {store}, max_file_store: {limit} }}\n")
     binary = Path(sys.executable).with_name("nats-server")
-    child = Child([binary, "-c", config], log_path=scratch / "limited.log", stop_seconds=15)
+    child = ChildProcess([binary, "-c", config], log_path=scratch / "limited.log", stop_seconds=15)
     child.start()
     try:
         yield f"nats://127.0.0.1:{port}"

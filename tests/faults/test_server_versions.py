@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from heimdex_cli.embedded.processes import Child
+from heimdex_cli.embedded.child_process import ChildProcess
 from tests.harness.api import Api
 from tests.harness.nats_versions import TOO_OLD, nats_server
 from tests.harness.services import System
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.full, pytest.mark.allows("topology", "left")]
 def run_version(nats: Any, version: str) -> None:
     """The same server, its port and its store, as this version."""
     nats.stop()
-    nats.child = Child(
+    nats.child = ChildProcess(
         [nats_server(version), "-c", nats.directory / "nats.conf"], log_path=nats.log_path, stop_seconds=15
     )
     nats.start()

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from nats.aio.client import Client
 
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
-from heimdex_cli.embedded.processes import Child
 from tests.harness.links import RouteLink
 from tests.harness.nats_versions import nats_server
 from tests.harness.waiting import eventually
@@ -48,7 +48,7 @@ class Node:
             "           TESTS { jetstream: enabled, users: [{ user: tests, password: tests }] } }\n"
             "no_auth_user: tests\n"
         )
-        self.child = Child(
+        self.child = ChildProcess(
             [*(["nice", "-n", str(nice)] if nice else []), nats_server(version), "-c", config],
             log_path=self.folder / "nats.log",
             stop_seconds=15,

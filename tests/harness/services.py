@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from heimdex_cli.embedded.guardian import GUARDIAN, Ward
 from heimdex_cli.embedded.ports import free_port
+from heimdex_cli.embedded.watchdog import WATCHDOG, ChildRecord
 from tests.harness.auditor import Auditor, Line
 from tests.harness.waiting import PATIENCE_SECONDS, eventually
 
@@ -70,7 +70,7 @@ class Service:
                 start_new_session=True,
             )
         # Should these tests themselves be killed, nothing that they started stays.
-        GUARDIAN.watch(Ward(self.process.pid, time.time(), signal.SIGKILL, 1.0, 0))
+        WATCHDOG.watch(ChildRecord(self.process.pid, time.time(), signal.SIGKILL, 1.0, 0))
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.pid}>"
@@ -127,7 +127,7 @@ class Service:
         """SIGKILL, as a crash would."""
         self._send(signal.SIGKILL)
         self.process.wait()
-        GUARDIAN.forget(self.pid)
+        WATCHDOG.forget(self.pid)
 
     def freeze(self) -> None:
         """SIGSTOP: alive for the kernel, silent for everybody else."""
@@ -145,7 +145,7 @@ class Service:
     async def ended(self, timeout: float = PATIENCE_SECONDS) -> int:
         """Its exit code, once it has ended; minus the signal's number where a signal ended it."""
         await eventually(lambda: not self.running, timeout, lambda: f"{self} ends; it said:\n{self.stderr}")
-        GUARDIAN.forget(self.pid)
+        WATCHDOG.forget(self.pid)
         return self.process.wait()
 
     async def terminate(self, timeout: float = PATIENCE_SECONDS) -> int:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from heimdex_cli.embedded.processes import Child
+from heimdex_cli.embedded.child_process import ChildProcess
 
 _SPIN = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
 
@@ -19,7 +19,7 @@ class Spinners:
     def __init__(self, folder: Path, seconds: float, count: int | None = None) -> None:
         wanted = (os.cpu_count() or 1) if count is None else count
         argv = [sys.executable, "-S", "-c", _SPIN, str(seconds)]
-        self._children = [Child(argv, log_path=folder / f"spinner-{number}.log") for number in range(wanted)]
+        self._children = [ChildProcess(argv, log_path=folder / f"spinner-{number}.log") for number in range(wanted)]
 
     def __enter__(self) -> Self:
         for child in self._children:

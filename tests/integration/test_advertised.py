@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
-from heimdex_cli.embedded.processes import Child
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.settings import Settings
 from tests.harness.journal import Journal
@@ -29,7 +29,7 @@ async def silent_port() -> AsyncIterator[tuple[int, list[int]]]:
         yield server.sockets[0].getsockname()[1], found
 
 
-def start(folder: Path, name: str, port: int, advertised: int, own_route: int, other_route: int) -> Child:
+def start(folder: Path, name: str, port: int, advertised: int, own_route: int, other_route: int) -> ChildProcess:
     """One of two servers of a cluster, which tells that its clients reach it at the port `advertised`."""
     config = folder / f"{name}.conf"
     config.write_text(
@@ -37,7 +37,7 @@ def start(folder: Path, name: str, port: int, advertised: int, own_route: int, o
         f"cluster {{ name: tests, listen: 127.0.0.1:{own_route}, routes: [nats://127.0.0.1:{other_route}] }}\n"
     )
     argv = [Path(sys.executable).with_name("nats-server"), "-c", config]
-    server = Child(argv, log_path=folder / f"{name}.log", stop_seconds=15, rank=1)
+    server = ChildProcess(argv, log_path=folder / f"{name}.log", stop_seconds=15, rank=1)
     server.start()
     return server
 

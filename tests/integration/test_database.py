@@ -14,7 +14,7 @@ from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import DEFAULT_TENANT
 from heimdex_status_store import queries
 from heimdex_status_store.database import MIGRATIONS, OUTAGE, REVISION, Database, migrate
-from heimdex_status_store.rows import job_rows
+from heimdex_status_store.projection import job_rows
 from tests.harness.histories import Writer, new_id
 from tests.harness.journal import Journal
 from tests.harness.servers import PostgresServer

@@ -11,7 +11,7 @@ from heimdex_contracts.callbacks import CallbackDelivered, CallbackFailed, Callb
 from heimdex_contracts.history import callback_row, event_rows
 from heimdex_contracts.messages import AnyMessage, Canceled, Completed, Due, Failed
 from heimdex_status_store import queries
-from heimdex_status_store.rows import job_rows
+from heimdex_status_store.projection import job_rows
 from tests.harness.histories import START, Writer
 from tests.integration.test_queries import history, row
 

@@ -19,7 +19,7 @@ from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage, AttemptFailed
 from heimdex_gateway.jobs.repository import Database
 from heimdex_status_store import queries, recorder
 from heimdex_status_store.database import migrate
-from heimdex_status_store.rows import job_rows
+from heimdex_status_store.projection import job_rows
 from tests.harness.histories import Writer, new_id, run_of_a_job, shuffled
 
 COLUMNS = "type, run, step, attempt, progress, status, stage, result::text, error, created_at, updated_at"

@@ -13,9 +13,9 @@ from typing import Self
 
 import psutil  # type: ignore[import-untyped]
 
-from heimdex_cli.embedded.guardian import Ward, end
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
-from heimdex_cli.embedded.processes import Child
+from heimdex_cli.embedded.watchdog import ChildRecord, end
 from heimdex_cli.errors import ServerFailed, tail
 
 # JetStream opens the port only after it has read its whole store.
@@ -52,7 +52,7 @@ class EmbeddedNats:
         self._config_path = self.directory / "nats.conf"
         self._pid_path = self.directory / "nats.pid"
         self._server_name = "heimdex-" + hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
-        self.child = Child(
+        self.child = ChildProcess(
             [Path(sys.executable).with_name("nats-server"), "-c", self._config_path],
             log_path=self.log_path,
             stop_seconds=_STOP_SECONDS,
@@ -114,12 +114,12 @@ class EmbeddedNats:
         """SIGKILL, as a crash would; `start` works afterwards."""
         self.child.kill()
 
-    def leftovers(self) -> list[Ward]:
+    def leftovers(self) -> list[ChildRecord]:
         """The server that an earlier owner of this directory left running: at most one."""
         try:
             process = psutil.Process(int(self._pid_path.read_text()))
             if str(self._config_path) in process.cmdline() and process.pid != self.pid:
-                return [Ward(process.pid, process.create_time(), 15, _STOP_SECONDS, rank=1)]
+                return [ChildRecord(process.pid, process.create_time(), 15, _STOP_SECONDS, rank=1)]
         except (OSError, ValueError, psutil.Error):
             pass  # no pid file, or nobody behind it
         return []

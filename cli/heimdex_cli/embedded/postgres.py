@@ -24,9 +24,9 @@ from typing import Literal, Self
 
 import psutil  # type: ignore[import-untyped]
 
-from heimdex_cli.embedded.guardian import Ward, end
-from heimdex_cli.embedded.privileges import account_for_postgres, let_pass
-from heimdex_cli.embedded.processes import Child
+from heimdex_cli.embedded.child_process import ChildProcess
+from heimdex_cli.embedded.unprivileged_user import account_for_postgres, let_pass
+from heimdex_cli.embedded.watchdog import ChildRecord, end
 from heimdex_cli.errors import ServerFailed, tail
 
 StopMode = Literal["smart", "fast", "immediate"]
@@ -70,7 +70,7 @@ class EmbeddedPostgres:
         self._socket_folder = _socket_folder(self._data)
         self.log_path = log_path or self._directory / "postgres.log"
         self.opened_folders: list[Path] = []
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
 
     @property
     def url(self) -> str:
@@ -83,7 +83,7 @@ class EmbeddedPostgres:
         return self._child.pid if self._child is not None else None
 
     @property
-    def child(self) -> Child | None:
+    def child(self) -> ChildProcess | None:
         """The postmaster; None before the first start."""
         return self._child
 
@@ -129,16 +129,16 @@ class EmbeddedPostgres:
         if self._child is not None:
             self._child.kill()
         # Backends of a postmaster that died earlier; a new one would refuse to start beside them.
-        end([replace(ward, stop_signal=signal.SIGKILL) for ward in self.leftovers()])
+        end([replace(child, stop_signal=signal.SIGKILL) for child in self.leftovers()])
 
-    def leftovers(self) -> list[Ward]:
+    def leftovers(self) -> list[ChildRecord]:
         """The processes of a server that an earlier owner of this directory left running."""
         # Each of them works in the data directory, whoever started it.
         found = []
         for process in psutil.process_iter():
             try:
                 if process.name() == "postgres" and process.cwd() == str(self._data) and process.pid != self.pid:
-                    found.append(Ward(process.pid, process.create_time(), signal.SIGINT, _STOP_SECONDS, rank=1))
+                    found.append(ChildRecord(process.pid, process.create_time(), signal.SIGINT, _STOP_SECONDS, rank=1))
             except psutil.Error:
                 pass  # another user's, or it has just ended
         return found
@@ -166,7 +166,7 @@ class EmbeddedPostgres:
             self._init_cluster(account)
         if self._socket_folder != self._data:
             _make_private(self._socket_folder, account)
-        self._child = Child(
+        self._child = ChildProcess(
             [BINARIES / "postgres", "-D", self._data, *self._settings()],
             log_path=self.log_path,
             env=_environment(),
@@ -216,7 +216,7 @@ class EmbeddedPostgres:
         if not exists.strip():
             _run("createdb", *where, "--maintenance-db=postgres", DATABASE)
 
-    def _wait_until_ready(self, child: Child) -> None:
+    def _wait_until_ready(self, child: ChildProcess) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         while not self._says_ready():
             if self.pid is None:

@@ -18,12 +18,12 @@ from typing import Self
 
 import httpx
 
-from heimdex_cli.embedded.folder import DataFolder
-from heimdex_cli.embedded.full_disk import FullDiskWatch
+from heimdex_cli.embedded.data_directory import DataFolder
+from heimdex_cli.embedded.disk_full_recovery import FullDiskWatch
 from heimdex_cli.embedded.nats_server import EmbeddedNats
 from heimdex_cli.embedded.ports import free_port, is_taken
 from heimdex_cli.embedded.postgres import EmbeddedPostgres
-from heimdex_cli.embedded.services import Service, Supervised, Supervisor
+from heimdex_cli.embedded.supervisor import Service, Supervised, Supervisor
 from heimdex_cli.errors import HeimdexError, NotReady, Unusable, tail
 from heimdex_cli.settings import API_PORT, MONITOR_PORT, NATS_PORT, Addresses, shutdown_grace_seconds
 
@@ -244,7 +244,7 @@ class EmbeddedSystem:
     def _record(self) -> None:
         children = [("nats", self.nats.child), ("postgres", self.postgres.child)]
         children += [(name, service.child) for name, service in self.services.items()]
-        self._folder.record((name, child.ward) for name, child in children if child is not None and child.ward)
+        self._folder.record((name, child.child) for name, child in children if child is not None and child.child)
 
     def _give_up_if_hopeless(self, too_late: bool, seconds: float, answer: str) -> None:
         if self._supervisor is None:

@@ -1,7 +1,7 @@
 """Indexes vectors (a mock: it takes the time and does nothing)."""
 
 from heimdex_stage_worker.context import StageContext
-from heimdex_stage_worker.stages.pretending import pretend
+from heimdex_stage_worker.stages.simulated import pretend
 
 
 async def run(ctx: StageContext) -> None:

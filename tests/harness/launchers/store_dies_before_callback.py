@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from heimdex_status_store.callback_outbox import Owed
 from heimdex_status_store.main import main
-from heimdex_status_store.owed import Owed
 from tests.harness.launchers.crash_points import die_once
 
 publish = Owed.publish

@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from heimdex_status_store import sweep
+from heimdex_status_store import reconciler
 from heimdex_status_store.main import main
 
-sweep.REST = timedelta(seconds=1)  # type: ignore[misc]
-sweep.LOOK_SECONDS = 0.5  # type: ignore[misc]
+reconciler.REST = timedelta(seconds=1)  # type: ignore[misc]
+reconciler.LOOK_SECONDS = 0.5  # type: ignore[misc]
 main()

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from heimdex_stage_worker.consumer import StageWorker
 from heimdex_stage_worker.main import main
+from heimdex_stage_worker.worker import StageWorker
 from tests.harness.launchers.crash_points import die_once
 
 decide = StageWorker._outcome_of

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from heimdex_contracts.messages import Progress
-from heimdex_stage_worker import consumer
-from heimdex_stage_worker.consumer import StageWorker
+from heimdex_stage_worker import worker
 from heimdex_stage_worker.main import main
+from heimdex_stage_worker.worker import StageWorker
 
-last_tick, on_canceled = consumer.last_tick, StageWorker._on_canceled
+last_tick, on_canceled = worker.last_tick, StageWorker._on_canceled
 heard = asyncio.Event()
 
 
@@ -29,6 +29,6 @@ def hear(self: StageWorker, *arguments: Any) -> None:
     heard.set()
 
 
-consumer.last_tick = ask_slowly
+worker.last_tick = ask_slowly
 StageWorker._on_canceled = hear  # type: ignore[method-assign]
 main()

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from heimdex_cli.attempts import AttemptLog, FailedAttempt
+from heimdex_cli.output.worker_logs import AttemptLog, FailedAttempt
 
 LINE = {"event": "attempt_failed", "job_id": "j", "stage": "analyzing", "attempt": 1, "error": "boom"}
 

@@ -5,8 +5,8 @@ from typing import cast
 
 from rich.console import Console
 
-from heimdex_cli.api import Job
-from heimdex_cli.board import LineBoard, LiveBoard
+from heimdex_cli.client import Job
+from heimdex_cli.output.progress import LineBoard, LiveBoard
 
 
 def _job(progress: int, status: str = "processing", stage: str | None = "analyzing") -> Job:

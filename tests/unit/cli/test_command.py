@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from heimdex_cli.command import typed
+from heimdex_cli.output.program_name import typed
 
 
 @pytest.fixture

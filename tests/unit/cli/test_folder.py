@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from heimdex_cli.embedded.folder import DataFolder
+from heimdex_cli.embedded.data_directory import DataFolder
 from heimdex_cli.errors import Unusable
 
 

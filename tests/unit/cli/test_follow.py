@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import pytest
 
-from heimdex_cli import follow as module
-from heimdex_cli.api import Job, JobsApi, Told
-from heimdex_cli.board import Board
+from heimdex_cli.client import Job, JobsApi, Told
+from heimdex_cli.commands import watch as module
+from heimdex_cli.commands.watch import advanced, follow
 from heimdex_cli.errors import Unreachable
-from heimdex_cli.follow import advanced, follow
+from heimdex_cli.output.progress import Board
 
 
 class Api:

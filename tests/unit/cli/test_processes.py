@@ -1,4 +1,4 @@
-"""A child process: its end, wanted or not, and the guardian that ends it when we cannot."""
+"""A child process: its end, wanted or not, and the watchdog that ends it when we cannot."""
 
 import os
 import signal
@@ -9,15 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from heimdex_cli.embedded.processes import LOG_ROTATE_BYTES, Child
+from heimdex_cli.embedded.child_process import LOG_ROTATE_BYTES, ChildProcess
 
 STUBBORN = (
     "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
 )
 
 
-def _child(folder: Path, code: str, **options: float) -> Child:
-    return Child([sys.executable, "-c", code], log_path=folder / "child.log", **options)
+def _child(folder: Path, code: str, **options: float) -> ChildProcess:
+    return ChildProcess([sys.executable, "-c", code], log_path=folder / "child.log", **options)
 
 
 def test_died_tells_an_unexpected_end_and_no_wanted_one(folder: Path, eventually) -> None:
@@ -72,9 +72,9 @@ def test_what_a_dead_child_left_behind_is_ended(folder: Path, eventually, group:
 @pytest.mark.parametrize("code", ["import signal; signal.pause()", STUBBORN])
 def test_the_child_ends_when_its_owner_is_killed(folder: Path, eventually, code: str) -> None:
     owner_code = (
-        "import sys, signal\nfrom pathlib import Path\nfrom heimdex_cli.embedded.processes import Child\n"
+        "import sys, signal\nfrom pathlib import Path\nfrom heimdex_cli.embedded.child_process import ChildProcess\n"
         f"log = Path({str(folder / 'child.log')!r})\n"
-        f"child = Child([sys.executable, '-c', {code!r}], log_path=log, stop_seconds=0.5)\n"
+        f"child = ChildProcess([sys.executable, '-c', {code!r}], log_path=log, stop_seconds=0.5)\n"
         "child.start(); print(child.pid, flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", owner_code], stdout=subprocess.PIPE, text=True) as owner:

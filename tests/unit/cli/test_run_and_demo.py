@@ -19,8 +19,8 @@ CALL = """
 import sys
 from functools import partial
 from pathlib import Path
-import heimdex_cli.main, heimdex_cli.run, heimdex_cli.demo
-for module, name in ((heimdex_cli.run, "run"), (heimdex_cli.demo, "demo")):
+import heimdex_cli.main, heimdex_cli.commands.run, heimdex_cli.commands.demo
+for module, name in ((heimdex_cli.commands.run, "run"), (heimdex_cli.commands.demo, "demo")):
     setattr(module, name, partial(getattr(module, name), Path(sys.argv[1])))
 sys.exit(heimdex_cli.main.call(sys.argv[2:]))
 """

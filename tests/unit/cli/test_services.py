@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heimdex_cli.embedded.services import Service, Supervisor, describe_exit, pause_seconds
+from heimdex_cli.embedded.supervisor import Service, Supervisor, describe_exit, pause_seconds
 
 FOR_EVER = "import signal; signal.pause()"
 

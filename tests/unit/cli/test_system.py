@@ -181,7 +181,7 @@ def _owner(data: Path, commands: Path) -> "subprocess.Popen[str]":
 
 
 def _guardians_of(pid: int) -> list[int]:
-    return [each.pid for each in psutil.Process(pid).children() if "guardian.py" in " ".join(each.cmdline())]
+    return [each.pid for each in psutil.Process(pid).children() if "watchdog.py" in " ".join(each.cmdline())]
 
 
 def _starts(system: EmbeddedSystem, name: str) -> int:

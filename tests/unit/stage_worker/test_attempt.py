@@ -12,9 +12,9 @@ import pytest
 
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
-from heimdex_stage_worker.attempt import LONGEST_ERROR, Attempt, load_stage
 from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
-from heimdex_stage_worker.threads import Threads
+from heimdex_stage_worker.execution.attempt import LONGEST_ERROR, Attempt, load_stage
+from heimdex_stage_worker.execution.threads import Threads
 from tests.harness.pipelines.isolatable import ODD, OddError
 
 FOREVER = 3600.0

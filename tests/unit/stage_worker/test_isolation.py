@@ -11,7 +11,7 @@ import pytest
 
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.context import StageContext
-from heimdex_stage_worker.isolation import IsolatedAttempt
+from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
 from tests.harness.pipelines import isolatable
 from tests.harness.services import ROOT
 from tests.harness.waiting import eventually
@@ -22,7 +22,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-class Child:
+class ChildProcess:
     """The one that `leave_child` leaves."""
 
     def __init__(self, path: Path) -> None:
@@ -40,8 +40,8 @@ class Child:
 
 
 @pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
-    made = Child(tmp_path / "child")
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildProcess]:
+    made = ChildProcess(tmp_path / "child")
     monkeypatch.setenv(isolatable.CHILD, str(made.path))
     yield made
     if made.lives():
@@ -75,7 +75,7 @@ async def test_no_exception_of_a_stage_hangs_its_process_or_lets_it_vanish(funct
 @pytest.mark.parametrize("end", ["dies", "returns"])
 @pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
 async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_it_leaves(
-    child: Child, how: str, end: str
+    child: ChildProcess, how: str, end: str
 ) -> None:
     outcome = await ended(isolated("leave_child", f"{how}-{end}"))
     if end == "returns":
@@ -95,7 +95,7 @@ async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_i
 @pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("overtake", Overtaken())])
 @pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
 async def test_an_attempt_told_to_end_frees_its_slot_whatever_child_it_leaves(
-    child: Child, how: str, end: str, outcome: Outcome
+    child: ChildProcess, how: str, end: str, outcome: Outcome
 ) -> None:
     slots = asyncio.Semaphore(1)
     made = isolated("leave_child", f"{how}-waits", slots=slots)
@@ -121,7 +121,7 @@ async def test_an_attempt_told_to_end_before_it_has_a_slot_waits_for_none(turns:
     assert await ended(isolated("return_at_once", slots=slots)) == Finished()
 
 
-async def test_a_time_out_ends_the_process_and_its_child(child: Child) -> None:
+async def test_a_time_out_ends_the_process_and_its_child(child: ChildProcess) -> None:
     outcome = await ended(isolated("leave_child", "fork-waits", timeout=1))
     assert isinstance(outcome, Errored)
     assert "time-out of 1 s" in outcome.error

@@ -8,7 +8,7 @@ import pytest
 from heimdex_contracts import messages
 from heimdex_contracts.lifecycle import merge, snapshot
 from heimdex_contracts.messages import Completed, Due, Follows
-from heimdex_stage_worker.successors import Ended, completed_or_next, failed, handed_back
+from heimdex_stage_worker.transitions import Ended, completed_or_next, failed, handed_back
 from tests.harness.histories import PIPELINE, due
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

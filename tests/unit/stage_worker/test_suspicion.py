@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from heimdex_contracts.messages import Progress
-from heimdex_stage_worker.suspicion import is_suspect
+from heimdex_stage_worker.execution.isolation_policy import is_suspect
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

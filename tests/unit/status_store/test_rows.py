@@ -9,7 +9,7 @@ from heimdex_contracts import messages
 from heimdex_contracts.history import EventRow, event_rows
 from heimdex_contracts.lifecycle import merge, snapshot
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Completed, Progress
-from heimdex_status_store.rows import job_rows
+from heimdex_status_store.projection import job_rows
 from tests.harness.histories import START, Writer, run_of_a_job
 
 

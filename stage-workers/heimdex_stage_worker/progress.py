@@ -45,7 +45,7 @@ class Reporter:
         self._timer = asyncio.get_running_loop().call_later(FIRST_AFTER_SECONDS, self._tick)
 
     async def mark_begin(self) -> None:
-        """Leave word before a repeated attempt starts, which may end this process at once: see `suspicion`."""
+        """Report a repeated attempt before it starts, as it may end this process at once: see `isolation_policy`."""
         self._send()
         with contextlib.suppress(BrokerUnavailable):
             await self._broker.flush(MARKED_WITHIN_SECONDS)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 
-from heimdex_cli.embedded.guardian import Ward, end
+from heimdex_cli.embedded.watchdog import ChildRecord, end
 from heimdex_cli.errors import Unusable
 
 
@@ -56,9 +56,9 @@ class DataFolder:
             self._lock.close()
             self._lock = None
 
-    def record(self, processes: Iterable[tuple[str, Ward]]) -> None:
+    def record(self, processes: Iterable[tuple[str, ChildRecord]]) -> None:
         """Remember which processes run now, by name, for `end_leftovers` of a later owner."""
-        text = json.dumps([{"name": name, **asdict(ward)} for name, ward in processes], indent=1)
+        text = json.dumps([{"name": name, **asdict(child)} for name, child in processes], indent=1)
         unfinished = self._record_path.with_suffix(".unfinished")
         unfinished.write_text(text)
         unfinished.replace(self._record_path)
@@ -76,15 +76,16 @@ class DataFolder:
             return secret
 
     def end_leftovers(self) -> list[str]:
-        """End the recorded processes that still run: their owner was killed, and its guardian with it.
+        """End the recorded processes that still run: their owner was killed, and its watchdog with it.
 
         Returns their names. To be called by the owner, before it starts anything.
         """
         try:
             record = json.loads(self._record_path.read_text())
             names = {
-                Ward(**{key: value for key, value in each.items() if key != "name"}): each["name"] for each in record
+                ChildRecord(**{key: value for key, value in each.items() if key != "name"}): each["name"]
+                for each in record
             }
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return []  # no record, or one that was never finished
-        return [names[ward] for ward in end(list(names))]
+        return [names[child] for child in end(list(names))]

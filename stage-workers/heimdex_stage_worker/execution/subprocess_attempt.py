@@ -1,8 +1,7 @@
 """Runs a stage's function once in a process of its own: for a job that is suspected of killing its worker.
 
-A job whose attempts vanish without a word takes everything beside it down with its worker. From its third attempt, or
-in its last of two (see `suspicion`), it runs alone, so that it can only end itself, and its neighbours, suspected with
-it, run to their end.
+A job whose attempts end their worker takes down everything that runs beside it. From its third attempt, or in its last
+of two (see `isolation_policy`), it runs alone: it can only end itself, and its neighbours, suspected with it, finish.
 """
 
 import asyncio
@@ -130,7 +129,7 @@ class IsolatedAttempt:
             self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "heimdex_stage_worker.isolated",
+                "heimdex_stage_worker.execution.subprocess_main",
                 str(writing),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,

@@ -7,9 +7,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from heimdex_cli.api import DEFAULT_URL
-from heimdex_cli.command import typed
+from heimdex_cli.client import DEFAULT_URL
 from heimdex_cli.embedded.system import EmbeddedSystem
+from heimdex_cli.output.program_name import typed
 from heimdex_cli.settings import addresses_for_run
 from heimdex_cli.signals import StopRequests
 

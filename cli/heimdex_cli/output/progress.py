@@ -10,8 +10,8 @@ from typing import Protocol, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from heimdex_cli.api import ENDED, Job
-from heimdex_cli.tables import COLORS
+from heimdex_cli.client import ENDED, Job
+from heimdex_cli.output.tables import COLORS
 
 # Where lines cannot be overdrawn (a CI log), progress within a stage is told this often.
 _LINE_SECONDS = 0.5

@@ -12,13 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from heimdex_cli.api import ENDED, Job, JobsApi
-from heimdex_cli.attempts import AttemptLog, FailedAttempt
-from heimdex_cli.board import Board, open_board
+from heimdex_cli.client import ENDED, Job, JobsApi
+from heimdex_cli.commands.run import say
+from heimdex_cli.commands.watch import POLL_SECONDS
 from heimdex_cli.embedded.system import EmbeddedSystem
 from heimdex_cli.errors import HeimdexError
-from heimdex_cli.follow import POLL_SECONDS
-from heimdex_cli.run import say
+from heimdex_cli.output.progress import Board, open_board
+from heimdex_cli.output.worker_logs import AttemptLog, FailedAttempt
 from heimdex_cli.settings import addresses_for_demo
 from heimdex_cli.signals import StopRequests
 

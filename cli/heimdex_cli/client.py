@@ -12,8 +12,8 @@ from typing import Any, Literal, Self, TypedDict, cast, get_args
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from heimdex_cli.command import typed
 from heimdex_cli.errors import Unreachable, Unusable
+from heimdex_cli.output.program_name import typed
 
 DEFAULT_URL = "http://localhost:8000"
 ENDED = ("completed", "failed", "canceled")

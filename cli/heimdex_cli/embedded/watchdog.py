@@ -1,7 +1,7 @@
 # ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
 """A small process that outlives ours, however ours ends, and ends the children it would leave behind.
 
-processes.py registers each child with `GUARDIAN`. The guardian (this module, run as a program) reads those
+child_process.py registers each child with `WATCHDOG`. The watchdog (this module, run as a program) reads those
 registrations from a pipe whose other end only we hold: when the pipe ends, we are gone, and it ends what is
 still registered: first the services, then the servers they use. This also holds for SIGKILL, needs no code
 in the children, and, unlike Linux's parent-death signal, survives a change of user and does not hang on a
@@ -28,7 +28,7 @@ _UNKILLABLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Ward:
+class ChildRecord:
     """One child: who it is, and how it is to be ended."""
 
     pid: int
@@ -50,28 +50,28 @@ class Ward:
             return None
 
 
-def end(wards: list[Ward]) -> list[Ward]:
+def end(children: list[ChildRecord]) -> list[ChildRecord]:
     """End these processes, rank by rank: the stop signal, a wait, then SIGKILL to them and their descendants.
 
     Returns those that were still there. The processes need not be ours.
     """
-    found: list[Ward] = []
-    for rank in sorted({ward.rank for ward in wards}):
-        pending = {ward: process for ward in wards if ward.rank == rank and (process := ward.find())}
+    found: list[ChildRecord] = []
+    for rank in sorted({child.rank for child in children}):
+        pending = {child: process for child in children if child.rank == rank and (process := child.find())}
         found += pending
-        for ward, process in pending.items():
-            _signal(process, ward.stop_signal)
+        for child, process in pending.items():
+            _signal(process, child.stop_signal)
         asked_at = time.monotonic()
         while pending:
-            for ward, process in list(pending.items()):
-                if ward.find() is None:
-                    del pending[ward]
+            for child, process in list(pending.items()):
+                if child.find() is None:
+                    del pending[child]
                     continue
                 waited = time.monotonic() - asked_at
-                if waited > ward.stop_seconds:
+                if waited > child.stop_seconds:
                     kill_tree(process)
-                if waited > ward.stop_seconds + _UNKILLABLE_SECONDS:
-                    del pending[ward]
+                if waited > child.stop_seconds + _UNKILLABLE_SECONDS:
+                    del pending[child]
             time.sleep(0.05)
     return found
 
@@ -91,26 +91,26 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
 
 
-class Guardian:
-    """Our end of the pipe. Starts the guardian process with the first registration; safe to use from any
+class Watchdog:
+    """Our end of the pipe. Starts the watchdog process with the first registration; safe to use from any
     thread.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._wards: dict[int, Ward] = {}
+        self._children: dict[int, ChildRecord] = {}
 
-    def watch(self, ward: Ward) -> None:
+    def watch(self, child: ChildRecord) -> None:
         """End this process if we end before `forget` is called for it."""
         with self._lock:
-            self._wards[ward.pid] = ward
-            self._tell({"watch": asdict(ward)})
+            self._children[child.pid] = child
+            self._tell({"watch": asdict(child)})
 
     def forget(self, pid: int) -> None:
         """This process has ended, and its pid may soon be another's."""
         with self._lock:
-            if self._wards.pop(pid, None):
+            if self._children.pop(pid, None):
                 self._tell({"forget": pid})
 
     def _tell(self, message: dict[str, object]) -> None:
@@ -126,8 +126,8 @@ class Guardian:
                 # Not in our folder, which may be removed or unmounted meanwhile.
                 cwd="/",
             )
-            for ward in self._wards.values():
-                self._write({"watch": asdict(ward)})
+            for child in self._children.values():
+                self._write({"watch": asdict(child)})
 
     def _write(self, message: dict[str, object]) -> bool:
         if self._process is None or self._process.stdin is None:
@@ -142,21 +142,21 @@ class Guardian:
         return True
 
 
-GUARDIAN = Guardian()
+WATCHDOG = Watchdog()
 """The one of this process."""
 
 
 def main() -> None:
     """Read registrations until the pipe ends, then end what is still registered."""
-    wards: dict[int, Ward] = {}
+    children: dict[int, ChildRecord] = {}
     for line in sys.stdin:
         message = json.loads(line)
         if "watch" in message:
-            ward = Ward(**message["watch"])
-            wards[ward.pid] = ward
+            child = ChildRecord(**message["watch"])
+            children[child.pid] = child
         else:
-            wards.pop(message["forget"], None)
-    end(list(wards.values()))
+            children.pop(message["forget"], None)
+    end(list(children.values()))
 
 
 if __name__ == "__main__":

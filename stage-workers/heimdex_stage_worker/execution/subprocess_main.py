@@ -1,4 +1,4 @@
-"""The process in which `isolation` runs one attempt: `python -m heimdex_stage_worker.isolated FD`.
+"""The process in which `subprocess_attempt` runs one attempt; started with `python -m`, a file descriptor its argument.
 
 Reads the work from its standard input, writes reports to the file descriptor FD, and ends with its parent. It leads a
 process group of its own, in its parent's session.
@@ -12,10 +12,10 @@ import sys
 from typing import Final
 
 from heimdex_contracts.settlement import Errored
-from heimdex_stage_worker.attempt import Attempt, load_stage
 from heimdex_stage_worker.context import StageContext
-from heimdex_stage_worker.isolation import Report, Work, decode_work, encode_report
-from heimdex_stage_worker.threads import Threads
+from heimdex_stage_worker.execution.attempt import Attempt, load_stage
+from heimdex_stage_worker.execution.subprocess_attempt import Report, Work, decode_work, encode_report
+from heimdex_stage_worker.execution.threads import Threads
 
 REPORT_SECONDS: Final = 0.2
 _PR_SET_PDEATHSIG: Final = 1

@@ -21,10 +21,10 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store import queries
+from heimdex_status_store.callback_outbox import Owed
 from heimdex_status_store.database import OUTAGE, Database
-from heimdex_status_store.owed import Owed
+from heimdex_status_store.projection import job_rows
 from heimdex_status_store.queries import StreamSeen, Unfinished
-from heimdex_status_store.rows import job_rows
 from heimdex_status_store.undeliverable import Undeliverable
 
 #: How often it looks whether either store was replaced.

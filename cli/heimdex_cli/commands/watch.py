@@ -5,9 +5,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from heimdex_cli.api import ENDED, Job, JobsApi, Told
-from heimdex_cli.board import Board
+from heimdex_cli.client import ENDED, Job, JobsApi, Told
 from heimdex_cli.errors import Unreachable
+from heimdex_cli.output.progress import Board
 
 EXIT_CODES = {"completed": 0, "failed": 1, "canceled": 3}
 """What `heimdex watch` exits with, by how the job ended."""

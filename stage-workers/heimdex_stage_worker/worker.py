@@ -28,14 +28,14 @@ from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
 from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome, Overtaken
-from heimdex_stage_worker.abandoned import Abandoned
-from heimdex_stage_worker.attempt import Attempt
 from heimdex_stage_worker.context import StageContext, StageFunction
-from heimdex_stage_worker.isolation import MOST_AT_ONCE, IsolatedAttempt
-from heimdex_stage_worker.reporting import Reporter
-from heimdex_stage_worker.successors import Ended, completed_or_next, failed, handed_back
-from heimdex_stage_worker.suspicion import is_suspect, last_tick
-from heimdex_stage_worker.threads import Threads
+from heimdex_stage_worker.execution.attempt import Attempt
+from heimdex_stage_worker.execution.isolation_policy import is_suspect, last_tick
+from heimdex_stage_worker.execution.stuck_functions import Abandoned
+from heimdex_stage_worker.execution.subprocess_attempt import MOST_AT_ONCE, IsolatedAttempt
+from heimdex_stage_worker.execution.threads import Threads
+from heimdex_stage_worker.progress import Reporter
+from heimdex_stage_worker.transitions import Ended, completed_or_next, failed, handed_back
 
 #: How many canceled jobs are remembered.
 MOST_CANCELED: Final = 10_000

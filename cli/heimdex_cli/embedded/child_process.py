@@ -1,7 +1,7 @@
 # ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
 """One child process of the embedded system: start it in a session of its own, watch it, end it.
 
-NATS, Postgres and every service are each held by one `Child`.
+NATS, Postgres and every service are each held by one `ChildProcess`.
 """
 
 import os
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from heimdex_cli.embedded.guardian import GUARDIAN, Ward, kill_tree
+from heimdex_cli.embedded.watchdog import WATCHDOG, ChildRecord, kill_tree
 
 LOG_ROTATE_BYTES = 32 * 1024 * 1024
 
 
-class Child:
+class ChildProcess:
     """A command that can be started again and again; its output is appended to `log_path`.
 
     It gets a session of its own, so that Ctrl-C at the terminal reaches only us, and it is registered with
-    the guardian, so that it does not outlive us.
+    the watchdog, so that it does not outlive us.
 
     env: the whole environment. user: (uid, gid) to run as, for root only; its umask is then 077.
     stop_signal, stop_seconds: what `stop` sends, and how long it then waits before SIGKILL.
@@ -49,7 +49,7 @@ class Child:
         self._stop_signal = stop_signal
         self._rank = rank
         self._process: subprocess.Popen[bytes] | None = None
-        self._ward: Ward | None = None
+        self._record: ChildRecord | None = None
         self._end_is_wanted = True
 
     @property
@@ -58,9 +58,9 @@ class Child:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
-    def ward(self) -> Ward | None:
-        """The running process as the guardian knows it; None unless it is running."""
-        return self._ward if self.pid is not None else None
+    def child(self) -> ChildRecord | None:
+        """The running process as the watchdog knows it; None unless it is running."""
+        return self._record if self.pid is not None else None
 
     def died(self) -> int | None:
         """Its exit code (minus the signal's number, when a signal ended it) if it ended without our
@@ -97,13 +97,13 @@ class Child:
                 cwd=None if self._user is None else "/",
             )
         self._end_is_wanted = False
-        self._ward = None
+        self._record = None
         try:
             started_at = psutil.Process(self._process.pid).create_time()
         except psutil.NoSuchProcess:
             return  # it has ended already: `died` will tell
-        self._ward = Ward(self._process.pid, started_at, self._stop_signal, self.stop_seconds, self._rank)
-        GUARDIAN.watch(self._ward)
+        self._record = ChildRecord(self._process.pid, started_at, self._stop_signal, self.stop_seconds, self._rank)
+        WATCHDOG.watch(self._record)
 
     def ask_to_stop(self, stop_signal: int | None = None) -> None:
         """Send the stop signal and return at once."""
@@ -144,15 +144,15 @@ class Child:
         self._after_end()
 
     def _after_end(self) -> None:
-        if self._process is None or self._ward is None:
+        if self._process is None or self._record is None:
             return
         # What it started and left behind: the rest of its session, in whatever process group.
         for pid in psutil.pids():
             with suppress(ProcessLookupError, PermissionError):
                 if os.getsid(pid) == self._process.pid:
                     os.kill(pid, signal.SIGKILL)
-        GUARDIAN.forget(self._process.pid)
-        self._ward = None
+        WATCHDOG.forget(self._process.pid)
+        self._record = None
 
 
 def _rotate(log_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from heimdex_cli.api import Event, Job
+from heimdex_cli.client import Event, Job
 
 COLORS = {"completed": "green", "failed": "red", "canceled": "yellow", "processing": "cyan"}
 #: In a pipe nothing is folded: a line is a row, for grep.

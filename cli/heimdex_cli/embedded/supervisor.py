@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from heimdex_cli.embedded.processes import Child
+from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.errors import HeimdexError
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -58,7 +58,7 @@ class Service:
     ) -> None:
         self.name = name
         self.log_path = log_path
-        self.child = Child(argv, log_path=log_path, env=env, stop_seconds=stop_seconds, rank=0)
+        self.child = ChildProcess(argv, log_path=log_path, env=env, stop_seconds=stop_seconds, rank=0)
 
     @property
     def pid(self) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.context import PermanentError, StageContext, StageFunction, StageInterrupted
-from heimdex_stage_worker.threads import Threads
+from heimdex_stage_worker.execution.threads import Threads
 
 #: An error's text is for people: a page of it is enough.
 LONGEST_ERROR = 2000

@@ -1,0 +1,1 @@
+"""The commands that are more than one request: run, demo, watch, key."""
