@@ -1,1 +1,1 @@
-"""The tests. `harness` is what they share; the other folders mirror what they test."""
+"""The tests. `unit` needs no server, `integration` one server, `system` all processes; `support` is what they share."""

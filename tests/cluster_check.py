@@ -15,11 +15,11 @@ from pathlib import Path
 
 import uvloop
 
-from tests.harness import servers
-from tests.harness.cluster import Cluster
-from tests.harness.nats_versions import nats_server
-from tests.harness.rush import Rush, rush
-from tests.harness.services import System
+from tests.support import servers
+from tests.support.cluster import Cluster
+from tests.support.nats_versions import nats_server
+from tests.support.rush import Rush, rush
+from tests.support.services import System
 
 #: A round that takes longer is stuck.
 ROUND_SECONDS = 600

@@ -14,12 +14,12 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from tests.harness import auditor, servers
-from tests.harness.api import Api
-from tests.harness.other_host import OtherHost, OtherPostgres
-from tests.harness.pipelines.scripted import Script
-from tests.harness.servers import NatsServer, PostgresServer
-from tests.harness.services import System
+from tests.support import auditor, servers
+from tests.support.api import Api
+from tests.support.other_host import OtherHost, OtherPostgres
+from tests.support.pipelines.scripted import Script
+from tests.support.servers import NatsServer, PostgresServer
+from tests.support.services import System
 
 # A slow shared machine must not fail a property that holds.
 hypothesis.settings.register_profile(
@@ -32,13 +32,13 @@ NewSystem = Callable[..., System]
 #: Their tests share a running system, so they go to one worker of xdist. (Its own marker for this, xdist_group, does
 #: nothing with pytest 9.2.)
 TOGETHER = (
-    "tests/e2e/test_http.py",
     *(
-        f"tests/api/test_{name}.py"
+        f"tests/system/api/test_{name}.py"
         for name in (
             "batch",
             "cancel",
             "cli",
+            "errors",
             "history",
             "listing",
             "once",
@@ -59,7 +59,9 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "allows(*kinds): what this test's fault may make services log (harness/auditor)")
+    config.addinivalue_line(
+        "markers", "allows(*kinds): what this test's fault may make services log (tests/support/auditor)"
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

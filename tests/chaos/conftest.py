@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import duties as duties
-from tests.faults.test_cluster import cluster as cluster
-from tests.harness import servers
-from tests.harness.servers import NatsServer
+from tests.support import servers
+from tests.support.servers import NatsServer
+from tests.system.faults.conftest import duties as duties
+from tests.system.faults.test_cluster import cluster as cluster
 
 # In the environment, so that the workers of pytest -n have the one that was told.
 if int(os.environ.get("HEIMDEX_CHAOS_SEED") or 0) == 0:

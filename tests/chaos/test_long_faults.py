@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import NewSystem
-from tests.faults import test_cluster, test_nats_lost, test_postgres_lost, test_retry_storm
-from tests.harness.api import Api
-from tests.harness.cluster import Cluster
-from tests.harness.pipelines.duties import Duties
-from tests.harness.servers import NatsServer
-from tests.harness.services import System
+from tests.support.api import Api
+from tests.support.cluster import Cluster
+from tests.support.pipelines.behaviours import Duties
+from tests.support.servers import NatsServer
+from tests.support.services import System
+from tests.system.faults import test_cluster, test_nats_lost, test_postgres_lost, test_retry_storm
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 

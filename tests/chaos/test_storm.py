@@ -12,16 +12,16 @@ import pytest
 
 from heimdex_cli.embedded.ports import free_port
 from tests.conftest import NewSystem
-from tests.harness.cancels import Cancels
-from tests.harness.cluster import Cluster
-from tests.harness.following import Follower
-from tests.harness.load import Load
-from tests.harness.rows import fetch
-from tests.harness.services import MOCK_STAGES, System
-from tests.harness.spinning import Spinners
-from tests.harness.storm import Storm, Target, node_targets, server_target, service_target
-from tests.harness.waiting import eventually
-from tests.harness.watching import Observer
+from tests.support.cancels import Cancels
+from tests.support.chaos import Storm, Target, node_targets, server_target, service_target
+from tests.support.cluster import Cluster
+from tests.support.following import Follower
+from tests.support.load import Load
+from tests.support.rows import fetch
+from tests.support.services import MOCK_STAGES, System
+from tests.support.spinning import Spinners
+from tests.support.waiting import eventually
+from tests.support.watching import Observer
 
 SECONDS = float(os.environ.get("HEIMDEX_CHAOS_SECONDS", "25"))
 SEED = int(os.environ["HEIMDEX_CHAOS_SEED"])  # conftest.py chooses one where none is set

@@ -15,9 +15,9 @@ from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_status_store.database import migrate
 from tests.conftest import allowed
-from tests.harness.auditor import Auditor, Line
-from tests.harness.journal import Journal
-from tests.harness.servers import NatsServer
+from tests.support.auditor import Auditor, Line
+from tests.support.recording_logger import Journal
+from tests.support.servers import NatsServer
 
 STAGES = ("extracting", "analyzing", "indexing")
 #: Long: on a busy machine, nothing may come back that a test holds.

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from heimdex_cli.main import call
-
-from .standin import Gateway
+from tests.support.standin_services import Gateway
 
 Printed = pytest.CaptureFixture[str]
 UNKNOWN = "01a20685-7164-746b-829f-d1636dcdeb5e"

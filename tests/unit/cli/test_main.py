@@ -6,8 +6,7 @@ import pytest
 
 from heimdex_cli.embedded.ports import free_port
 from heimdex_cli.main import call
-
-from .standin import Gateway
+from tests.support.standin_services import Gateway
 
 
 def test_submit_prints_the_id_and_get_the_job(api: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, merge, snapshot
 from heimdex_contracts.messages import AnyMessage
-from tests.harness.histories import START, Writer, due, run_of_a_job, shuffled
+from tests.support.histories import START, Writer, due, run_of_a_job, shuffled
 
 ORDER = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
 

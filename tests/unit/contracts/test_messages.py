@@ -13,7 +13,7 @@ from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import UnusableMessage
 from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Due, Progress
-from tests.harness.histories import run_of_a_job
+from tests.support.histories import run_of_a_job
 
 ID = "0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"
 TIME = "2025-10-28T12:00:00.000001Z"

@@ -115,5 +115,5 @@ def test_load_names_its_variable_when_a_module_is_missing_or_declares_nonsense(m
 
 
 def test_load_collects_what_the_modules_declare() -> None:
-    known = pipelines.load(["heimdex_contracts.mock_process", "tests.harness.pipelines.scripted"])
+    known = pipelines.load(["heimdex_contracts.mock_process", "tests.support.pipelines.scripted"])
     assert known.types == ("mock_process", "scripted")

@@ -19,7 +19,7 @@ from heimdex_contracts.runtime.outbound.address_policy import Allowed
 from heimdex_gateway.errors import Problem, answer
 from heimdex_gateway.schemas.job_request import job as job_request
 from heimdex_gateway.schemas.job_request import jobs as job_requests
-from tests.harness.histories import Writer, due
+from tests.support.histories import Writer, due
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
 NO_CALLBACKS = Acceptance(False, Allowed(), Resolver(1))

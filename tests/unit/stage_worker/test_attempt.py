@@ -15,7 +15,7 @@ from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome
 from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
 from heimdex_stage_worker.execution.attempt import LONGEST_ERROR, Attempt, load_stage
 from heimdex_stage_worker.execution.threads import Threads
-from tests.harness.pipelines.isolatable import ODD, OddError
+from tests.support.pipelines.isolatable import ODD, OddError
 
 FOREVER = 3600.0
 MakeAttempt = Callable[..., Attempt]

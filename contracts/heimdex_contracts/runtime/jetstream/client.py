@@ -5,7 +5,7 @@ flush; at one message a time that is most of what a hand-over costs. Here a hand
 read, an answer resolves its request's future at once, and what one turn of the event loop publishes is written in one
 piece. Connecting, reconnecting, pings and all other subscriptions stay nats-py's. Private names of its are relied on
 (that of the outbound buffer, the transport, the subscriptions), so its version is bounded in pyproject.toml, and
-tests/integration/test_client.py and test_lost_links.py hold what is needed of them.
+tests/integration/contracts/test_client.py and test_lost_links.py hold what is needed of them.
 """
 
 import asyncio

@@ -1,0 +1,34 @@
+"""One attempt to call a receiver on loopback, without any service around it."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from heimdex_callbacks.resolver import Resolver
+from heimdex_callbacks.sender import Answer, Poster
+from heimdex_callbacks.url import parse_url
+from heimdex_contracts.runtime.outbound.address_policy import Allowed
+from tests.support.callback_attempts import END, Post
+from tests.support.receiver import SECRET, Receiver
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Answers 204 unless told otherwise."""
+    with Receiver() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def post() -> AsyncIterator[Post]:
+    """Makes a try to a URL, with loopback allowed."""
+    resolver = Resolver(1)
+    poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
+
+    async def make(url: str) -> Answer:
+        return await poster.post(parse_url(url), END)
+
+    yield make
+    await poster.close()
+    resolver.close()

@@ -1,0 +1,85 @@
+"""The watch on a server whose disk was full. (A real full disk: tests/system/faults/test_full.py.)"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from heimdex_cli.embedded import disk_full_recovery
+from heimdex_cli.embedded.disk_full_recovery import FullDiskWatch
+
+WRITE_ERROR = (
+    503,
+    b'{"status":"unavailable","error":"JetStream stream \'$G > A\' write error: no space left on device"}',
+)
+RECOVERING = (503, b'{"status":"unavailable","error":"JetStream is not current with the meta leader"}')
+HEALTHY = (200, b'{"status":"ok"}')
+
+
+@pytest.fixture
+def health(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What /healthz says: `health.says` may be changed; `health.asked` counts."""
+    monkeypatch.setattr(disk_full_recovery, "LOOK_SECONDS", 0.05)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = said.says
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+            said.asked += 1
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    said = SimpleNamespace(says=HEALTHY, asked=0, url=f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield said
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as running:
+        yield running
+        running.kill()
+
+
+def test_only_a_server_that_gave_a_stream_up_is_ended_and_only_when_there_is_room(
+    folder: Path, health: Any, process: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch, eventually
+) -> None:
+    said: list[str] = []
+    server: Any = SimpleNamespace(monitor_url=health.url, pid=process.pid, directory=folder)
+    watch = FullDiskWatch(server, said.append)
+    watch.start()
+    for answer in (HEALTHY, RECOVERING):
+        health.says, asked = answer, health.asked
+        eventually(lambda asked=asked: health.asked > asked + 2)
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    monkeypatch.setattr(disk_full_recovery, "ROOM_BYTES", 2 * free)
+    health.says, asked = WRITE_ERROR, health.asked
+    eventually(lambda: health.asked > asked + 2)
+    assert process.poll() is None
+    assert said == []
+    monkeypatch.setattr(disk_full_recovery, "ROOM_BYTES", 1)
+    eventually(lambda: process.poll() == -15)
+    watch.stop()
+    assert "disk was full" in said[0]
+
+
+def test_a_server_without_monitoring_is_left_alone(folder: Path) -> None:
+    server: Any = SimpleNamespace(monitor_url=None, pid=None, directory=folder)
+    watch = FullDiskWatch(server, print)
+    watch.start()
+    watch.stop()

@@ -1,0 +1,76 @@
+"""A cluster tells its clients where else it can be reached, often at addresses that clients cannot reach."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from heimdex_cli.embedded.child_process import ChildProcess
+from heimdex_cli.embedded.ports import free_port
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.settings import Settings
+from tests.support.recording_logger import Journal
+from tests.support.waiting import eventually
+
+
+@asynccontextmanager
+async def silent_port() -> AsyncIterator[tuple[int, list[int]]]:
+    """Where connections are taken and nothing is ever said; the list grows with each."""
+    found: list[int] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found.append(len(found))
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], found
+
+
+def start(folder: Path, name: str, port: int, advertised: int, own_route: int, other_route: int) -> ChildProcess:
+    """One of two servers of a cluster, which tells that its clients reach it at the port `advertised`."""
+    config = folder / f"{name}.conf"
+    config.write_text(
+        f"server_name: {name}\nlisten: 127.0.0.1:{port}\nclient_advertise: 127.0.0.1:{advertised}\n"
+        f"cluster {{ name: tests, listen: 127.0.0.1:{own_route}, routes: [nats://127.0.0.1:{other_route}] }}\n"
+    )
+    argv = [Path(sys.executable).with_name("nats-server"), "-c", config]
+    server = ChildProcess(argv, log_path=folder / f"{name}.log", stop_seconds=15, rank=1)
+    server.start()
+    return server
+
+
+async def told(port: int, advertised: int) -> bool:
+    """Whether this server tells new clients of that port."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    line = await reader.readline()
+    writer.close()
+    return f"127.0.0.1:{advertised}".encode() in line
+
+
+async def test_only_the_servers_that_were_given_are_connected_to(scratch: Path, journal: Journal) -> None:
+    free = list({free_port() for _ in range(20)})  # a port may be found free twice
+    ports, routes = free[:2], free[2:4]
+    async with silent_port() as (advertised, taken):
+        first = start(scratch, "first", ports[0], ports[0], *routes)
+        second = start(scratch, "second", ports[1], advertised, *reversed(routes))
+        broker = Broker(Settings(nats_url=f"nats://127.0.0.1:{ports[0]}"), "test", cast("Any", journal))
+        try:
+            for number in range(3):
+                await eventually(lambda: told(ports[0], advertised), what="the address is told")
+                if number == 0:
+                    await broker.connect()
+                first.kill()
+                await eventually(lambda: not broker.connected)
+                first.start()
+                await eventually(lambda number=number: broker.nc.stats["reconnects"] == number + 1)
+        finally:
+            await broker.close()
+            first.kill()
+            second.kill()
+        assert not taken

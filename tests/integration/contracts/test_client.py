@@ -1,0 +1,120 @@
+"""The short way of publishes, answers and deliveries, against a real server: nothing mixed up, nothing ended by one."""
+
+import asyncio
+
+import nats.errors
+import pytest
+
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from tests.integration.conftest import NewBroker
+from tests.support.servers import NatsServer
+from tests.support.waiting import eventually
+
+
+async def echo(broker: Broker) -> None:
+    """Answer each request on `echo` with what it sent."""
+
+    def answer(_: bytes, reply: bytes, data: bytes, __: bytes) -> None:
+        broker.send(reply.decode(), data)
+
+    await broker.nc.listen("echo", answer)
+    await broker.nc.flush()
+
+
+async def test_each_of_many_requests_at_once_gets_its_own_answer(broker: Broker, new_broker: NewBroker) -> None:
+    await echo(await new_broker())
+    sent = [b"%d" % number for number in range(500)]
+    answers = await asyncio.gather(*(broker.request("echo", payload, timeout=20) for payload in sent))
+    assert [answer.data for answer in answers] == sent
+    assert broker.nc.asking == 0
+
+
+async def test_a_request_that_nobody_hears_fails_at_once_and_one_that_nobody_answers_in_time(broker: Broker) -> None:
+    with pytest.raises(BrokerUnavailable):
+        await broker.request("nobody", b"", timeout=60)  # more than the test may take: the server says so itself
+    await broker.nc.subscribe("silent")
+    with pytest.raises(BrokerUnavailable):
+        await broker.request("silent", b"", timeout=0.05)
+    assert broker.nc.asking == 0
+
+
+async def test_what_is_not_urgent_arrives_without_anything_urgent_after_it(
+    broker: Broker, new_broker: NewBroker
+) -> None:
+    heard: list[bytes] = []
+    other = await new_broker()
+    await other.nc.listen("quiet", lambda *message: heard.append(message[2]))
+    await other.nc.flush()
+    for number in range(3):
+        broker.send("quiet", b"%d" % number)
+    await eventually(lambda: heard == [b"0", b"1", b"2"])
+
+
+async def test_what_was_sent_first_arrives_first_urgent_or_not(broker: Broker, new_broker: NewBroker) -> None:
+    heard: list[bytes] = []
+    other = await new_broker()
+    await other.nc.listen("quiet", lambda *message: heard.append(message[2]))
+    await echo(other)
+    for number in range(20):
+        broker.send("quiet", b"%d" % number, within=0.0 if number % 3 else 5.0)
+    await broker.request("echo", b"", timeout=20)
+    assert heard == [b"%d" % number for number in range(20)]
+
+
+async def test_a_handler_that_raises_does_not_end_the_reading_of_what_follows(broker: Broker) -> None:
+    heard: list[bytes] = []
+
+    def raises(_: bytes, __: bytes, data: bytes, ___: bytes) -> None:
+        heard.append(data)
+        raise RuntimeError("a defect")
+
+    await broker.nc.listen("defect", raises)
+    for number in range(3):
+        broker.send("defect", b"%d" % number, within=0)
+    await eventually(lambda: heard == [b"0", b"1", b"2"])
+    assert await broker.api("INFO")
+
+
+async def test_listening_and_asking_go_on_after_a_restart_of_the_server(
+    broker: Broker, new_broker: NewBroker, nats: NatsServer
+) -> None:
+    other = await new_broker()
+    await echo(other)
+    nats.kill()
+    await eventually(lambda: not broker.connected)
+    with pytest.raises(BrokerUnavailable):
+        broker.send("echo", b"")
+    with pytest.raises(BrokerUnavailable):
+        await broker.request("echo", b"", timeout=1)
+    nats.start()
+    await eventually(lambda: broker.connected and other.connected)
+
+    async def answered() -> bool:
+        try:
+            return (await broker.request("echo", b"again", timeout=5)).data == b"again"
+        except BrokerUnavailable:
+            return False
+
+    await eventually(answered)
+
+
+async def test_nothing_is_heard_any_more_once_it_is_forgotten(broker: Broker) -> None:
+    heard: list[bytes] = []
+    number = await broker.nc.listen("some", lambda *message: heard.append(message[2]))
+    broker.send("some", b"before", within=0)
+    await broker.nc.forget(number, timeout=5)
+    assert heard == [b"before"]
+    broker.send("some", b"after", within=0)
+    await broker.nc.flush()
+    assert heard == [b"before"]
+
+
+async def test_a_message_that_the_server_would_end_the_connection_for_is_refused_here(broker: Broker) -> None:
+    with pytest.raises(nats.errors.MaxPayloadError):
+        broker.nc.send("large", b"x" * (1024 * 1024 + 1))
+    with pytest.raises(nats.errors.MaxPayloadError):
+        broker.nc.send("large", b"x" * 1024 * 1024, headers={"A": "b"})
+    broker.send("large", b"x" * 1024 * 1024, within=0)
+    await broker.nc.flush()
+    assert broker.connected

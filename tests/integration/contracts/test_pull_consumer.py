@@ -1,0 +1,238 @@
+"""The standing pull request against a real server: prompt, bounded, and nothing lost in its hands."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from heimdex_contracts import subjects
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.topology import Topology
+from tests.integration.conftest import NewBroker, consumer
+from tests.support.recording_logger import Journal
+from tests.support.servers import NatsServer
+from tests.support.waiting import PATIENCE_SECONDS, eventually
+
+
+class Owner:
+    """Holds what it is given until told to let go."""
+
+    def __init__(self, broker: Broker, capacity: int, journal: Journal, ack_wait_seconds: float = 20.0) -> None:
+        self.broker = broker
+        self.may_ask = True
+        self.held: list[Delivered] = []
+        self.got: list[int] = []
+        self.most_held = 0
+        self.puller = Puller(
+            broker,
+            subjects.JOBS,
+            "extracting",
+            capacity,
+            ack_wait_seconds,
+            self.take,
+            cast("Any", journal),
+            lambda: self.may_ask,
+        )
+
+    def take(self, msg: Delivered) -> None:
+        self.held.append(msg)
+        self.got.append(msg.place.sequence)
+        self.most_held = max(self.most_held, len(self.held))
+
+    async def let_go(self, number: int = 1_000_000) -> None:
+        """Acknowledge and release this many of those held."""
+        for _ in range(min(number, len(self.held))):
+            msg = self.held.pop(0)
+            with contextlib.suppress(BrokerUnavailable):
+                self.broker.send(msg.reply, b"+ACK")
+            self.puller.release()
+
+    async def serve(self) -> None:
+        """Let go of everything, as it comes."""
+        while True:
+            await self.let_go()
+            await asyncio.sleep(0.005)
+
+
+MakeOwner = Callable[[int], Owner]
+
+
+@pytest_asyncio.fixture
+async def owner(ready: Broker, journal: Journal) -> AsyncIterator[MakeOwner]:
+    made: list[Owner] = []
+
+    def make(capacity: int) -> Owner:
+        made.append(Owner(ready, capacity, journal))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.puller.stop()
+
+
+async def publish(broker: Broker, number: int, first: int = 0) -> None:
+    for job in range(first, first + number):
+        ack = await broker.publish(f"heimdex.jobs.extracting.{job}", b"{}", {}, timeout=10)
+        assert ack.error is None
+
+
+async def outstanding(broker: Broker) -> int:
+    return int((await consumer(broker, "extracting"))["num_ack_pending"])
+
+
+async def fits(broker: Broker, capacity: int) -> bool:
+    return await outstanding(broker) <= capacity
+
+
+@pytest.mark.containers
+async def test_messages_come_promptly_after_idleness(ready: Broker, owner: MakeOwner) -> None:
+    one = owner(10)
+    await one.puller.start()
+    serving = asyncio.create_task(one.serve())
+    for number in range(4):
+        # A pull that ends by its expiry or its heartbeat would take 10 s or more.
+        await publish(ready, 3, first=number * 3)
+        await eventually(lambda number=number: len(one.got) == 3 * number + 3, timeout=8)
+        await asyncio.sleep(0.3)  # idle
+    serving.cancel()
+
+
+async def test_nothing_is_asked_for_while_it_may_not_be_and_again_when_it_may(ready: Broker, journal: Journal) -> None:
+    one = Owner(ready, 10, journal, ack_wait_seconds=1)
+    await one.puller.start()
+
+    async def waiting() -> int:
+        return int((await consumer(ready, "extracting"))["num_waiting"])
+
+    async def none_waits() -> bool:
+        return not await waiting()
+
+    await eventually(waiting)
+    one.may_ask = False
+    await eventually(none_waits)
+    await publish(ready, 3)
+    one.puller.reset()
+    assert await none_waits()
+    assert one.got == []
+    one.may_ask = True
+    await eventually(lambda: len(one.got) == 3)
+    await one.puller.stop()
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 7])
+async def test_never_more_than_the_capacity_is_outstanding_and_each_message_comes_once(
+    ready: Broker, owner: MakeOwner, capacity: int
+) -> None:
+    await publish(ready, 60)
+    one = owner(capacity)
+    await one.puller.start()
+    while len(one.got) < 60:
+        await eventually(lambda: one.held)
+        # The server handles acknowledgements in its own time: what we held and let go may still count for a moment.
+        await eventually(lambda: fits(ready, capacity))
+        assert len(one.held) <= capacity
+        await one.let_go(1 + len(one.got) % 3)
+    await one.let_go()
+    assert sorted(one.got) == list(range(1, 61))
+    assert one.most_held <= capacity
+
+
+async def test_two_owners_share_the_queue_and_none_gets_what_the_other_has(
+    ready: Broker, new_broker: NewBroker, owner: MakeOwner, journal: Journal
+) -> None:
+    one, other = owner(5), Owner(await new_broker(), 5, journal)
+    for each in (one, other):
+        await each.puller.start()
+    serving = [asyncio.create_task(each.serve()) for each in (one, other)]
+    await publish(ready, 100)
+    await eventually(lambda: len(one.got) + len(other.got) >= 100)
+    assert sorted(one.got + other.got) == list(range(1, 101))
+    for task in serving:
+        task.cancel()
+    await other.puller.stop()
+
+
+async def test_work_goes_on_when_the_durable_was_deleted_and_made_again(
+    ready: Broker, owner: MakeOwner, topology: Topology
+) -> None:
+    one = owner(5)
+    await one.puller.start()
+    serving = asyncio.create_task(one.serve())
+    await publish(ready, 5)
+    await eventually(lambda: len(one.got) == 5)
+    await ready.api("CONSUMER.DELETE.HEIMDEX_JOBS.extracting")
+    await topology.ensure()
+    await publish(ready, 5, first=5)
+    await eventually(lambda: len(set(one.got)) == 10)
+    serving.cancel()
+
+
+async def test_work_goes_on_after_a_restart_of_the_server(ready: Broker, owner: MakeOwner, nats: NatsServer) -> None:
+    one = owner(5)
+    await one.puller.start()
+
+    async def reset() -> None:
+        one.puller.reset()
+
+    ready.on_reconnect.append(reset)
+    serving = asyncio.create_task(one.serve())
+    for kill in (nats.stop, nats.kill):
+        before = len(set(one.got))
+        await publish(ready, 5, first=before)
+        await eventually(lambda before=before: len(set(one.got)) == before + 5)
+        kill()
+        await eventually(lambda: not ready.connected)
+        nats.start()
+        await eventually(lambda: ready.connected)
+    await publish(ready, 5, first=100)
+    await eventually(lambda: len(set(one.got)) == 15)
+    serving.cancel()
+
+
+@pytest.mark.containers
+async def test_stop_loses_nothing_of_what_the_server_had_sent(ready: Broker, owner: MakeOwner) -> None:
+    for round_ in range(5):
+        await ready.api("STREAM.PURGE.HEIMDEX_JOBS")
+        one = owner(40)
+        await publish(ready, 100, first=1000 * round_)
+        await one.puller.start()
+        serving = asyncio.create_task(one.serve())
+        await eventually(lambda one=one, wanted=10 * round_: len(one.got) >= wanted)
+        await one.puller.stop()
+        serving.cancel()
+        await ready.nc.flush()
+        # Every message that the server counts as handed out is in our hands, or was acknowledged by us.
+        assert await outstanding(ready) == len(one.held)
+        assert one.puller.held == len(one.held)
+        await one.let_go()
+        await ready.nc.flush()
+
+
+async def test_a_stopped_puller_asks_for_nothing_more(ready: Broker, owner: MakeOwner) -> None:
+    one = owner(5)
+    await one.puller.start()
+    await one.puller.stop()
+    await one.puller.stop()
+    await ready.nc.flush()
+    await publish(ready, 3)
+    one.puller.reset()
+    await ready.nc.flush()
+    assert one.got == []
+    assert await outstanding(ready) == 0
+
+
+async def test_start_before_the_durable_exists_works_once_it_does(
+    broker: Broker, topology: Topology, journal: Journal
+) -> None:
+    one = Owner(broker, 5, journal)
+    await one.puller.start()
+    await topology.ensure()
+    await publish(broker, 3)
+    await eventually(lambda: len(one.got) == 3, timeout=PATIENCE_SECONDS)
+    await one.puller.stop()

@@ -1,0 +1,18 @@
+"""A gateway that SIGKILLs itself once, when a receiver has taken a callback and nobody has been told of it."""
+
+from typing import Any
+
+from heimdex_callbacks.dispatcher import Deliverer
+from heimdex_gateway.main import main
+from tests.support.launchers.crash_points import die_once
+
+settle = Deliverer._settle
+
+
+async def die_then_settle(self: Deliverer, *arguments: Any) -> None:
+    die_once()
+    await settle(self, *arguments)
+
+
+Deliverer._settle = die_then_settle  # type: ignore[method-assign]
+main()

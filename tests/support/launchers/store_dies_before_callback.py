@@ -1,0 +1,18 @@
+"""A status store that SIGKILLs itself once, when the end of a job is committed and its callback is not due yet."""
+
+from typing import Any
+
+from heimdex_status_store.callback_outbox import Owed
+from heimdex_status_store.main import main
+from tests.support.launchers.crash_points import die_once
+
+publish = Owed.publish
+
+
+async def die_then_publish(self: Owed, *arguments: Any) -> bool:
+    die_once()
+    return await publish(self, *arguments)
+
+
+Owed.publish = die_then_publish  # type: ignore[method-assign]
+main()

@@ -1,0 +1,112 @@
+"""A steady load of POSTs, and what became of it."""
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Self
+
+import httpx
+
+from tests.support.rows import statuses
+from tests.support.waiting import eventually
+
+
+class Load:
+    """Submits `per_second` jobs a second, in turn at each of these gateways, without waiting for the one before."""
+
+    def __init__(
+        self,
+        urls: Iterable[str],
+        per_second: float,
+        bodies: Iterable[dict[str, Any]] = ({"type": "mock_process"},),
+        on_accepted: Callable[[str], None] | None = None,
+    ) -> None:
+        self.accepted: list[str] = []
+        #: Of the jobs that were asked to fail.
+        self.to_fail: set[str] = set()
+        #: When each was accepted, by the monotonic clock.
+        self.accepted_at: list[float] = []
+        #: Status codes of the refusals; "none" where the connection failed.
+        self.refused: Counter[str] = Counter()
+        self.details: Counter[str] = Counter()
+        #: Seconds that the slowest answer took.
+        self.slowest = 0.0
+        self._clients = [httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) for url in urls]
+        self._bodies = list(bodies)
+        self._pause = 1 / per_second
+        self._on_accepted = on_accepted or (lambda job_id: None)
+        self._posts: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        for client in self._clients:
+            await client.aclose()
+
+    async def stop(self) -> None:
+        """Submit nothing more, and wait for the answers that are due."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._posts:
+            await asyncio.wait(self._posts)
+
+    async def more(self, count: int, timeout: float = 40) -> None:
+        """Until this many more were accepted."""
+        wanted = len(self.accepted) + count
+        await eventually(lambda: len(self.accepted) >= wanted, timeout, lambda: f"jobs are accepted; {self.refused}")
+
+    def longest_pause(self) -> float:
+        """Between two jobs that were accepted, in seconds."""
+        times = sorted(self.accepted_at)
+        return max((later - sooner for sooner, later in itertools.pairwise(times)), default=0.0)
+
+    async def all_end(self, database_url: str, timeout: float = 60) -> dict[str, str]:
+        """Each accepted job's status, once every one has ended in its row."""
+
+        async def ended() -> dict[str, str] | None:
+            rows = await statuses(database_url, self.accepted)
+            unfinished = [job for job in self.accepted if rows.get(job) not in {"completed", "failed", "canceled"}]
+            assert not unfinished, f"{len(unfinished)} of {len(self.accepted)} have not ended: {unfinished[:5]}"
+            return rows or {"": ""}
+
+        return await eventually(ended, timeout, "every accepted job has ended")
+
+    async def _run(self) -> None:
+        number = 0
+        due = time.monotonic()
+        while True:
+            client, body = self._clients[number % len(self._clients)], self._bodies[number % len(self._bodies)]
+            task = asyncio.create_task(self._post(client, body))
+            self._posts.add(task)
+            task.add_done_callback(self._posts.discard)
+            number += 1
+            due = max(due + self._pause, time.monotonic() - 1)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+        began = time.monotonic()
+        try:
+            response = await client.post("/jobs", json=body)
+        except httpx.HTTPError:
+            self.refused["none"] += 1
+            return
+        self.slowest = max(self.slowest, time.monotonic() - began)
+        if response.status_code != 202:
+            self.refused[str(response.status_code)] += 1
+            self.details[response.json()["detail"]] += 1
+            return
+        job_id = response.json()["job_id"]
+        self.accepted.append(job_id)
+        self.accepted_at.append(time.monotonic())
+        if body.get("fail_at_stage"):
+            self.to_fail.add(job_id)
+        self._on_accepted(job_id)

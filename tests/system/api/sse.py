@@ -1,0 +1,88 @@
+"""Reads a job's live stream as a caller does."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from httpx_sse import aconnect_sse
+
+from tests.support.api import TERMINAL, Api
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One message; a tick has no id."""
+
+    id: str | None
+    event: str
+    data: dict[str, Any]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        step, attempt = (self.id or "").split(".")
+        return int(step), int(attempt)
+
+
+async def listen(api: Api, job_id: str, after: str | None = None) -> AsyncIterator[Sent]:
+    """One connection, until the gateway ends it."""
+    headers = {"Last-Event-ID": after} if after is not None else {}
+    timeout = httpx.Timeout(20, read=60)
+    async with aconnect_sse(api.http, "GET", f"/jobs/{job_id}/events", headers=headers, timeout=timeout) as source:
+        assert source.response.status_code == 200, await source.response.aread()
+        async for sent in source.aiter_sse():
+            if sent.data:
+                data = sent.json()
+                yield Sent(data.get("id"), sent.event, data)
+
+
+async def entries(api: Api, job_id: str, after: str | None = None, most: int | None = None) -> list[Sent]:
+    """What one connection tells but for ticks: to its end, or `most`, after which the caller hangs up."""
+    found: list[Sent] = []
+    async with aclosing(listen(api, job_id, after)) as stream:
+        async for sent in stream:
+            if sent.id is not None:
+                found.append(sent)
+                if len(found) == most:
+                    break
+    return found
+
+
+async def history(api: Api, job_id: str) -> list[dict[str, Any]]:
+    """GET /jobs/{id}/events, as JSON."""
+    response = await api.http.get(f"/jobs/{job_id}/events")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("application/json")
+    events: list[dict[str, Any]] = response.json()["events"]
+    return events
+
+
+class Resuming:
+    """A caller that comes back after every break, with the last id that it was told; it notes what it is told.
+
+    `connections`: how often it had to come.
+    """
+
+    def __init__(self, api: Api, job_id: str) -> None:
+        self.told: list[Sent] = []
+        self.ticks: list[Sent] = []
+        self.connections = 0
+        self._api = api
+        self._job_id = job_id
+
+    async def follow(self) -> None:
+        """Until the event that ends the job."""
+        while not (self.told and self.told[-1].event in TERMINAL):
+            self.connections += 1
+            try:
+                async for sent in listen(self._api, self._job_id, self.told[-1].id if self.told else None):
+                    (self.ticks if sent.id is None else self.told).append(sent)
+            except (httpx.HTTPError, AssertionError):
+                continue
+
+    def check(self, whole: list[dict[str, Any]]) -> None:
+        """Everything was told once and in order."""
+        assert [sent.data for sent in self.told] == whole
+        places = [sent.place for sent in self.told]
+        assert places == sorted(set(places))

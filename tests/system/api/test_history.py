@@ -1,0 +1,127 @@
+"""GET /jobs/{id}/events: every hand-over and every attempt, with its times."""
+
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.support.api import Api
+from tests.support.waiting import eventually
+from tests.system.api.conftest import Live
+from tests.system.api.sse import history
+
+KEYS = ["id", "event", "run", "stage", "at", "ended", "error", "retry_in_seconds"]
+
+
+def told(events: list[dict[str, Any]]) -> list[tuple[str, str, str | None]]:
+    return [(entry["id"], entry["event"], entry["stage"]) for entry in events]
+
+
+def attempts(events: list[dict[str, Any]]) -> list[tuple[str, int] | None]:
+    """The attempt that each entry ended."""
+    return [
+        None if entry["ended"] is None else (entry["ended"]["stage"], entry["ended"]["attempt"]) for entry in events
+    ]
+
+
+def check(events: list[dict[str, Any]]) -> None:
+    """What is true of every history."""
+    for entry in events:
+        assert list(entry) == KEYS
+        if entry["ended"] is not None and entry["ended"]["started_at"] is not None:
+            took = datetime.fromisoformat(entry["at"]) - datetime.fromisoformat(entry["ended"]["started_at"])
+            assert took.total_seconds() >= 0
+            assert entry["ended"]["duration_seconds"] >= 0
+    places = [tuple(map(int, entry["id"].split("."))) for entry in events]
+    assert places == sorted(set(places)), "ids are unique and grow"
+    for earlier, later in pairwise(events):
+        assert earlier["at"] <= later["at"]
+        assert earlier["run"] <= later["run"]
+
+
+async def test_a_completed_job_tells_each_hand_over_and_the_attempt_that_led_to_it(http: Api) -> None:
+    job_id = await http.submit("scripted")
+    job = await http.wait_until(job_id, "completed")
+    events = await history(http, job_id)
+    check(events)
+    assert told(events) == [
+        ("0.0", "submitted", "preparing"),
+        ("1.0", "handed_over", "grinding"),
+        ("2.0", "handed_over", "closing"),
+        ("3.0", "completed", "closing"),
+    ]
+    assert attempts(events) == [None, ("preparing", 1), ("grinding", 1), ("closing", 1)]
+    assert {entry["run"] for entry in events} == {1}
+    assert {entry["error"] for entry in events} == {None}
+    assert events[0]["at"] == job["created_at"]
+    assert events[-1]["at"] == job["updated_at"]
+
+
+async def test_every_failed_attempt_is_told_with_its_error_and_the_pause_before_the_next(http: Api, live: Live) -> None:
+    live.script.write("grinding", "raise")
+    job_id = await http.submit("scripted")
+    job = await http.wait_until(job_id, "failed")
+    events = await history(http, job_id)
+    check(events)
+    assert told(events) == [
+        ("0.0", "submitted", "preparing"),
+        ("1.0", "handed_over", "grinding"),
+        ("1.1", "attempt_failed", "grinding"),
+        ("1.2", "attempt_failed", "grinding"),
+        ("2.0", "failed", "grinding"),
+    ]
+    assert attempts(events) == [None, ("preparing", 1), ("grinding", 1), ("grinding", 2), ("grinding", 3)]
+    assert [entry["retry_in_seconds"] for entry in events] == [None, None, 0.1, 0.1, None]
+    for number, entry in enumerate(events[2:], 1):
+        assert f"the script says so, attempt {number}" in entry["error"]
+        assert entry["ended"]["duration_seconds"] is not None
+    assert events[-1]["error"] == job["error"]
+
+
+async def test_a_stage_that_succeeds_on_its_second_attempt_tells_both(http: Api, live: Live) -> None:
+    live.script.write("preparing", "raise", "ok")
+    job_id = await http.submit("scripted")
+    await http.wait_until(job_id, "completed")
+    events = await history(http, job_id)
+    check(events)
+    assert told(events)[:3] == [
+        ("0.0", "submitted", "preparing"),
+        ("0.1", "attempt_failed", "preparing"),
+        ("1.0", "handed_over", "grinding"),
+    ]
+    assert attempts(events)[:3] == [None, ("preparing", 1), ("preparing", 2)]
+
+
+async def test_an_error_for_good_is_one_attempt(http: Api, live: Live) -> None:
+    live.script.write("preparing", "permanent")
+    job_id = await http.submit("scripted")
+    await http.wait_until(job_id, "failed")
+    events = await history(http, job_id)
+    check(events)
+    assert told(events) == [("0.0", "submitted", "preparing"), ("1.0", "failed", "preparing")]
+    assert attempts(events) == [None, ("preparing", 1)]
+
+
+async def test_a_job_that_was_just_accepted_has_its_history_at_once(http: Api) -> None:
+    for _ in range(20):
+        job_id = await http.submit()
+        assert told(await history(http, job_id)) == [("0.0", "submitted", "extracting")]
+
+
+async def test_an_attempt_in_the_history_of_a_running_job_is_there_before_the_job_ends(http: Api, live: Live) -> None:
+    live.script.write("preparing", "raise", "gate")
+    job_id = await http.submit("scripted")
+    await eventually(lambda: len(live.script.runs("preparing", job_id)) == 2)
+    assert told(await history(http, job_id))[1:] == [("0.1", "attempt_failed", "preparing")]
+    live.script.open_gate()
+    await http.wait_until(job_id, "completed")
+
+
+@pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "x", "%00", "*", "a.b"])
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_the_history_of_no_job_is_404(http: Api, job_id: str, accept: str) -> None:
+    response = await http.http.get(f"/jobs/{job_id}/events", headers={"accept": accept})
+    assert response.status_code == 404
+    assert response.json() == {"detail": "Job not found"}
+    assert response.headers["content-type"].startswith("application/json")

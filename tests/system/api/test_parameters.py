@@ -1,0 +1,27 @@
+"""A parameter that is not known is refused, not passed over: whoever misspells one would wait for what never comes."""
+
+import pytest
+
+from tests.support.api import Api
+
+JOB = "/jobs/01990000-0000-7000-8000-000000000001"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/jobs"),
+        ("POST", "/jobs/batch"),
+        ("POST", "/jobs/retry"),
+        ("POST", f"{JOB}/cancel"),
+        ("POST", f"{JOB}/retry"),
+        ("GET", "/jobs"),
+        ("GET", JOB),
+        ("GET", f"{JOB}/events"),
+    ],
+)
+async def test_a_parameter_that_is_not_known_is_422_and_named(http: Api, method: str, path: str) -> None:
+    response = await http.http.request(
+        method, f"{path}?delay_secods=60", json={"type": "mock_process"} if method == "POST" else None
+    )
+    assert (response.status_code, response.json()["field"]) == (422, "delay_secods")

@@ -1,0 +1,203 @@
+"""GET /jobs/{id}/events as text/event-stream: history first, then each change as it is stored, to the end."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from tests.support.api import Api
+from tests.support.waiting import eventually
+from tests.system.api.conftest import Live
+from tests.system.api.sse import Sent, entries, history, listen
+
+
+async def finished(api: Api, live: Live) -> str:
+    """A job with two attempts and two runs behind it."""
+    live.script.write("preparing", "raise", "ok")
+    live.script.write("grinding", "permanent")
+    job_id = await api.submit("scripted")
+    await api.wait_until(job_id, "failed")
+    live.script.write("grinding", "raise", "ok")
+    assert (await api.http.post(f"/jobs/{job_id}/retry")).status_code == 200
+    await api.wait_until(job_id, "completed")
+    return job_id
+
+
+async def test_the_history_comes_first_then_each_change_and_the_end_ends_the_stream(http: Api, live: Live) -> None:
+    live.script.write("grinding", "gate")
+    job_id = await http.submit("scripted")
+    await eventually(lambda: live.script.runs("grinding", job_id))
+    told: list[Sent] = []
+    async for sent in listen(http, job_id):
+        if sent.id is None:
+            continue
+        told.append(sent)
+        if sent.data["stage"] == "grinding":
+            # What was before the stream was opened has been told; what follows is live.
+            assert [one.event for one in told] == ["submitted", "handed_over"]
+            live.script.open_gate()
+    assert [one.event for one in told] == ["submitted", "handed_over", "handed_over", "completed"]
+    assert [one.data for one in told] == await history(http, job_id), "the same entries as in the history"
+    assert [one.event for one in told] == [one.data["event"] for one in told]
+
+
+async def test_failed_attempts_and_further_runs_are_told_and_only_the_last_end_ends_the_stream(
+    http: Api, live: Live
+) -> None:
+    job_id = await finished(http, live)
+    told = await entries(http, job_id)
+    assert [(sent.data["run"], sent.event) for sent in told] == [
+        (1, "submitted"),
+        (1, "attempt_failed"),
+        (1, "handed_over"),
+        (1, "failed"),
+        (2, "retried"),
+        (2, "attempt_failed"),
+        (2, "handed_over"),
+        (2, "completed"),
+    ]
+    places = [sent.place for sent in told]
+    assert places == sorted(set(places))
+
+
+async def test_a_stream_of_an_ended_job_that_is_run_again_goes_on_with_the_new_run(http: Api, live: Live) -> None:
+    live.script.write("preparing", "permanent")
+    job_id = await http.submit("scripted")
+    first = await entries(http, job_id)
+    assert [sent.event for sent in first] == ["submitted", "failed"]
+    live.script.write("preparing", "gate")
+    assert (await http.http.post(f"/jobs/{job_id}/retry")).status_code == 200
+    second: list[Sent] = []
+    async for sent in listen(http, job_id, after=first[-1].id):
+        if sent.id is not None:
+            second.append(sent)
+            live.script.open_gate()
+    assert [sent.event for sent in second] == ["retried", "handed_over", "handed_over", "completed"]
+
+
+async def test_a_stream_resumes_after_any_event_without_gap_or_repeat(http: Api, live: Live) -> None:
+    job_id = await finished(http, live)
+    whole = await entries(http, job_id)
+    for index, sent in enumerate(whole, 1):
+        assert await entries(http, job_id, after=sent.id) == whole[index:]
+
+
+async def test_a_caller_who_hangs_up_after_every_event_is_told_each_once(http: Api, live: Live) -> None:
+    live.script.write("preparing", "raise", "raise", "ok")
+    live.script.write("grinding", "raise", "ok")
+    job_id = await http.submit("scripted")
+    told: list[Sent] = []
+    while not told or told[-1].event != "completed":
+        told += await entries(http, job_id, after=told[-1].id if told else None, most=1)
+    assert [sent.data for sent in told] == await history(http, job_id)
+
+
+async def test_a_connection_that_is_cut_at_any_byte_loses_and_repeats_nothing(http: Api, live: Live) -> None:
+    job_id = await finished(http, live)
+    whole = await entries(http, job_id)
+    headers = {"accept": "text/event-stream"}
+    raw = (await http.http.get(f"/jobs/{job_id}/events", headers=headers)).content
+    for cut in range(0, len(raw), 61):
+        # As a caller's parser does: what is not closed by an empty line was not told.
+        blocks = raw[:cut].split(b"\n\n")[:-1]
+        ids = [line[4:] for block in blocks for line in block.split(b"\n") if line.startswith(b"id: ")]
+        after = ids[-1].decode() if ids else None
+        assert await entries(http, job_id, after=after) == whole[len(ids) :]
+
+
+@pytest.mark.parametrize("last", ["", "x", "1", "1.", ".1", "-1.0", "1.0.0", "9" * 400, "٣.٣", "99999.0"])
+async def test_an_id_that_is_none_of_this_job_begins_anew(http: Api, live: Live, last: str) -> None:
+    job_id = await http.submit("scripted")
+    await http.wait_until(job_id, "completed")
+    response = await http.http.get(
+        f"/jobs/{job_id}/events", headers={"accept": "text/event-stream", "last-event-id": last.encode()}
+    )
+    assert response.status_code == 200
+    assert response.text.count("\nid: ") == 4
+
+
+async def test_ticks_have_no_id_and_tell_a_progress_that_never_falls(http: Api, live: Live) -> None:
+    live.script.write("grinding", "gate")
+    job_id = await http.submit("scripted")
+    ticks: list[Sent] = []
+    current = ""
+    async for sent in listen(http, job_id):
+        if sent.id is not None:
+            current = sent.data["stage"]
+            continue
+        assert sent.event == "progress"
+        assert list(sent.data) == ["stage", "attempt", "progress", "at"]
+        assert sent.data["stage"] == current
+        ticks.append(sent)
+        live.script.open_gate()
+    assert "grinding" in {tick.data["stage"] for tick in ticks}
+    shown = [tick.data["progress"] for tick in ticks]
+    assert shown == sorted(shown)
+
+
+async def test_many_callers_may_listen_and_are_told_the_same(http: Api, live: Live) -> None:
+    live.script.write("preparing", "gate")
+    job_id = await http.submit("scripted")
+    listening = [asyncio.create_task(entries(http, job_id)) for _ in range(20)]
+    await eventually(lambda: live.script.runs("preparing", job_id))
+    live.script.open_gate()
+    told = await asyncio.wait_for(asyncio.gather(*listening), 60)
+    assert all(one == told[0] for one in told)
+    assert told[0][-1].event == "completed"
+
+
+async def test_a_stream_says_what_it_is_and_how_soon_to_come_again(http: Api, live: Live) -> None:
+    job_id = await http.submit("scripted")
+    await http.wait_until(job_id, "completed")
+    response = await http.http.get(f"/jobs/{job_id}/events", headers={"accept": "text/event-stream"})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.text.startswith("retry: ")
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("text/event-stream", "text/event-stream"),
+        ("text/event-stream, application/json;q=0.1", "text/event-stream"),
+        ("Text/Event-Stream; charset=utf-8", "text/event-stream"),
+        ("application/json, text/event-stream;q=0.5", "application/json"),
+        ("text/event-stream;q=0, */*", "application/json"),
+        ("text/event-stream;q=0", "application/json"),
+        ("text/event-stream; Q=0.000; charset=utf-8", "application/json"),
+        ("text/*, text/event-stream;q=0", "application/json"),
+        ("text/*;q=0", "application/json"),
+        ("text/*;q=0, text/event-stream;q=0.01", "text/event-stream"),
+        ("application/json", "application/json"),
+        ("application/xml", "application/json"),
+        ("", "application/json"),
+        ("*/*", "application/json"),
+        ("text/html, */*;q=0.8", "application/json"),
+    ],
+)
+async def test_the_accept_header_chooses_between_the_stream_and_json(
+    http: Api, live: Live, accept: str, kind: str
+) -> None:
+    job_id = await http.submit("scripted")
+    await http.wait_until(job_id, "completed")
+    response = await http.http.get(f"/jobs/{job_id}/events", headers={"accept": accept})
+    assert response.headers["content-type"].startswith(kind)
+
+
+async def test_a_canceled_job_ends_its_stream(http: Api) -> None:
+    job_id = await http.submit("mock_process")
+    told: list[Sent] = []
+    async for sent in listen(http, job_id):
+        told.append(sent)
+        if sent.event == "submitted":
+            assert (await http.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
+    assert [sent.event for sent in told] == ["submitted", "canceled"]
+
+
+async def test_callers_who_hang_up_disturb_nobody(http: Api, live: Live) -> None:
+    job_id = await http.submit("mock_process")
+    for _ in range(30):
+        async with aclosing(listen(http, job_id)) as stream:
+            await anext(stream)
+    assert (await http.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
+    assert [sent.event for sent in await entries(http, job_id)] == ["submitted", "canceled"]

@@ -1,0 +1,170 @@
+"""The live stream before its first byte: what stands in the way is raised, and whoever leaves leaves nothing open."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from litestar import Request
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.history import event_rows
+from heimdex_contracts.messages import AnyJobMessage, AnyMessage
+from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.jobs import history
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.status import Unanswerable
+from heimdex_gateway.jobs.subscriptions import Interrupted, Watches
+from heimdex_gateway.routes.sse import EventStream
+from tests.support.histories import Writer
+
+JOB = "00000000-0000-4000-8000-000000000000"
+
+
+class Nats:
+    """Both the broker and its client; counts the subscriptions that are open. Its streams hold nothing."""
+
+    connected = True
+
+    def __init__(self, swallows: bool = False) -> None:
+        self.nc = self
+        self.on_reconnect: list[Callable[[], Any]] = []
+        self.on_disconnect: list[Callable[[], None]] = []
+        self.subscriptions = 0
+        self.hears: list[Callable[[Msg], Awaitable[None]]] = []
+        self._swallows = swallows
+
+    async def subscribe(self, subject: str, cb: Any) -> "Nats":
+        self.subscriptions += 1
+        self.hears.append(cb)
+        return self
+
+    async def unsubscribe(self) -> None:
+        self.subscriptions -= 1
+
+    async def flush(self, timeout: float) -> None:
+        if self._swallows:
+            raise TimeoutError
+
+    async def next_message(self, *_: Any) -> None:
+        return None
+
+    async def tell(self, event: AnyJobMessage) -> None:
+        """As the stream does that stored it."""
+        subject = f"{subjects.STORED}.jobs.{messages.token(event)}.{event.job_id}"
+        await self.hears[0](Msg(Client(), subject, data=messages.encode(event)))
+
+
+class Database:
+    def __init__(self, *past: AnyMessage, away: bool = False) -> None:
+        self._past = event_rows(past)
+        self._away = away
+
+    async def history(self, job_id: str) -> list[Any]:
+        if self._away:
+            raise DatabaseUnavailable("gone since the first look")
+        return self._past
+
+
+def handed_over() -> list[Any]:
+    """A job's submission, and its two hand-overs."""
+    writer = Writer(JOB)
+    while len(writer.events) < 3:
+        writer.finish_stage()
+    return writer.events
+
+
+def gateway_of(nats: Nats, database: Database) -> Gateway:
+    watches = Watches(cast(Broker, nats))
+    return cast(Gateway, SimpleNamespace(broker=nats, watches=watches, database=database))
+
+
+async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_the_stream_begins() -> None:
+    nats = Nats()
+    with pytest.raises(DatabaseUnavailable):
+        async with history.live(gateway_of(nats, Database(away=True)), JOB, None):
+            raise AssertionError("it began")
+    assert nats.subscriptions == 0
+
+
+async def test_a_nats_that_answers_nothing_is_raised_before_the_stream_begins() -> None:
+    nats = Nats(swallows=True)
+    with pytest.raises(Unanswerable, match="NATS"):
+        async with history.live(gateway_of(nats, Database()), JOB, None):
+            raise AssertionError("it began")
+    assert nats.subscriptions == 0
+
+
+async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "CATCH_UP_SECONDS", 0.0)
+    nats = Nats()
+    gateway = gateway_of(nats, Database())
+    async with history.live(gateway, JOB, None) as pieces:
+        gateway.watches.interrupt()
+        assert [piece async for piece in pieces] == [b"retry: 1000\n\n"]
+    assert nats.subscriptions == 0
+
+
+async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at_the_reconnection() -> None:
+    submitted, missed, heard = handed_over()
+    nats = Nats()
+    async with gateway_of(nats, Database()).watches.open(JOB, ticks=True) as watch:
+        await nats.tell(submitted)
+        for call in nats.on_disconnect:
+            call()
+        await nats.tell(missed)  # the subscriptions are back before the work of the reconnection is done
+        await nats.tell(heard)
+        assert await watch.next(0.01) == submitted
+        assert await watch.next(0.01) is None
+        for call in nats.on_reconnect:
+            await call()
+        with pytest.raises(Interrupted):
+            await watch.next(1)
+
+
+async def test_a_stream_ends_before_it_tells_what_comes_after_a_gap() -> None:
+    submitted, missed, heard = handed_over()
+    nats = Nats()
+    async with history.live(gateway_of(nats, Database(submitted)), JOB, None) as pieces:
+        await nats.tell(heard)
+        async with asyncio.timeout(5):
+            told = b"".join([piece async for piece in pieces])
+    assert b"id: 0.0\n" in told
+    assert b"id: 2.0\n" not in told
+    nats = Nats()
+    async with history.live(gateway_of(nats, Database(submitted, missed)), JOB, (0, 0)) as pieces:
+        await nats.tell(heard)
+        assert [(await anext(pieces)).split(b"\n")[0] for _ in range(3)] == [b"retry: 1000", b"id: 1.0", b"id: 2.0"]
+
+
+@pytest.mark.parametrize("leaves", ["before the head", "after it"])
+async def test_a_caller_who_leaves_before_the_first_piece_closes_what_was_opened(leaves: str) -> None:
+    sent: list[str] = []
+    source = AsyncExitStack()
+    source.callback(sent.append, "closed")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()  # nothing happens in this job
+        yield b""
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if leaves == "before the head":
+            raise BrokerUnavailable("any error")
+        sent.append(message["type"])
+
+    respond = EventStream(pieces(), source).to_asgi_response(None, cast(Request[Any, Any, Any], None))
+    if leaves == "before the head":
+        with pytest.raises(BrokerUnavailable):
+            await respond({}, receive, send)
+    else:
+        await respond({}, receive, send)
+    assert sent[-1] == "closed"

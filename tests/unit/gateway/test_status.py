@@ -1,0 +1,232 @@
+"""No answer is older than one already given, whatever happens between two looks; checked against a model world."""
+
+import asyncio
+import itertools
+import time
+from random import Random
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from heimdex_contracts import subjects
+from heimdex_contracts.lifecycle import Snapshot, snapshot
+from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage
+from heimdex_gateway.jobs.status import Reads, Unanswerable
+from tests.support.histories import Writer, due, random_run
+from tests.unit.gateway.world import BrokenBroker, World
+
+ORDER = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
+
+
+def reads(world: World, broker: Any = None) -> Reads:
+    return Reads(cast("Any", broker or world), cast("Any", world))
+
+
+def settled(events: list[AnyMessage], recorded: int) -> World:
+    """All of these events published, the first few recorded and acknowledged, nothing moving any more."""
+    world = World(events, Random(0), outages=False)
+    world.random.choice = lambda options: options[0]  # type: ignore[method-assign]  # nothing happens meanwhile
+    for number in range(len(events)):
+        world.publish_next()
+        if number < recorded:
+            for stream in world.streams.values():
+                stream.deliver()
+            world.record()
+            world.acknowledge()
+    return world
+
+
+async def play(world: World, gateway_count: int) -> list[tuple[int, Snapshot]]:
+    """Every answer that the gateways gave while the world went on, in order; an answer may also be refused."""
+    loop = asyncio.get_running_loop()
+    loop.time = lambda: time.monotonic() + world.seconds  # type: ignore[method-assign]
+    gateways = [reads(world) for _ in range(gateway_count)]
+    world.publish_next()
+    world.streams[subjects.JOBS].apply()  # its caller was answered
+    answers: list[tuple[int, Snapshot]] = []
+    for number in range(80):
+        for _ in range(world.random.choice([0, 1, 4])):
+            world.step()
+        asked = world.random.randrange(gateway_count)
+        try:
+            job = await gateways[asked].job(world.job_id, DEFAULT_TENANT)
+        except Unanswerable:
+            continue
+        assert job is not None, f"an accepted job was not found, at answer {number}"
+        answers.append((asked, job))
+        if world.over and job.ended:
+            break
+    return answers
+
+
+def check(answers: list[tuple[int, Snapshot]]) -> None:
+    for (asked, earlier), (name, later) in itertools.pairwise(answers):
+        told = f"gateway {asked} said {earlier}, then gateway {name} said {later}"
+        assert ORDER[later.status] >= ORDER[earlier.status], f"the status went back: {told}"
+        assert later.step >= earlier.step, f"the step went back: {told}"
+        assert later.progress >= earlier.progress, f"the progress went back: {told}"
+        assert later.updated_at >= earlier.updated_at, f"updated_at went back: {told}"
+        if earlier.ended:
+            assert (later.status, later.progress) == (earlier.status, earlier.progress), told
+
+
+@pytest.mark.parametrize("replicated", [False, True], ids=["one node", "a leader that lags"])
+@pytest.mark.parametrize("hundred", range(0, 1000, 100))
+async def test_no_answer_is_older_than_one_given_before_while_postgres_and_the_store_come_and_go(
+    hundred: int, replicated: bool
+) -> None:
+    for seed in range(hundred, hundred + 100):
+        random = Random(seed)
+        check(await play(World(random_run(random), random, replicated=replicated), gateway_count=1))
+
+
+@pytest.mark.parametrize("replicated", [False, True], ids=["one node", "a leader that lags"])
+@pytest.mark.parametrize("hundred", range(0, 1000, 100))
+async def test_no_answer_is_older_than_another_gateways_while_the_store_keeps_up(
+    hundred: int, replicated: bool
+) -> None:
+    for seed in range(hundred, hundred + 100):
+        random = Random(seed)
+        world = World(random_run(random), random, outages=False, time_passes=False, replicated=replicated)
+        check(await play(world, gateway_count=2))
+
+
+async def test_a_job_that_postgres_does_not_have_yet_is_found_in_the_stream() -> None:
+    world = settled(Writer().events, recorded=0)
+    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert found is not None
+    assert found.status == "pending"
+
+
+async def test_a_job_is_found_in_the_stream_while_postgres_is_down() -> None:
+    world = settled(Writer().events, recorded=0)
+    world.postgres_up = False
+    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert found is not None
+    assert found.status == "pending"
+
+
+async def test_an_ended_job_is_told_from_postgres_while_nats_is_down() -> None:
+    writer = Writer()
+    writer.fail()
+    world = settled(writer.events, recorded=2)
+    found = await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
+    assert found == world.row
+
+
+async def test_an_unfinished_job_is_not_told_while_nats_is_down_since_another_gateway_may_have_told_more() -> None:
+    world = settled(Writer().events, recorded=1)
+    with pytest.raises(Unanswerable):
+        await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
+
+
+@pytest.mark.parametrize("recorded", [0, 1, 2])
+@pytest.mark.parametrize("postgres_up", [True, False])
+@pytest.mark.parametrize("nats_up", [True, False])
+@pytest.mark.parametrize("completes", [True, False])
+async def test_another_tenants_job_is_answered_as_one_that_never_was(
+    recorded: int, postgres_up: bool, nats_up: bool, completes: bool
+) -> None:
+    writer = Writer()
+    writer.tick(0.5)
+    if completes:
+        while writer.finish_stage():
+            pass
+    events = [msgspec.structs.replace(event, tenant="acme") for event in writer.events]
+    world = settled(events, len(events) if completes and recorded == 2 else recorded)
+    empty = settled(Writer().events, recorded=0)
+    empty.streams[subjects.JOBS].kept.clear()
+    said = []
+    for one in (world, empty):
+        one.postgres_up = postgres_up
+        try:
+            answer: Any = await reads(one, None if nats_up else BrokenBroker()).job(one.job_id, DEFAULT_TENANT)
+        except Unanswerable as error:
+            answer = str(error)
+        said.append(answer)
+    assert said[0] == said[1]
+    assert said[0] is None or isinstance(said[0], str)
+    if postgres_up and nats_up:
+        own = await reads(world).job(world.job_id, "acme")
+        assert own is not None
+        assert own.tenant == "acme"
+
+
+async def test_an_unknown_job_is_none_when_both_answer() -> None:
+    world = settled(Writer().events, recorded=0)
+    world.streams[subjects.JOBS].kept.clear()
+    assert await reads(world).job(world.job_id, DEFAULT_TENANT) is None
+
+
+async def test_nothing_is_told_of_a_job_without_a_row_while_nats_is_down() -> None:
+    world = settled(Writer().events, recorded=0)
+    with pytest.raises(Unanswerable):
+        await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
+
+
+async def test_nothing_is_told_while_both_are_down() -> None:
+    world = settled(Writer().events, recorded=1)
+    world.postgres_up = False
+    with pytest.raises(Unanswerable):
+        await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
+
+
+async def test_nothing_is_told_of_an_ended_job_when_only_postgres_had_it_and_is_down() -> None:
+    writer = Writer()
+    writer.fail()
+    world = settled(writer.events, recorded=2)
+    assert world.streams[subjects.JOBS].kept == {}
+    world.postgres_up = False
+    with pytest.raises(Unanswerable):
+        await reads(world).job(world.job_id, DEFAULT_TENANT)
+
+
+async def test_a_tick_is_told_by_postgres_only_since_it_may_be_gone_from_its_stream_a_moment_later() -> None:
+    writer = Writer()
+    writer.tick(0.6)
+    tick = snapshot(writer.events[-1])
+    world = settled(writer.events, recorded=1)
+    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert found is not None
+    assert (found.status, found.progress) == ("pending", 0)
+    world.streams[subjects.PROGRESS].deliver()
+    world.record()
+    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert found is not None
+    assert (found.status, found.progress) == ("processing", tick.progress)
+    world.postgres_up = False
+    with pytest.raises(Unanswerable):
+        await reads(world).job(world.job_id, DEFAULT_TENANT)
+
+
+async def test_a_strangers_message_in_the_stream_is_no_answer() -> None:
+    class Stranger(BrokenBroker):
+        async def last_message(self, stream: str, *_: Any, **__: Any) -> Any:
+            from heimdex_contracts.runtime.jetstream.connection import Stored
+
+            return Stored("heimdex.jobs.extracting.x", 7, b"rubbish", {})
+
+    world = settled(Writer().events, recorded=0)
+    assert await reads(world, Stranger()).job(world.job_id, DEFAULT_TENANT) is None
+
+
+async def test_the_end_of_a_run_is_not_told_by_a_leader_that_does_not_know_the_next_run_yet() -> None:
+    writer = Writer()
+    writer.fail()
+    failed = writer.events[-1]
+    again = due(writer.due.job_id, step=failed.step + 1, run=2, reason="retried", at=failed.at)
+    world = settled([*writer.events, again], recorded=0)
+    world.replicated = True
+    # The store's consumer is ahead of the stream's leader: Postgres had the next run, and told it.
+    for _ in range(3):
+        world.streams[subjects.JOBS].deliver()
+    world.record()
+    world.acknowledge()
+    world.streams[subjects.JOBS].applied = 2
+    world.streams[subjects.JOBS].kept.setdefault(2, failed)
+    assert world.row is not None
+    assert world.row.status == "pending"
+    world.postgres_up = False
+    with pytest.raises(Unanswerable):
+        await reads(world).job(world.job_id, DEFAULT_TENANT)

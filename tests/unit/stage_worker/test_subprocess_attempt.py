@@ -1,0 +1,137 @@
+"""An attempt in a process of its own, against such processes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
+from tests.support.pipelines import isolatable
+from tests.support.services import ROOT
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+class ChildProcess:
+    """The one that `leave_child` leaves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def pid(self) -> int:
+        return int(self.path.read_text()) if self.path.exists() else 0
+
+    def lives(self) -> bool:
+        try:
+            return self.pid != 0 and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildProcess]:
+    made = ChildProcess(tmp_path / "child")
+    monkeypatch.setenv(isolatable.CHILD, str(made.path))
+    yield made
+    if made.lives():
+        os.kill(made.pid, signal.SIGKILL)
+
+
+def isolated(
+    function: str, told: str = "", timeout: float | None = None, slots: asyncio.Semaphore | None = None
+) -> IsolatedAttempt:
+    """told: what the function is to do, in the place of a job's type."""
+    ctx = StageContext(
+        job_id="some-id", job_type=told, stage="painting", attempt=3, expected_seconds=1, mock_time_scale=0
+    )
+    return IsolatedAttempt(f"{isolatable.__name__}:{function}", ctx, timeout, slots or asyncio.Semaphore(1))
+
+
+async def ended(attempt: IsolatedAttempt) -> Outcome:
+    return await asyncio.wait_for(attempt.run(), 40)
+
+
+@pytest.mark.parametrize("function", ["raise_blocking", "raise_async"])
+@pytest.mark.parametrize("name", isolatable.ODD)
+async def test_no_exception_of_a_stage_hangs_its_process_or_lets_it_vanish(function: str, name: str) -> None:
+    outcome = await ended(isolated(function, name))
+    assert isinstance(outcome, Errored), f"instead: {outcome!r}"
+    assert not outcome.vanished
+    assert not outcome.permanent
+    assert ("cancelled itself" if name == "CancelledError" else name) in outcome.error
+
+
+@pytest.mark.parametrize("end", ["dies", "returns"])
+@pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
+async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_it_leaves(
+    child: ChildProcess, how: str, end: str
+) -> None:
+    outcome = await ended(isolated("leave_child", f"{how}-{end}"))
+    if end == "returns":
+        assert outcome == Finished()
+    else:
+        assert isinstance(outcome, Errored), f"instead: {outcome!r}"
+        assert outcome.vanished
+        assert "worker lost" in outcome.error
+        assert "SIGKILL" in outcome.error
+    assert child.pid
+    if how == "escaping":
+        assert child.lives(), "as a daemon does that leaves its session"
+    else:
+        await eventually(lambda: not child.lives(), what="its child ends with it")
+
+
+@pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("overtake", Overtaken())])
+@pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
+async def test_an_attempt_told_to_end_frees_its_slot_whatever_child_it_leaves(
+    child: ChildProcess, how: str, end: str, outcome: Outcome
+) -> None:
+    slots = asyncio.Semaphore(1)
+    made = isolated("leave_child", f"{how}-waits", slots=slots)
+    running = asyncio.create_task(ended(made))
+    await eventually(child.lives)
+    getattr(made, end)()
+    assert await running == outcome
+    if how != "escaping":
+        await eventually(lambda: not child.lives(), what="its child ends with it")
+    assert await ended(isolated("return_at_once", slots=slots)) == Finished()
+
+
+@pytest.mark.parametrize("turns", [0, 10], ids=["before it runs", "while it waits"])
+async def test_an_attempt_told_to_end_before_it_has_a_slot_waits_for_none(turns: int) -> None:
+    slots = asyncio.Semaphore(0)
+    made = isolated("return_at_once", slots=slots)
+    running = asyncio.create_task(ended(made))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    made.overtake()
+    assert await running == Overtaken()
+    slots.release()
+    assert await ended(isolated("return_at_once", slots=slots)) == Finished()
+
+
+async def test_a_time_out_ends_the_process_and_its_child(child: ChildProcess) -> None:
+    outcome = await ended(isolated("leave_child", "fork-waits", timeout=1))
+    assert isinstance(outcome, Errored)
+    assert "time-out of 1 s" in outcome.error
+    assert not outcome.vanished
+    await eventually(lambda: not child.lives(), what="its child ends with it")
+
+
+async def test_a_time_out_does_not_count_the_start_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(4)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    assert await ended(isolated("return_at_once", timeout=3)) == Finished()

@@ -1,0 +1,104 @@
+"""What the events of one batch say, as rows to write."""
+
+from functools import reduce
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heimdex_contracts import messages
+from heimdex_contracts.history import EventRow, event_rows
+from heimdex_contracts.lifecycle import merge, snapshot
+from heimdex_contracts.messages import AnyMessage, AttemptFailed, Completed, Progress
+from heimdex_status_store.projection import job_rows
+from tests.support.histories import START, Writer, run_of_a_job
+
+
+@st.composite
+def mixed_jobs(draw: st.DrawFn) -> list[AnyMessage]:
+    """Events of several jobs in any order, some missing, some twice."""
+    jobs = draw(st.lists(run_of_a_job(ended=False), min_size=1, max_size=4))
+    events = [event for job in jobs for event in job]
+    return draw(st.lists(st.sampled_from(events), min_size=1, max_size=30))
+
+
+@given(mixed_jobs())
+def test_job_rows_are_one_a_job_sorted_by_id_and_hold_the_merge_of_its_events(events: list[AnyMessage]) -> None:
+    rows = job_rows(events)
+    ids = [row.job.job_id for row in rows]
+    assert ids == sorted({event.job_id for event in events})
+    for row in rows:
+        own = [event for event in events if event.job_id == row.job.job_id]
+        assert row.job == reduce(merge, map(snapshot, own))
+        assert row.attempt_only == all(isinstance(event, Progress | AttemptFailed) for event in own)
+        on_jobs = [event for event in own if not isinstance(event, Progress | AttemptFailed)]
+        if on_jobs:
+            newest = max(on_jobs, key=lambda event: event.step)
+            # Nothing follows a completed job, so nobody asks for its message.
+            assert row.message == (None if isinstance(newest, Completed) else messages.encode(newest))
+        else:
+            assert row.message is None
+
+
+def test_no_events_make_no_rows() -> None:
+    assert job_rows([]) == []
+    assert event_rows([]) == []
+
+
+def test_event_rows_are_one_for_everything_but_ticks() -> None:
+    writer = Writer()
+    writer.tick(0.5)
+    writer.fail_attempt()
+    writer.finish_stage()
+    writer.hand_back()
+    writer.finish_stage()
+    writer.finish_stage()
+    rows = event_rows(writer.events)
+    assert [(row.step, row.attempt, row.kind, row.stage) for row in rows] == [
+        (0, 0, "submitted", "extracting"),
+        (0, 1, "attempt_failed", "extracting"),
+        (1, 0, "handed_over", "analyzing"),
+        (2, 0, "handed_back", "analyzing"),
+        (3, 0, "handed_over", "indexing"),
+        (4, 0, "completed", "indexing"),
+    ]
+
+
+def test_an_event_row_tells_of_the_attempt_that_it_ended() -> None:
+    writer = Writer()
+    writer.fail_attempt()
+    writer.finish_stage()
+    writer.fail()
+    submitted, attempt, handed_over, failed = event_rows(writer.events)
+    assert submitted.ended_stage is None
+    assert (attempt.ended_stage, attempt.ended_attempt, attempt.error, attempt.delay_seconds) == (
+        "extracting",
+        1,
+        "oh",
+        1,
+    )
+    assert attempt.seconds is not None
+    assert (handed_over.ended_stage, handed_over.ended_attempt) == ("extracting", 2)
+    assert (handed_over.seconds, handed_over.started_at) == (0.25, writer.events[0].at)
+    assert (failed.ended_stage, failed.error) == ("analyzing", "The stage analyzing failed: oh")
+
+
+@given(run_of_a_job())
+def test_the_history_has_one_row_a_key_so_that_a_repeat_changes_nothing(events: list[AnyMessage]) -> None:
+    def key(row: EventRow) -> tuple[str, int, int]:
+        return (row.job_id, row.step, row.attempt)
+
+    assert len({key(row) for row in event_rows(events)}) == len(event_rows(events))
+    assert set(event_rows([*events, *events])) == set(event_rows(events))
+
+
+def test_of_two_ends_of_a_run_the_first_one_counts_in_any_order() -> None:
+    writer = Writer()
+    writer.cancel()
+    due, canceled = writer.events
+    late = Completed(
+        job_id=due.job_id, type=due.type, step=canceled.step + 2, created_at=START, at=START, stage="x", result={}
+    )
+    for events in ([due, canceled, late], [late, canceled, due]):
+        (row,) = job_rows(events)
+        assert row.job.status == "canceled"
+        assert row.message == messages.encode(canceled)
