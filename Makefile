@@ -145,12 +145,12 @@ fmt: $(STAMP) ## format the code, and fix what the linter can fix
 
 .PHONY: bench
 bench: $(STAMP) ## the benchmarks (BENCH_ARGS chooses)
-	$(VENV)/bin/python bench/run.py $(BENCH_ARGS)
+	$(VENV)/bin/python -m bench.run $(BENCH_ARGS)
 
 .PHONY: bench-peers
 bench-peers: $(STAMP) ## the same work done by other job systems
-	$(VENV)/bin/python bench/peers/run.py $(BENCH_ARGS)
+	$(VENV)/bin/python -m bench.peers.run $(BENCH_ARGS)
 
 .PHONY: soak
 soak: $(STAMP) ## half an hour of load (BENCH_ARGS="--minutes 240": four): does anything grow, slow down or get lost?
-	$(VENV)/bin/python bench/soak.py $(BENCH_ARGS)
+	$(VENV)/bin/python -m bench.soak $(BENCH_ARGS)

@@ -11,12 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import queue_state
-import report
-from floor import Floor
-from load import Load
-from processes import STAGES, ByProcess, Servers, System, folder, spent_between
-from report import Figures
+from bench.baselines.nats import Floor
+from bench.support import queue_state, report
+from bench.support.load import Load
+from bench.support.processes import STAGES, ByProcess, Servers, System, folder, spent_between
+from bench.support.report import Figures
 
 PROCESSES = ("gateway", *STAGES, "status-store", "nats-server", "postgres")
 

@@ -1,6 +1,6 @@
 """Does anything grow? Half an hour, or as long as is asked, of steady load at about half the maximum rate.
 
-    bench/soak.py [--minutes 30] [--rate JOBS_PER_SECOND] [--json FILE]
+    python -m bench.soak [--minutes 30] [--rate JOBS_PER_SECOND] [--json FILE]
 
 Samples each process's memory every 10 s and prints the mean of the middle third beside that of the last third, and how
 many messages the streams and how many rows the tables hold. Ended jobs are pruned after three minutes here, at every
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import report
-from load import Load
 from nats.aio.client import Client
-from processes import System, folder
+
+from bench.support import report
+from bench.support.load import Load
+from bench.support.processes import System, folder
 
 SAMPLE_SECONDS = 10.0
 BURST_SECONDS = 0.25

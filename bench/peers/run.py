@@ -1,4 +1,3 @@
-# ruff: noqa: E402 - the modules beside this folder are found only after their folder is named
 """`make bench-peers`: the same work done by FastStream on JetStream, beside ours, in one run.
 
 Installs the peer (requirements.txt) into an environment of its own under `.heimdex/` the first time.
@@ -12,17 +11,13 @@ import venv
 from contextlib import ExitStack
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import queue_state
-import report
-from load import Load
-from processes import ROOT, STAGES, Servers, System, folder, wait_for_http
-from run import get_run, load_run
-
+from bench.run import get_run, load_run
+from bench.support import queue_state, report
+from bench.support.load import Load
+from bench.support.processes import ROOT, STAGES, Servers, System, folder, wait_for_http
 from heimdex_cli.embedded.ports import free_port
 
+HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import msgspec
 
-from bench.load import connect, post_request
+from bench.support.load import connect, post_request
 from tests.support.cluster import Cluster
 from tests.support.pipelines.counted import STAGES, Begun
 from tests.support.rows import fetch

@@ -1,7 +1,7 @@
 """Does anything get dearer as the system fills? Cost per job and GET latency at a growing backlog and a growing table,
 and throughput with 1, 2 and 4 workers of a stage that sleeps.
 
-    bench/growth.py [--max N] [--only backlog|rows|workers] [--json FILE]
+    python -m bench.scenarios.scaling [--max N] [--only backlog|rows|workers] [--json FILE]
 
 `--max` bounds the backlog and the rows (default 100,000; 10,000,000 rows need 6 GB of disk and some minutes). The cost
 is that of a window of 2,000 jobs at that depth: each process's CPU, divided by the jobs that it did meanwhile.
@@ -14,14 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-import queue_state
-import report
-import sleeping
-from load import Load
 from nats.aio.client import Client
-from payloads import templates
-from processes import STAGES, System, folder, spent_between
 from uuid_utils import uuid7
+
+from bench.support import queue_state, report, sleeping
+from bench.support.load import Load
+from bench.support.payloads import templates
+from bench.support.processes import ROOT, STAGES, System, folder, spent_between
 
 WINDOW = 2_000
 BACKLOGS = (1_000, 100_000, 1_000_000)
@@ -170,7 +169,7 @@ def workers(directory: Path, wanted: argparse.Namespace, found: dict[str, report
     """Jobs per second of 1, 2 and 4 workers of a stage that sleeps, each with ten jobs at a time."""
     environ = {
         "HEIMDEX_PIPELINES": sleeping.__name__,
-        "PYTHONPATH": str(Path(__file__).resolve().parent),
+        "PYTHONPATH": str(ROOT),
         "HEIMDEX_STAGE_CONCURRENCY": str(SLEEPING_CONCURRENCY),
     }
     seconds, stage = 8, "sleeping"

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
-from cluster import NatsCluster
 
+from bench.support.cluster import NatsCluster
 from heimdex_cli.embedded import EmbeddedNats, EmbeddedPostgres
 from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(sys.executable).parent
 STAGES = ("extracting", "analyzing", "indexing")
 #: What nats-server's `sync_interval` is for our option `--sync`: its own default, or each publish.

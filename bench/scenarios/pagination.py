@@ -1,6 +1,6 @@
 """Is the 1,000th page of a list as fast as the first, whatever the filter? Through the real gateway, on a large table.
 
-    bench/listing.py [--rows N] [--limit N] [--json FILE]
+    python -m bench.scenarios.pagination [--rows N] [--limit N] [--json FILE]
 
 10,000,000 rows (the default) need 5 GB of disk under .heimdex/bench/ and some minutes. They are of three tenants:
 nearly all are `default`'s, 1 % are `acme`'s, `small` has 100. The newest tenth is a backlog of pending jobs, and the
@@ -21,11 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import queue_state
-import report
-import sleeping
-from processes import System, folder
-
+from bench.support import queue_state, report, sleeping
+from bench.support.processes import ROOT, System, folder
 from heimdex_status_store.database import MIGRATIONS
 
 PAGE = 1_000
@@ -150,7 +147,7 @@ def run(directory: Path, wanted: argparse.Namespace) -> report.Figures:
     entries = [f"{tenant}:{hashlib.sha256(key(tenant).encode()).hexdigest()}" for tenant in TENANTS]
     environ = {
         "HEIMDEX_PIPELINES": f"heimdex_contracts.mock_process,{sleeping.__name__}",
-        "PYTHONPATH": str(Path(__file__).resolve().parent),
+        "PYTHONPATH": str(ROOT),
         "HEIMDEX_API_KEYS": ",".join(entries),
     }
     found: report.Figures = {"lists": {}}

@@ -1,6 +1,6 @@
-"""What a POST and a GET cost the gateway, and how often that of a bare Litestar handler (bare.py) it is.
+"""What a POST and a GET cost the gateway, and how often that of a bare Litestar handler (baselines/litestar.py) it is.
 
-    bench/gateway.py [--requests N] [--runs N] [--json FILE]
+    python -m bench.scenarios.gateway [--requests N] [--runs N] [--json FILE]
 
 The workers and the status store rest while this is measured, so that nothing else competes for the machine's caches;
 nats-server and Postgres do their part.
@@ -12,12 +12,11 @@ import sys
 import time
 
 import psutil  # type: ignore[import-untyped]
-import queue_state
-import report
-from bare import __file__ as BARE
-from load import Load
-from processes import STAGES, System, folder, wait_for_http
 
+from bench.baselines.litestar import __file__ as BARE
+from bench.support import queue_state, report
+from bench.support.load import Load
+from bench.support.processes import STAGES, System, folder, wait_for_http
 from heimdex_cli.embedded.ports import free_port
 
 

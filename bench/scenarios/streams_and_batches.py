@@ -1,6 +1,6 @@
 """What the API promises beyond POST and GET: live streams, batches, jobs for later.
 
-    bench/api.py [--streams N] [--seconds S] [--runs N] [--json FILE]
+    python -m bench.scenarios.streams_and_batches [--streams N] [--seconds S] [--runs N] [--json FILE]
 
 Four figures. What open live streams of jobs that do nothing cost the gateway, beside itself with none, in turn. How
 long an event takes from the moment that its worker wrote it (`at`) to a caller of the live stream, ticks too; both on
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-import report
 import uvloop
-from load import Load
-from processes import STAGES, System, folder
+
+from bench.support import report
+from bench.support.load import Load
+from bench.support.processes import STAGES, System, folder
 
 #: The stages of the jobs that are watched: 0.4, 0.6 and 0.2 s, so that each tells some ticks.
 TIME_SCALE = "0.2"

@@ -4,7 +4,7 @@ One process a role, as in the real system: a submitter, a worker for each stage,
 fetches and acknowledges the same payloads with the same headers on the same streams and consumers; the store writes
 the same rows to the same tables, in batches, and acknowledges after the commit.
 
-    bench/floor.py ROLE          one of these processes; `Floor` starts them
+    python -m bench.baselines.nats ROLE          one of these processes; `Floor` starts them
 """
 
 import asyncio
@@ -20,15 +20,14 @@ import asyncpg
 import nats
 import nats.errors
 import psutil  # type: ignore[import-untyped]
-import queue_state
-import report
 import uvloop
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from payloads import Template, templates
-from processes import ByProcess, Servers, spent_between
 from uuid_utils import uuid7
 
+from bench.support import queue_state, report
+from bench.support.payloads import Template, templates
+from bench.support.processes import ByProcess, Servers, spent_between
 from heimdex_contracts import streams, subjects
 from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.mock_process import PIPELINES
@@ -212,7 +211,7 @@ class Floor(Servers):
             asyncio.run(_prepare(self.nats.url, self.postgres.url))
             self._environ = {NATS_URL: self.nats.url, DATABASE_URL: self.postgres.url}
             for name in ("status-store", *(stage for stage in STAGES for _ in range(self._replicas))):
-                self.group.start(name, [sys.executable, Path(__file__), name], self._environ)
+                self.group.start(name, [sys.executable, "-m", __name__, name], self._environ)
             self._submitter = Submitter(self, self._environ)
         except BaseException:
             self.close()
@@ -245,7 +244,7 @@ class Submitter:
 
     def __init__(self, floor: Servers, environ: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__), "submitter"],
+            [sys.executable, "-m", __name__, "submitter"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(os.environ) | environ,

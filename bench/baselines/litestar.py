@@ -1,6 +1,6 @@
 """What the gateway is compared with: Litestar handlers that decode the same body and run the same SELECT, no more.
 
-bench/bare.py PORT DATABASE_URL
+python -m bench.baselines.litestar PORT DATABASE_URL
 """
 
 import sys

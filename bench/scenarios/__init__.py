@@ -1,0 +1,1 @@
+"""One question each, on the whole system."""

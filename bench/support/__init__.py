@@ -1,0 +1,1 @@
+"""Servers, processes under test, the load generator, and the figures."""
