@@ -18,7 +18,7 @@ from heimdex_gateway import errors, routes
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.middleware import cors
 from heimdex_gateway.middleware.request_counts import counting
-from heimdex_gateway.openapi import request_bodies, responses
+from heimdex_gateway.openapi import document, request_bodies, responses
 
 ASSETS: Final = "/schema/assets"
 
@@ -63,14 +63,14 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                 security=[{responses.SCHEME: []}] if gateway.doors.keys else None,
                 render_plugins=[
                     # Served from here, so that the page works without the internet.
-                    responses.FinishedPage(
+                    document.FinishedPage(
                         js_url=f"{ASSETS}/swagger-ui-bundle.js",
                         css_url=f"{ASSETS}/swagger-ui.css",
                         standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
                         favicon=f'<link rel="icon" href="{ASSETS}/favicon-32x32.png">',
                         path="/swagger",
                     ),
-                    responses.FinishedJson(path="/openapi.json"),
+                    document.FinishedJson(path="/openapi.json"),
                 ],
             ),
             logging_config=None,

@@ -17,7 +17,7 @@ from heimdex_gateway.jobs.repository import Database
 from heimdex_gateway.jobs.status import Reads
 from heimdex_gateway.jobs.subscriptions import Watches
 from heimdex_gateway.middleware.access import Doors
-from heimdex_gateway.schemas.jobs import Health
+from heimdex_gateway.schemas.health import Health
 
 
 @dataclass

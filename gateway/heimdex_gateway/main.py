@@ -29,7 +29,7 @@ from heimdex_gateway.jobs.recently_accepted import Accepted
 from heimdex_gateway.jobs.repository import Database
 from heimdex_gateway.jobs.subscriptions import Watches
 from heimdex_gateway.middleware.access import Doors
-from heimdex_gateway.schemas.jobs import Health
+from heimdex_gateway.schemas.health import Health
 from heimdex_gateway.server.http_protocol import Bounded
 
 NAME = "heimdex-gateway"

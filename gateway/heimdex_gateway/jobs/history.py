@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
-from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -19,6 +18,7 @@ from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
 from heimdex_gateway.jobs.subscriptions import Interrupted, Watch
+from heimdex_gateway.schemas.events import EventObject, event_object
 
 #: A comment is sent after this much silence, so that no proxy takes the stream for dead.
 KEEP_ALIVE_SECONDS: Final = 15.0
@@ -27,51 +27,6 @@ CATCH_UP_SECONDS: Final = 2.0
 
 Key = tuple[int, int]
 _json: Final = msgspec.json.Encoder()
-
-
-class EndedAttempt(msgspec.Struct, frozen=True):
-    """The attempt that an event ended: how long it took, in seconds, where that is known."""
-
-    stage: str
-    attempt: int
-    started_at: str | None
-    duration_seconds: float | None
-
-
-class EventObject(msgspec.Struct, frozen=True):
-    """One entry of a job's history. `id` is unique within the job and grows."""
-
-    id: str
-    event: str
-    run: int
-    stage: str | None
-    at: str
-    ended: EndedAttempt | None
-    error: str | None
-    retry_in_seconds: float | None
-
-
-class EventList(msgspec.Struct, frozen=True):
-    """The whole history, in order."""
-
-    events: list[EventObject]
-
-
-def event_object(row: EventRow) -> EventObject:
-    """As the API shows it."""
-    ended = None
-    if row.ended_stage is not None and row.ended_attempt is not None:
-        ended = EndedAttempt(row.ended_stage, row.ended_attempt, _moment(row.started_at), row.seconds)
-    return EventObject(
-        id=f"{row.step}.{row.attempt}",
-        event=row.kind,
-        run=row.run,
-        stage=row.stage,
-        at=moment(row.at),
-        ended=ended,
-        error=row.error,
-        retry_in_seconds=row.delay_seconds,
-    )
 
 
 def parse_id(text: str | None) -> Key | None:
@@ -192,7 +147,3 @@ def _sse(entry: EventObject) -> bytes:
 def _tick(tick: Progress) -> bytes:
     data = {"stage": tick.stage, "attempt": tick.attempt, "progress": tick.progress, "at": moment(tick.at)}
     return b"event: progress\ndata: %s\n\n" % _json.encode(data)
-
-
-def _moment(at: datetime | None) -> str | None:
-    return None if at is None else moment(at)

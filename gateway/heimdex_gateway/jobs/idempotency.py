@@ -8,7 +8,6 @@ first job is, all are.
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,15 +24,11 @@ from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.status import BOTH_NEEDED, Unanswerable
 from heimdex_gateway.jobs.submit import submit, submit_all
 
-LONGEST_KEY: Final = 255
 #: How long a repeat waits for the first to be stored before it stores the job itself.
 FIRST_WITHIN_SECONDS: Final = 1.5
 #: The server's duplicate window, less some: as long as it lasts, publishing again cannot run a job twice, unless the
 #: server was restarted. So Postgres is asked first all the same.
 SURELY_REMEMBERED_SECONDS: Final = 100.0
-
-_QUOTED: Final = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\["\\])*)"')
-_BARE: Final = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,27 +46,6 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     def ids(self) -> list[str]:
         """Of all its jobs, in order."""
         return [self.job.job_id, *self.others]
-
-
-def read_key(headers: Sequence[str]) -> str:
-    """The key, quoted as in the IETF's draft or bare, of all such headers of a request. Raises Problem 422."""
-    if len(headers) != 1:
-        raise Problem(422, "The header 'Idempotency-Key' is given twice; a job has one key.", field="Idempotency-Key")
-    text = headers[0].strip()
-    quoted = _QUOTED.fullmatch(text)
-    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text if _BARE.fullmatch(text) else ""
-    if not 1 <= len(key) <= LONGEST_KEY:
-        raise Problem(
-            422,
-            f"The header 'Idempotency-Key' must hold 1 to {LONGEST_KEY} printable characters, quoted or bare.",
-            field="Idempotency-Key",
-        )
-    return key
-
-
-def digest(body: bytes) -> str:
-    """Of a JSON body: the same whatever its spaces and the order of its keys."""
-    return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).hexdigest()
 
 
 def _of_tenant(key: str, tenant: str) -> str:

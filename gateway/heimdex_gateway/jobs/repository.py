@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import asyncpg
 import msgspec
@@ -10,10 +10,9 @@ import msgspec
 from heimdex_contracts import messages
 from heimdex_contracts.errors import HeimdexError, UnusableMessage
 from heimdex_contracts.history import EventRow
-from heimdex_contracts.lifecycle import Snapshot
+from heimdex_contracts.lifecycle import Snapshot, Status
 from heimdex_contracts.messages import AnyJobMessage
 from heimdex_contracts.runtime import postgres_session, tcp_keepalive
-from heimdex_gateway.schemas.job_list import STATUSES, Wanted
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 2.0
@@ -77,6 +76,27 @@ WITH {kinds}, page AS (
 )
 SELECT {columns}, page.id::text FROM page JOIN job_status ON job_status.id = page.id ORDER BY at DESC, page.id DESC
 """
+
+
+STATUSES: Final[tuple[str, ...]] = get_args(Status)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A job's place in the list: what a cursor says, which is nobody's business but ours."""
+
+    created_at: datetime
+    id: str
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What to list. The times exclude their moment itself."""
+
+    status: str | None
+    type: str | None
+    created_after: datetime | None
+    created_before: datetime | None
+    limit: int
+    cursor: Place | None
 
 
 class Installation(msgspec.Struct, frozen=True):

@@ -3,18 +3,28 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
+import msgspec
 import uuid_utils
 
 from heimdex_contracts import messages, tracing
 from heimdex_contracts.errors import Superseded
 from heimdex_contracts.messages import Due
 from heimdex_gateway.dependencies import Gateway
-from heimdex_gateway.schemas.job_request import JobRequest
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 4.0
+
+
+class JobRequest(msgspec.Struct, frozen=True):
+    """What a caller asks for. `not_before`: None for now. `callback_url`: its host is not looked up yet."""
+
+    type: str
+    fail_at_stage: str | None
+    not_before: datetime | None
+    callback_url: str | None = None
 
 
 def new_job(gateway: Gateway, tenant: str, request: JobRequest, traceparent: str | None) -> Due:

@@ -6,28 +6,11 @@ from typing import Final
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
 from heimdex_gateway.dependencies import Gateway
-from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
 from heimdex_gateway.jobs.subscriptions import Interrupted
 
-LONGEST_SECONDS: Final = 300.0
 #: How long the end that was heard may take to be shown by a plain GET too.
 RECORDED_WITHIN_SECONDS: Final = 2.0
-
-
-def seconds(text: str | None) -> float:
-    """The parameter `wait`, 0 where it is absent. Raises Problem 422."""
-    if text is None:
-        return 0.0
-    try:
-        value = float(text) if text.isascii() and "_" not in text else -1.0
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= LONGEST_SECONDS:
-        raise Problem(
-            422, f"The parameter 'wait' must be seconds from 0 to {LONGEST_SECONDS:g}, not {text[:60]!r}.", field="wait"
-        )
-    return value
 
 
 async def until_ended(gateway: Gateway, tenant: str, job_id: str, timeout: float) -> Snapshot | None:

@@ -2,13 +2,13 @@
 
 from typing import Any, Final
 
-from heimdex_gateway.jobs import wait
-from heimdex_gateway.jobs.idempotency import LONGEST_KEY
+from heimdex_gateway.schemas import parameters
+from heimdex_gateway.schemas.parameters import LONGEST_KEY
 
 #: By name; the framework takes each for any string, or null.
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "job_id": {"type": "string", "format": "uuid"},
-    "wait": {"type": "number", "minimum": 0, "maximum": wait.LONGEST_SECONDS},
+    "wait": {"type": "number", "minimum": 0, "maximum": parameters.MAX_WAIT_SECONDS},
     "from": {"type": "string", "enum": ["failed", "start"], "default": "failed"},
     "traceparent": {"type": "string"},
     "Last-Event-ID": {"type": "string"},

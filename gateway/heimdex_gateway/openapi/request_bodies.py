@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
+from heimdex_gateway.jobs import repository
 from heimdex_gateway.openapi.callbacks import EXAMPLE_URL, url_schema
 from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.job_request import LONGEST_DELAY, MOST_IN_A_BATCH
@@ -132,7 +133,9 @@ class ListOperation(Operation):
         time = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
         limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=job_list.MOST, default=job_list.USUAL)
         self.parameters = [
-            _query("status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(job_list.STATUSES))),
+            _query(
+                "status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(repository.STATUSES))
+            ),
             _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
             _query("created_after", "only jobs created later than this", time),
             _query("created_before", "only jobs created earlier than this", time),

@@ -1,58 +1,18 @@
 """What the OpenAPI document says of each route beyond its types: bodies, examples, every error answer."""
 
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import Example, SecurityScheme
 
 from heimdex_contracts.job_object import JobObject
 from heimdex_gateway.errors import ErrorBody
-from heimdex_gateway.jobs.history import EventList
-from heimdex_gateway.openapi import callbacks, postprocess, request_bodies
+from heimdex_gateway.openapi.examples import AGAIN, CANCELED, COMPLETED, EVENTS, EXAMPLE_ID, FAILED
+from heimdex_gateway.schemas.events import EventList
 from heimdex_gateway.schemas.job_list import JobList
-from heimdex_gateway.schemas.jobs import Health, JobAccepted, JobsAccepted, JobsRetried, Readiness
-
-EXAMPLE_ID: Final = "0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"
-_CREATED: Final = "2025-10-28T12:00:00.000000Z"
+from heimdex_gateway.schemas.jobs import JobsAccepted, JobsRetried
 
 TRACEPARENT_HEADER: Final = "W3C trace context; the job's messages carry its trace id on"
-
-PROCESSING: Final[dict[str, Any]] = {
-    "id": EXAMPLE_ID,
-    "status": "processing",
-    "stage": "analyzing",
-    "progress": 45,
-    "result": None,
-    "error": None,
-    "created_at": _CREATED,
-    "updated_at": "2025-10-28T12:00:02.734113Z",
-}
-COMPLETED: Final[dict[str, Any]] = {
-    **PROCESSING,
-    "status": "completed",
-    "stage": "indexing",
-    "progress": 100,
-    "result": {"stages_completed": ["extracting", "analyzing", "indexing"], "total_duration_seconds": 6.021},
-    "updated_at": "2025-10-28T12:00:06.021377Z",
-}
-CANCELED: Final[dict[str, Any]] = {**PROCESSING, "status": "canceled"}
-AGAIN: Final[dict[str, Any]] = {**PROCESSING, "status": "pending", "stage": None, "progress": 33}
-FAILED: Final[dict[str, Any]] = {
-    **PROCESSING,
-    "status": "failed",
-    "progress": 33,
-    "error": "The stage analyzing failed on attempt 4 of 4: RuntimeError: out of disk space",
-    "updated_at": "2025-10-28T12:00:09.104210Z",
-}
-
-JOB_EXAMPLES: Final = [
-    Example(id="processing", summary="a job on its way", value=PROCESSING),
-    Example(id="completed", summary="a completed job", value=COMPLETED),
-    Example(id="failed", summary="a failed job", value=FAILED),
-]
 
 
 def problem(description: str, example: str, **extra: str) -> ResponseSpec:
@@ -89,35 +49,6 @@ SUBMIT_ERRORS: Final = {
         "The queue is full; `Retry-After` says when to try again.",
         FULL,
     ),
-}
-EVENTS: Final = {
-    "events": [
-        {
-            "id": "0.0",
-            "event": "submitted",
-            "run": 1,
-            "stage": "extracting",
-            "at": _CREATED,
-            "ended": None,
-            "error": None,
-            "retry_in_seconds": None,
-        },
-        {
-            "id": "1.0",
-            "event": "handed_over",
-            "run": 1,
-            "stage": "analyzing",
-            "at": "2025-10-28T12:00:02.010230Z",
-            "ended": {
-                "stage": "extracting",
-                "attempt": 1,
-                "started_at": "2025-10-28T12:00:00.004519Z",
-                "duration_seconds": 2.005,
-            },
-            "error": None,
-            "retry_in_seconds": None,
-        },
-    ]
 }
 LIST_ANSWERS: Final = {
     200: ResponseSpec(
@@ -179,15 +110,6 @@ RETRY_ANSWERS: Final = _changes(
 UNKNOWN_FROM: Final = problem(
     "The parameter is unknown.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
 )
-STREAM_EXAMPLE: Final = """\
-id: 1.0
-event: handed_over
-data: {"id": "1.0", "event": "handed_over", "run": 1, "stage": "analyzing", ...}
-
-event: progress
-data: {"stage": "analyzing", "attempt": 1, "progress": 45, "at": "2025-10-28T12:00:02.734113Z"}
-
-"""
 WRONG_WAIT: Final = problem(
     "The parameter is wrong.", "The parameter 'wait' must be seconds from 0 to 300, not 'long'.", field="wait"
 )
@@ -218,85 +140,3 @@ RETRY_MANY_ANSWERS: Final = {
     500: UNAVAILABLE,
     503: problem("There is no room for more runs; `Retry-After` says when to try again.", FULL),
 }
-
-
-_WITH_NULLS: Final[dict[str, Any]] = {
-    "processing": PROCESSING,
-    "completed": COMPLETED,
-    "failed": FAILED,
-    "canceled": CANCELED,
-    "again": AGAIN,
-    "history": EVENTS,
-    "page": {"jobs": [COMPLETED, FAILED], "next_cursor": None},
-}
-
-
-def finish(document: dict[str, Any]) -> dict[str, Any]:
-    """Put right, in place, what the framework leaves out: nulls in examples, formats and enums of our structs, headers.
-
-    Safe to repeat. Returns the document.
-    """
-    _, components = msgspec.json.schema_components(
-        [
-            JobAccepted,
-            JobsAccepted,
-            JobsRetried,
-            JobObject,
-            JobList,
-            EventList,
-            ErrorBody,
-            Health,
-            Readiness,
-        ],
-        ref_template="#/components/schemas/{name}",
-    )
-    document["components"]["schemas"] = components
-    # By name, so that a generated client calls it so too.
-    components["JobRequest"] = request_bodies.job_schema().to_schema()
-    components["BatchRequest"] = request_bodies.batch_schema().to_schema()
-    components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
-    for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
-        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-        body["schema"] = {"$ref": f"#/components/schemas/{name}"}
-    for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
-        example.pop("id", None)
-        example["value"] = _WITH_NULLS.get(name, example["value"])
-    events = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
-    events["text/event-stream"] = {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}
-    document["paths"]["/jobs"]["post"]["responses"]["202"]["headers"] = {
-        "Location": {"description": "where the job is found", "schema": {"type": "string"}}
-    }
-    # The framework thinks that the id is validated; a malformed one is a job that never was: 404.
-    for path in document["paths"].values():
-        for operation in path.values():
-            if operation["operationId"] not in {"submitJob", "submitJobs"}:
-                operation["responses"].pop("400", None)
-    postprocess.add(document)
-    if request_bodies.takes_callbacks():
-        callbacks.add(document)
-    return document
-
-
-def _examples(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "examples" and isinstance(value, dict):
-                yield value
-            else:
-                yield from _examples(value)
-
-
-class FinishedJson(JsonRenderPlugin):
-    """/schema/openapi.json."""
-
-    def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
-        """The finished document."""
-        return super().render(request, finish(openapi_schema))
-
-
-class FinishedPage(SwaggerRenderPlugin):
-    """/schema: the page where a person can try it."""
-
-    def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
-        """The page around the finished document."""
-        return super().render(request, finish(openapi_schema))

@@ -1,6 +1,6 @@
 """The routes, thin: decode, one call, encode. `HANDLERS` is all of them."""
 
-from heimdex_gateway.routes import actions, health, jobs
+from heimdex_gateway.routes import actions, events, health, jobs
 
 HANDLERS = (
     health.healthz,
@@ -10,7 +10,7 @@ HANDLERS = (
     jobs.submit_jobs,
     jobs.list_jobs,
     jobs.get_job,
-    jobs.list_events,
+    events.list_events,
     actions.cancel_job,
     actions.retry_job,
     actions.retry_jobs,

@@ -7,9 +7,10 @@ from litestar.params import Parameter
 
 from heimdex_contracts.job_object import job_object
 from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs import cancel
-from heimdex_gateway.jobs.cancel import Changed, Conflict, From
+from heimdex_gateway.jobs import cancel, retry
+from heimdex_gateway.jobs.change import Changed, Conflict
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.retry import From
 from heimdex_gateway.openapi import request_bodies, responses
 from heimdex_gateway.routes.jobs import JobId, Traceparent
 from heimdex_gateway.routes.request import (
@@ -71,7 +72,7 @@ async def retry_job(
     if start_from not in {None, "failed", "start"}:
         raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
     where = cast("From", start_from or "failed")
-    work = cancel.retry(gateway_of(request), tenant_of(request), job_id_of(job_id), where, traceparent)
+    work = retry.retry(gateway_of(request), tenant_of(request), job_id_of(job_id), where, traceparent)
     try:
         return _answer(await in_time(work))
     except Conflict as error:
@@ -98,7 +99,7 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
     job_type = job_list.one_of("type", query.get("type"), gateway.pipelines.types)
-    work = cancel.retry_all(gateway, tenant_of(request), status, job_type, MOST_AT_ONCE)
+    work = retry.retry_all(gateway, tenant_of(request), status, job_type, MOST_AT_ONCE)
     try:
         count, more = await in_time(work, MANY_SECONDS)
     except DatabaseUnavailable:

@@ -9,7 +9,7 @@ from litestar.openapi.spec import Example
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.middleware.api_keys import OPEN
 from heimdex_gateway.routes.request import JSON, AnyRequest, gateway_of
-from heimdex_gateway.schemas.jobs import DependencyState, Health, Readiness
+from heimdex_gateway.schemas.health import DependencyState, Health, Readiness
 
 _HEALTH: Final = {
     "ok": True,

@@ -1,25 +1,21 @@
 """Submit a job, ask how it is, list them, and tell what happened to one."""
 
-from contextlib import AsyncExitStack
 from typing import Annotated
 
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import Parameter
-from litestar.response import Stream
 
 from heimdex_contracts import tracing
 from heimdex_contracts.job_object import JobObject, job_object
 from heimdex_contracts.messages import Due
 from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs import history, idempotency
+from heimdex_gateway.jobs import idempotency, repository
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.submit import new_job, submit, submit_all
-from heimdex_gateway.jobs.wait import seconds as wait_seconds
 from heimdex_gateway.jobs.wait import until_ended
-from heimdex_gateway.openapi import request_bodies, responses
-from heimdex_gateway.routes import sse
+from heimdex_gateway.openapi import examples, request_bodies, responses
 from heimdex_gateway.routes.request import (
     NOT_FOUND,
     AnyRequest,
@@ -32,9 +28,10 @@ from heimdex_gateway.routes.request import (
     tenant_of,
     while_there,
 )
-from heimdex_gateway.schemas import job_list, job_request
+from heimdex_gateway.schemas import job_list, job_request, parameters
 from heimdex_gateway.schemas.job_request import LARGEST_BODY_BYTES
 from heimdex_gateway.schemas.jobs import JobAccepted, JobsAccepted
+from heimdex_gateway.schemas.parameters import wait_seconds
 
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
 IdempotencyKey = Annotated[
@@ -63,7 +60,7 @@ Traceparent = Annotated[
             JobAccepted,
             description="Stored by JetStream: it will run.",
             generate_examples=False,
-            examples=[Example(id="accepted", value={"job_id": responses.EXAMPLE_ID})],
+            examples=[Example(id="accepted", value={"job_id": examples.EXAMPLE_ID})],
         ),
         **responses.SUBMIT_ERRORS,
     },
@@ -121,8 +118,8 @@ async def submit_jobs(
 
 
 async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
-    key = idempotency.read_key(request.headers.getall("Idempotency-Key"))
-    return await in_time(idempotency.submit_once(gateway_of(request), key, idempotency.digest(body), jobs))
+    key = parameters.read_key(request.headers.getall("Idempotency-Key"))
+    return await in_time(idempotency.submit_once(gateway_of(request), key, parameters.digest(body), jobs))
 
 
 @get(
@@ -141,7 +138,7 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
         found = await in_time(gateway.database.jobs(wanted, tenant_of(request)))
     except DatabaseUnavailable:
         raise Problem(500, "Postgres cannot be reached, and jobs are listed from it. Try again.") from None
-    places = [job_list.Place(job.created_at, job.job_id) for job in found]
+    places = [repository.Place(job.created_at, job.job_id) for job in found]
     return encoded(job_list.page([job_object(job) for job in found], places, wanted.limit))
 
 
@@ -151,7 +148,7 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     summary="How is a job?",
     tags=["jobs"],
     responses={
-        200: ResponseSpec(JobObject, description="The job.", generate_examples=False, examples=responses.JOB_EXAMPLES),
+        200: ResponseSpec(JobObject, description="The job.", generate_examples=False, examples=examples.JOB_EXAMPLES),
         **responses.READ_ERRORS,
     },
 )
@@ -175,39 +172,3 @@ async def get_job(
     if job is None:
         raise Problem(404, NOT_FOUND)
     return encoded(job_object(job))
-
-
-@get(
-    "/jobs/{job_id:str}/events",
-    operation_id="listJobEvents",
-    summary="What happened to a job",
-    tags=["jobs"],
-    responses=responses.EVENTS_ANSWERS,
-)
-async def list_events(
-    request: AnyRequest,
-    job_id: JobId,
-    last_event_id: Annotated[
-        str | None,
-        Parameter(header="Last-Event-ID", required=False, description="resume the live stream after this event"),
-    ] = None,
-) -> Response[bytes] | Stream:
-    """Every hand-over and every failed attempt. With `Accept: text/event-stream`: live, history first."""
-    check_query(request)
-    gateway, known = gateway_of(request), job_id_of(job_id)
-
-    async def told() -> Response[bytes] | Stream:
-        if await gateway.reads.job(known, tenant_of(request)) is None:
-            raise Problem(404, NOT_FOUND)
-        if sse.is_wanted(request):
-            source = AsyncExitStack()
-            # What stands in the way must be known before the head is sent, which says 200.
-            pieces = await source.enter_async_context(history.live(gateway, known, history.parse_id(last_event_id)))
-            return sse.EventStream(pieces, source)
-        rows = await history.history(gateway, known)
-        return encoded(history.EventList([history.event_object(row) for row in rows]))
-
-    try:
-        return await in_time(told())
-    except DatabaseUnavailable:
-        raise Problem(500, "Postgres cannot be reached, and the history is read from it. Try again.") from None

@@ -3,43 +3,24 @@
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, get_args
+from typing import Annotated, Final
 
 import msgspec
 
 from heimdex_contracts import messages
 from heimdex_contracts.job_object import JobObject
-from heimdex_contracts.lifecycle import Status
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.errors import Problem
+from heimdex_gateway.jobs.repository import STATUSES, Place, Wanted
 
 MOST: Final = 1000
 USUAL: Final = 50
-STATUSES: Final[tuple[str, ...]] = get_args(Status)
 PARAMETERS: Final = ("status", "type", "created_after", "created_before", "limit", "cursor")
 #: A place as a caller has it: microseconds since 1970, and the id. Whatever looks so can be used, and nothing else.
 CURSOR: Final = r"^[0-9]{16}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CURSOR: Final = re.compile(CURSOR)
-
-
-class Place(msgspec.Struct, frozen=True):
-    """A job's place in the list: what a cursor says, which is nobody's business but ours."""
-
-    created_at: datetime
-    id: str
-
-
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What to list. The times exclude their moment itself."""
-
-    status: str | None
-    type: str | None
-    created_after: datetime | None
-    created_before: datetime | None
-    limit: int
-    cursor: Place | None
 
 
 class JobList(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from heimdex_callbacks.validation import Acceptance
 from heimdex_contracts import messages
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.errors import Problem
+from heimdex_gateway.jobs.submit import JobRequest
 
 LARGEST_BODY_BYTES: Final = 1024 * 1024
 MOST_IN_A_BATCH: Final = 1000
@@ -18,15 +19,6 @@ LONGEST_DELAY: Final = timedelta(days=366)
 _KEYS: Final = ("type", "fail_at_stage", "run_at", "delay_seconds", "callback_url")
 _BATCH_KEYS: Final = ("jobs",)
 _T = TypeVar("_T")
-
-
-class JobRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for. `not_before`: None for now. `callback_url`: its host is not looked up yet."""
-
-    type: str
-    fail_at_stage: str | None
-    not_before: datetime | None
-    callback_url: str | None = None
 
 
 def job(body: bytes, pipelines: Pipelines, callbacks: Acceptance) -> JobRequest:

@@ -13,8 +13,7 @@ import pytest
 import pytest_asyncio
 
 from heimdex_gateway.jobs import repository
-from heimdex_gateway.jobs.repository import Database
-from heimdex_gateway.schemas.job_list import STATUSES, Place, Wanted
+from heimdex_gateway.jobs.repository import STATUSES, Database, Place, Wanted
 from heimdex_status_store.database import migrate
 
 START = datetime(2025, 10, 28, 12, tzinfo=UTC)

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from heimdex_gateway.jobs import cancel
+from heimdex_gateway.jobs import change
 from heimdex_gateway.main import main
 from heimdex_gateway.routes import request
 
-publish = cancel._publish
+publish = change.publish
 GO_ON = Path(os.environ["TEST_GO_ON"])
 
 
@@ -20,7 +20,7 @@ async def wait_and_publish(*arguments: Any) -> None:
     await publish(*arguments)
 
 
-cancel._publish = wait_and_publish
-cancel.ANSWERED_WITHIN_SECONDS = 60.0  # type: ignore[misc]
+change.publish = wait_and_publish
+change.ANSWERED_WITHIN_SECONDS = 60.0  # type: ignore[misc]
 request.LONGEST_SECONDS = 60.0  # type: ignore[misc]
 main()

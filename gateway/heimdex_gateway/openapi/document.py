@@ -1,0 +1,105 @@
+"""The OpenAPI document as it is served: as the framework makes it, then completed."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+
+from heimdex_contracts.job_object import JobObject
+from heimdex_gateway.errors import ErrorBody
+from heimdex_gateway.openapi import callbacks, postprocess, request_bodies
+from heimdex_gateway.openapi.examples import (
+    AGAIN,
+    CANCELED,
+    COMPLETED,
+    EVENTS,
+    FAILED,
+    PROCESSING,
+    STREAM_EXAMPLE,
+)
+from heimdex_gateway.schemas.events import EventList
+from heimdex_gateway.schemas.health import Health, Readiness
+from heimdex_gateway.schemas.job_list import JobList
+from heimdex_gateway.schemas.jobs import JobAccepted, JobsAccepted, JobsRetried
+
+_WITH_NULLS: Final[dict[str, Any]] = {
+    "processing": PROCESSING,
+    "completed": COMPLETED,
+    "failed": FAILED,
+    "canceled": CANCELED,
+    "again": AGAIN,
+    "history": EVENTS,
+    "page": {"jobs": [COMPLETED, FAILED], "next_cursor": None},
+}
+
+
+def finish(document: dict[str, Any]) -> dict[str, Any]:
+    """Put right, in place, what the framework leaves out: nulls in examples, formats and enums of our structs, headers.
+
+    Safe to repeat. Returns the document.
+    """
+    _, components = msgspec.json.schema_components(
+        [
+            JobAccepted,
+            JobsAccepted,
+            JobsRetried,
+            JobObject,
+            JobList,
+            EventList,
+            ErrorBody,
+            Health,
+            Readiness,
+        ],
+        ref_template="#/components/schemas/{name}",
+    )
+    document["components"]["schemas"] = components
+    # By name, so that a generated client calls it so too.
+    components["JobRequest"] = request_bodies.job_schema().to_schema()
+    components["BatchRequest"] = request_bodies.batch_schema().to_schema()
+    components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
+    for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        body["schema"] = {"$ref": f"#/components/schemas/{name}"}
+    for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
+        example.pop("id", None)
+        example["value"] = _WITH_NULLS.get(name, example["value"])
+    events = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    events["text/event-stream"] = {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}
+    document["paths"]["/jobs"]["post"]["responses"]["202"]["headers"] = {
+        "Location": {"description": "where the job is found", "schema": {"type": "string"}}
+    }
+    # The framework thinks that the id is validated; a malformed one is a job that never was: 404.
+    for path in document["paths"].values():
+        for operation in path.values():
+            if operation["operationId"] not in {"submitJob", "submitJobs"}:
+                operation["responses"].pop("400", None)
+    postprocess.add(document)
+    if request_bodies.takes_callbacks():
+        callbacks.add(document)
+    return document
+
+
+def _examples(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "examples" and isinstance(value, dict):
+                yield value
+            else:
+                yield from _examples(value)
+
+
+class FinishedJson(JsonRenderPlugin):
+    """/schema/openapi.json."""
+
+    def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
+        """The finished document."""
+        return super().render(request, finish(openapi_schema))
+
+
+class FinishedPage(SwaggerRenderPlugin):
+    """/schema: the page where a person can try it."""
+
+    def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
+        """The page around the finished document."""
+        return super().render(request, finish(openapi_schema))

@@ -1,0 +1,57 @@
+"""A job's history as the API shows it."""
+
+from datetime import datetime
+
+import msgspec
+
+from heimdex_contracts.history import EventRow
+from heimdex_contracts.job_object import moment
+
+
+class EndedAttempt(msgspec.Struct, frozen=True):
+    """The attempt that an event ended: how long it took, in seconds, where that is known."""
+
+    stage: str
+    attempt: int
+    started_at: str | None
+    duration_seconds: float | None
+
+
+class EventObject(msgspec.Struct, frozen=True):
+    """One entry of a job's history. `id` is unique within the job and grows."""
+
+    id: str
+    event: str
+    run: int
+    stage: str | None
+    at: str
+    ended: EndedAttempt | None
+    error: str | None
+    retry_in_seconds: float | None
+
+
+class EventList(msgspec.Struct, frozen=True):
+    """The whole history, in order."""
+
+    events: list[EventObject]
+
+
+def event_object(row: EventRow) -> EventObject:
+    """As the API shows it."""
+    ended = None
+    if row.ended_stage is not None and row.ended_attempt is not None:
+        ended = EndedAttempt(row.ended_stage, row.ended_attempt, _moment(row.started_at), row.seconds)
+    return EventObject(
+        id=f"{row.step}.{row.attempt}",
+        event=row.kind,
+        run=row.run,
+        stage=row.stage,
+        at=moment(row.at),
+        ended=ended,
+        error=row.error,
+        retry_in_seconds=row.delay_seconds,
+    )
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else moment(at)

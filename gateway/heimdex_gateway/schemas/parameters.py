@@ -1,0 +1,59 @@
+"""Query parameters and headers that the routes read themselves."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from heimdex_gateway.errors import Problem
+
+MAX_WAIT_SECONDS: Final = 300.0
+
+
+def wait_seconds(text: str | None) -> float:
+    """The parameter `wait`, 0 where it is absent. Raises Problem 422."""
+    if text is None:
+        return 0.0
+    try:
+        value = float(text) if text.isascii() and "_" not in text else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_WAIT_SECONDS:
+        raise Problem(
+            422,
+            f"The parameter 'wait' must be seconds from 0 to {MAX_WAIT_SECONDS:g}, not {text[:60]!r}.",
+            field="wait",
+        )
+    return value
+
+
+LONGEST_KEY: Final = 255
+
+
+_QUOTED: Final = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\["\\])*)"')
+
+
+_BARE: Final = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
+
+
+def read_key(headers: Sequence[str]) -> str:
+    """The key, quoted as in the IETF's draft or bare, of all such headers of a request. Raises Problem 422."""
+    if len(headers) != 1:
+        raise Problem(422, "The header 'Idempotency-Key' is given twice; a job has one key.", field="Idempotency-Key")
+    text = headers[0].strip()
+    quoted = _QUOTED.fullmatch(text)
+    key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text if _BARE.fullmatch(text) else ""
+    if not 1 <= len(key) <= LONGEST_KEY:
+        raise Problem(
+            422,
+            f"The header 'Idempotency-Key' must hold 1 to {LONGEST_KEY} printable characters, quoted or bare.",
+            field="Idempotency-Key",
+        )
+    return key
+
+
+def digest(body: bytes) -> str:
+    """Of a JSON body: the same whatever its spaces and the order of its keys."""
+    return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).hexdigest()
