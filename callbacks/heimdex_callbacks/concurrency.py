@@ -11,11 +11,11 @@ from typing import Final
 import msgspec
 
 #: Calls that one gateway makes at the same time, to all receivers together.
-MOST_AT_ONCE: Final = 256
+MAX_AT_ONCE: Final = 256
 #: To one receiver.
 AT_ONCE: Final = 16
 #: What comes too early is asked to come again after at most this long.
-LONGEST_WAIT_SECONDS: Final = 60.0
+MAX_WAIT_SECONDS: Final = 60.0
 #: Of how long a call takes before any has ended, in seconds.
 _GUESS: Final = 0.2
 _SHORTEST_WAIT_SECONDS: Final = 0.05
@@ -31,14 +31,14 @@ class _Calls(msgspec.Struct):
     def wait(self, at_once: int, now: float) -> float:
         """For how many seconds one call more has to wait."""
         self.until = max(self.until, now) + self.seconds / at_once
-        wait = min(LONGEST_WAIT_SECONDS, self.until - now)
+        wait = min(MAX_WAIT_SECONDS, self.until - now)
         return max(_SHORTEST_WAIT_SECONDS, wait) * random.uniform(1.0, 1.2)  # noqa: S311  # no secret
 
 
-class Receivers:
+class ReceiverSlots:
     """Of one gateway. `now` is always the event loop's time."""
 
-    def __init__(self, at_once: int = AT_ONCE, in_all: int = MOST_AT_ONCE) -> None:
+    def __init__(self, at_once: int = AT_ONCE, in_all: int = MAX_AT_ONCE) -> None:
         self._at_once = at_once
         self._in_all = in_all
         self._running = 0

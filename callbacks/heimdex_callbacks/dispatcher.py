@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from heimdex_callbacks.concurrency import MOST_AT_ONCE, Receivers
-from heimdex_callbacks.retry_schedule import pause_after
-from heimdex_callbacks.sender import Answer, Poster
+from heimdex_callbacks.concurrency import MAX_AT_ONCE, ReceiverSlots
+from heimdex_callbacks.retry_schedule import delay_after
+from heimdex_callbacks.sender import Answer, Sender
 from heimdex_callbacks.url import UnusableUrl, parse_url
 from heimdex_contracts import callbacks, messages, subjects, tracing
 from heimdex_contracts.callbacks import (
@@ -25,10 +25,10 @@ from heimdex_contracts.callbacks import (
     CallbackWork,
 )
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
-from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.leases import Leases
 from heimdex_contracts.runtime.jetstream.message import Delivered
-from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
 
@@ -36,26 +36,26 @@ from heimdex_contracts.runtime.process import Process
 HAND_BACK_SECONDS: Final = 1.0
 
 
-class Deliverer:
+class Dispatcher:
     """Of one gateway. `may_take`: whether what is due is this installation's."""
 
     def __init__(
-        self, process: Process, topology: Topology, poster: Poster, may_take: Callable[[], bool] = lambda: True
+        self, process: Process, topology: Topology, poster: Sender, may_take: Callable[[], bool] = lambda: True
     ) -> None:
         self._process = process
         self._topology = topology
         self._poster = poster
         self._broker = process.broker
         self._log = process.log
-        self._receivers = Receivers()
-        self._unusable = SettingAside(self._broker, self._log)
+        self._receivers = ReceiverSlots()
+        self._unusable = DeadLetters(self._broker, self._log)
         ack_wait = process.settings.ack_wait_seconds
         self._leases = Leases(self._broker, topology, ack_wait)
-        self._puller = Puller(
+        self._puller = PullConsumer(
             self._broker,
             subjects.CALLBACKS,
             subjects.GATEWAY,
-            MOST_AT_ONCE,
+            MAX_AT_ONCE,
             ack_wait,
             self._on_delivery,
             self._log,
@@ -98,7 +98,7 @@ class Deliverer:
             try:
                 work = callbacks.decode_work(msg.subject, msg.data)
             except UnusableMessage as error:
-                await self._unusable.set_aside(msg, str(error))
+                await self._unusable.store(msg, str(error))
                 return
             if key in self._held:
                 return  # delivered again while it is tried here: the broker was away for longer than the ack wait
@@ -149,22 +149,22 @@ class Deliverer:
 
     async def _settle(self, msg: Delivered, work: CallbackWork, answer: Answer) -> None:
         end, tries = work.end, work.tries + 1
-        at = messages.later_of(messages.now(), work.at)
-        pause = None if answer.final else pause_after(tries)
+        at = max(messages.now(), work.at)
+        delay = None if answer.final else delay_after(tries)
         log = self._log.bind(job_id=end.job_id, attempt=tries)
         told: AnyCallback
         if answer.error is None:
             told = CallbackDelivered(end=end, tries=tries, at=at)
             await self._publish(told)
             log.debug("callback_delivered")
-        elif pause is None:
+        elif delay is None:
             told = CallbackGivenUp(end=end, tries=tries, at=at, error=answer.error)
             await self._publish(told)
             log.error("callback_given_up", error=answer.error)
         else:
-            told = CallbackFailed(end=end, tries=tries, at=at, error=answer.error, delay_seconds=pause)
+            told = CallbackFailed(end=end, tries=tries, at=at, error=answer.error, delay_seconds=delay)
             await self._publish(told)
-            log.warning("callback_failed", error=answer.error, delay_seconds=pause)
+            log.warning("callback_failed", error=answer.error, delay_seconds=delay)
         await self._answer(msg, b"+ACK")
 
     async def _publish(self, told: AnyCallback) -> None:

@@ -15,7 +15,7 @@ CALLING_THREADS: Final = 512
 #: For what is submitted, where a look-up is a courtesy.
 SUBMITTING_THREADS: Final = 64
 #: A name can have thousands, each of which is checked on the event loop.
-MOST_ADDRESSES: Final = 64
+MAX_ADDRESSES: Final = 64
 
 
 class Unresolved(HeimdexError):
@@ -48,4 +48,4 @@ class Resolver:
 def _look_up(host: str, port: int) -> list[Address]:
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     # An address that is bound to an interface (fe80::1%eth0) keeps its zone, and is refused with it or without.
-    return list(dict.fromkeys(ip_address(info[4][0]) for info in infos[:MOST_ADDRESSES]))
+    return list(dict.fromkeys(ip_address(info[4][0]) for info in infos[:MAX_ADDRESSES]))

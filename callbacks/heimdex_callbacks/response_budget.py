@@ -16,13 +16,13 @@ from heimdex_contracts.errors import HeimdexError
 
 #: Of what comes over the connection, TLS included. An answer's head has some hundred bytes, a chain of certificates a
 #: few thousand. A gateway takes as much for the head of a request.
-MOST_BYTES: Final = 32 * 1024
+MAX_BYTES: Final = 32 * 1024
 #: A head of eighty lines that come one by one over TLS has 240.
-MOST_EVENTS: Final = 256
+MAX_EVENTS: Final = 256
 #: So many are understood before the event loop goes round: some tenths of a millisecond.
-MOST_EVENTS_AT_ONCE: Final = 32
+MAX_EVENTS_AT_ONCE: Final = 32
 #: More than most answers have: what follows is in no hurry.
-USUAL_EVENTS: Final = 48
+TYPICAL_EVENTS: Final = 48
 _EVENT: Final = re.compile(rb"\n|[ \t](?=[ \t])")
 
 
@@ -33,18 +33,18 @@ class Overspent(HeimdexError):
 class Budget(msgspec.Struct):
     """Of one try. What is left of it."""
 
-    bytes_left: int = MOST_BYTES
-    events_left: int = MOST_EVENTS
+    bytes_left: int = MAX_BYTES
+    events_left: int = MAX_EVENTS
 
     @property
     def unusual(self) -> bool:
         """Whether the receiver has sent more than most do."""
-        return self.events_left < MOST_EVENTS - USUAL_EVENTS
+        return self.events_left < MAX_EVENTS - TYPICAL_EVENTS
 
     def take(self, received: bytes) -> bytes:
         """Pay for the bytes that came over the connection: as many of them as are left. Raises Overspent for none."""
         if received and not self.bytes_left:
-            raise Overspent(f"The receiver sent more than {MOST_BYTES // 1024} KiB before its answer was over.")
+            raise Overspent(f"The receiver sent more than {MAX_BYTES // 1024} KiB before its answer was over.")
         taken = received[: self.bytes_left]
         self.bytes_left -= len(taken)
         return taken
@@ -53,7 +53,7 @@ class Budget(msgspec.Struct):
         """Pay for a piece, whatever is in it. Raises Overspent."""
         # One is left for what is in it.
         if self.events_left < 2:
-            what = f"{MOST_EVENTS} pieces, lines and repeated blanks"
+            what = f"{MAX_EVENTS} pieces, lines and repeated blanks"
             raise Overspent(f"The receiver sent more than {what} before its answer was over.")
         self.events_left -= 1
 
@@ -63,7 +63,7 @@ class Budget(msgspec.Struct):
         What was paid for counts, also where the rest is too much: an answer whose head is in it is one.
         """
         self.piece()
-        most = min(self.events_left, MOST_EVENTS_AT_ONCE)
+        most = min(self.events_left, MAX_EVENTS_AT_ONCE)
         ends = [event.end() for event in islice(_EVENT.finditer(piece), most)]
         self.events_left -= len(ends)
         end = ends[-1] if len(ends) == most else len(piece)

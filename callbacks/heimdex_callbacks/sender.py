@@ -21,13 +21,13 @@ from heimdex_contracts import lifecycle
 from heimdex_contracts.job_object import job_object
 from heimdex_contracts.messages import End
 from heimdex_contracts.runtime import micro
-from heimdex_contracts.runtime.outbound.address_policy import Allowed, Forbidden
+from heimdex_contracts.runtime.outbound.address_policy import AddressForbidden, AddressPolicy
 
 #: For all of a try: the look-up, the connection, the answer.
 TIMEOUT_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 10.0
 #: So much of an answer's body is read, and thrown away, for a receiver that would take a sudden end for an error.
-MOST_READ_BYTES: Final = 4096
+MAX_READ_BYTES: Final = 4096
 READ_SECONDS: Final = 1.0
 GONE: Final = 410
 #: Of the tries that are due together, so many are begun before the event loop goes round.
@@ -60,10 +60,10 @@ def body_of(end: End) -> bytes:
     return msgspec.json.encode(job_object(lifecycle.snapshot(end)))
 
 
-class Poster:
+class Sender:
     """Of one gateway. `secrets`: each `whsec_` and base64. A receiver may know any one of them."""
 
-    def __init__(self, secrets: Sequence[str], allowed: Allowed, resolver: Resolver, most_at_once: int) -> None:
+    def __init__(self, secrets: Sequence[str], allowed: AddressPolicy, resolver: Resolver, most_at_once: int) -> None:
         self._webhooks = [Webhook(secret) for secret in secrets]
         self._agent = f"heimdex/{micro.package_version()}"
         trusted = without_finite_fields(httpcore.default_ssl_context())
@@ -88,7 +88,7 @@ class Poster:
                 return await self._post(receiver, end)
         except (TimeoutError, httpcore.TimeoutException):
             return Answer(f"The receiver did not answer within {TIMEOUT_SECONDS:g} s.")
-        except Forbidden as error:
+        except AddressForbidden as error:
             return Answer(f"The callback_url {error}.")
         except Overspent as error:
             return Answer(str(error))
@@ -119,7 +119,7 @@ class Poster:
                     read = 0
                     async for chunk in response.aiter_stream():
                         read += len(chunk)
-                        if read > MOST_READ_BYTES:
+                        if read > MAX_READ_BYTES:
                             break
         return answer
 

@@ -14,17 +14,17 @@ import httpcore
 from heimdex_callbacks.metered_stream import MeteredStream, Shared
 from heimdex_callbacks.resolver import Resolver
 from heimdex_callbacks.response_budget import Budget
-from heimdex_contracts.runtime.outbound.address_policy import Allowed
+from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
 
 #: Addresses tried one after the other, within the time that one connection may take.
-MOST_ADDRESSES: Final = 3
+MAX_ADDRESSES: Final = 3
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
     """The only way out for callbacks. Raises Forbidden and Unresolved beside httpcore's own errors."""
 
     def __init__(
-        self, allowed: Allowed, resolver: Resolver, connector: httpcore.AsyncNetworkBackend | None = None
+        self, allowed: AddressPolicy, resolver: Resolver, connector: httpcore.AsyncNetworkBackend | None = None
     ) -> None:
         self._allowed = allowed
         self._resolver = resolver
@@ -46,7 +46,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         addresses = [address] if address is not None else await self._resolver.addresses(host, port)
         if address is None and not self._allowed.knows(host):
             self._allowed.check_found(addresses)
-        tried = addresses[:MOST_ADDRESSES]
+        tried = addresses[:MAX_ADDRESSES]
         each = None if timeout is None else timeout / len(tried)
         for number, found in enumerate(tried, 1):
             try:

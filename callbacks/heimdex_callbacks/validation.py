@@ -10,7 +10,7 @@ from typing import Final
 from heimdex_callbacks.resolver import Resolver, Unresolved
 from heimdex_callbacks.url import UnusableUrl, parse_url
 from heimdex_contracts.errors import HeimdexError
-from heimdex_contracts.runtime.outbound.address_policy import Allowed, Forbidden
+from heimdex_contracts.runtime.outbound.address_policy import AddressForbidden, AddressPolicy
 
 #: A name that is not looked up within this time is taken: it is checked when it is called.
 LOOK_UP_SECONDS: Final = 1.0
@@ -27,10 +27,10 @@ class CallbackUrlRefused(HeimdexError):
         self.field = field
 
 
-class Acceptance:
+class CallbackValidation:
     """Of one gateway. `enabled`: whether it takes any."""
 
-    def __init__(self, enabled: bool, allowed: Allowed, resolver: Resolver) -> None:
+    def __init__(self, enabled: bool, allowed: AddressPolicy, resolver: Resolver) -> None:
         self.enabled = enabled
         self._allowed = allowed
         self._resolver = resolver
@@ -42,7 +42,7 @@ class Acceptance:
         try:
             receiver = parse_url(value)
             self._allowed.check_host(receiver.host)
-        except (UnusableUrl, Forbidden) as error:
+        except (UnusableUrl, AddressForbidden) as error:
             raise CallbackUrlRefused(field, str(error)) from None
         return str(value)
 
@@ -62,7 +62,7 @@ class Acceptance:
             async with asyncio.timeout(LOOK_UP_SECONDS):
                 found = await self._resolver.addresses(host, port)
             self._allowed.check_found(found)
-        except Forbidden as error:
+        except AddressForbidden as error:
             raise CallbackUrlRefused(field, str(error)) from None
         except (Unresolved, TimeoutError):
             return  # it may have an address by the time that the job ends

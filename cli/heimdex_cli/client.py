@@ -20,7 +20,7 @@ ENDED = ("completed", "failed", "canceled")
 Status = Literal["pending", "processing", "completed", "failed", "canceled"]
 STATUSES: tuple[str, ...] = get_args(Status)
 #: The most jobs that the API puts on a page.
-LARGEST_PAGE = 1000
+MAX_PAGE = 1000
 #: The API says something on an open stream every 15 s; a stream that is silent for longer than this is dead.
 SILENCE_SECONDS = 40.0
 #: Answers of the 4xx range that are about the moment, not about what was given.
@@ -66,7 +66,7 @@ _JOB = Job.__required_keys__
 
 
 @dataclass(frozen=True)
-class Told:
+class StreamEvent:
     """One message of a job's live stream: `data` is an Event, or what a `progress` tick tells (stage, attempt,
     progress, at). Only the former has an id.
     """
@@ -132,7 +132,7 @@ class JobsApi:
         """GET /jobs, newest first, page after page as they are needed: `limit` jobs at most, or all that there are."""
         cursor: str | None = None
         while limit is None or limit > 0:
-            size = LARGEST_PAGE if limit is None else min(limit, LARGEST_PAGE)
+            size = MAX_PAGE if limit is None else min(limit, MAX_PAGE)
             wanted = {"status": status, "type": job_type, "limit": str(size), "cursor": cursor}
             query = {name: value for name, value in wanted.items() if value is not None}
             page = self._ask("GET", "/jobs", {"jobs", "next_cursor"}, query=query)
@@ -156,7 +156,7 @@ class JobsApi:
         """GET /jobs/{job_id}/events: the history so far, in order."""
         return cast(list[Event], self._ask("GET", f"{_path(job_id)}/events", {"events"})["events"])
 
-    def listen(self, job_id: str, after: str | None = None) -> Iterator[Told]:
+    def listen(self, job_id: str, after: str | None = None) -> Iterator[StreamEvent]:
         """The live stream of one connection: the history after the event `after`, then each change as it happens.
 
         It ends with the event that ends the job; or earlier, with or without Unreachable, when the connection breaks:
@@ -185,7 +185,7 @@ class JobsApi:
     ) -> None:
         self._client.close()
 
-    def _told(self, sent: ServerSentEvent) -> Told:
+    def _told(self, sent: ServerSentEvent) -> StreamEvent:
         try:
             data = json.loads(sent.data)
         except json.JSONDecodeError:
@@ -193,7 +193,7 @@ class JobsApi:
         if not isinstance(data, dict):
             raise Unreachable(f"{self.url} sent an event that is no JSON object: is it Heimdex?")
         # A tick has no id of its own; the reader repeats the one before it.
-        return Told(data.get("id"), sent.event, data)
+        return StreamEvent(data.get("id"), sent.event, data)
 
     def _ask(
         self, method: str, path: str, keys: Set[str], *, body: object = None, query: Mapping[str, str] | None = None

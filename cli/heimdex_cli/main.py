@@ -24,8 +24,8 @@ from heimdex_cli.output.tables import describe, print_events, print_jobs
 
 INTERRUPTED = 130
 UNREAD = 141
-USUAL_LIMIT = 50
-LARGEST_LIMIT = 1_000_000_000
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 1_000_000_000
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
 Flag = Annotated[bool, Parameter(negative=())]
@@ -136,7 +136,7 @@ def list_jobs(
     *,
     status: Status | None = None,
     job_type: Annotated[str | None, Parameter(name="--type")] = None,
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=LARGEST_LIMIT))] = USUAL_LIMIT,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=MAX_LIMIT))] = DEFAULT_LIMIT,
     all_jobs: Annotated[bool, Parameter(name="--all", negative=())] = False,
     as_json: JsonFlag = False,
 ) -> int:

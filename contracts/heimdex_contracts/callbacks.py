@@ -50,12 +50,12 @@ class CallbackGivenUp(CallbackMessage, frozen=True, kw_only=True, tag=CALLBACK_G
 #: What the gateways take: a try that is to be made.
 CallbackWork = CallbackDue | CallbackFailed
 #: What the status store takes: how a try went.
-CallbackTold = CallbackFailed | CallbackDelivered | CallbackGivenUp
+CallbackResult = CallbackFailed | CallbackDelivered | CallbackGivenUp
 AnyCallback = CallbackDue | CallbackFailed | CallbackDelivered | CallbackGivenUp
 
 _encoder: Final = msgspec.json.Encoder()
 _work: Final = msgspec.json.Decoder(CallbackWork)
-_told: Final = msgspec.json.Decoder(CallbackTold)
+_told: Final = msgspec.json.Decoder(CallbackResult)
 _TOKENS: Final = {
     CallbackDue: CALLBACK_DUE,
     CallbackFailed: CALLBACK_FAILED,
@@ -86,8 +86,8 @@ def decode_work(subject: str, payload: bytes) -> CallbackWork:
     return message
 
 
-def decode_told(subject: str, payload: bytes) -> CallbackTold:
+def decode_told(subject: str, payload: bytes) -> CallbackResult:
     """The message on `heimdex.callbacks.failed.<job_id>`, `.delivered.` or `.given-up.`. Raises UnusableMessage."""
-    message: CallbackTold = messages.decode(_told, payload)
+    message: CallbackResult = messages.decode(_told, payload)
     messages.check_subject(subject, "callbacks", token(message), message.end.job_id)
     return message

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from heimdex_contracts.callbacks import CallbackFailed, CallbackGivenUp, CallbackTold, token
+from heimdex_contracts.callbacks import CallbackFailed, CallbackGivenUp, CallbackResult, token
 from heimdex_contracts.messages import (
     AnyJobMessage,
     AnyMessage,
@@ -112,7 +112,7 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
             )
 
 
-def callback_row(told: CallbackTold) -> EventRow:
+def callback_row(told: CallbackResult) -> EventRow:
     """The entry of one try to call back."""
     return EventRow(
         job_id=told.end.job_id,

@@ -24,7 +24,6 @@ from heimdex_contracts.messages import (
     Due,
     Failed,
     Progress,
-    later_of,
 )
 
 Status = Literal["pending", "processing", "completed", "failed", "canceled"]
@@ -99,7 +98,7 @@ def snapshot(event: AnyMessage) -> Snapshot:
         result=result,
         error=error,
         created_at=event.created_at,
-        updated_at=later_of(event.at, event.created_at),
+        updated_at=max(event.at, event.created_at),
         tenant=event.tenant,
     )
 
@@ -120,7 +119,7 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
         # what people see, and cannot make a later event of the same attempt lose, which comes from the same worker.
         progress=progress,
         created_at=min(high.created_at, low.created_at),
-        updated_at=later_of(high.updated_at, low.updated_at),
+        updated_at=max(high.updated_at, low.updated_at),
     )
 
 

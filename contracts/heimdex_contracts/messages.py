@@ -255,11 +255,6 @@ def _holds_nul(value: Any) -> bool:
     return isinstance(value, list) and any(map(_holds_nul, value))
 
 
-def later_of(moment: datetime, other: datetime) -> datetime:
-    """The later of two moments: how a chain of messages keeps its times from running backwards."""
-    return moment if moment >= other else other
-
-
 def now() -> datetime:
     """UTC."""
     return datetime.now(UTC)

@@ -71,7 +71,7 @@ class Drop:
 Settlement = Advance | Retry | GiveUp | HandBack | Drop
 
 
-def tries(backoff_seconds: tuple[float, ...]) -> int:
+def max_attempts(backoff_seconds: tuple[float, ...]) -> int:
     """How often a stage is tried at most: the first time and once a retry."""
     return 1 + len(backoff_seconds)
 
@@ -86,12 +86,12 @@ def settle(outcome: Outcome, stage: str, attempt: int, backoff_seconds: tuple[fl
         case Overtaken():
             return Drop()
         case Lost():
-            allowed = tries(backoff_seconds)
+            allowed = max_attempts(backoff_seconds)
             times = "once" if allowed == 1 else f"{allowed} times"
             return GiveUp(f"The stage {stage} failed: worker lost (tried {times}, no worker reported an end).")
         case Errored(error=error, permanent=permanent):
             if permanent:
                 return GiveUp(f"The stage {stage} failed for good on attempt {attempt}: {error}")
-            if attempt < tries(backoff_seconds):
+            if attempt < max_attempts(backoff_seconds):
                 return Retry(error, backoff_seconds[attempt - 1])
-            return GiveUp(f"The stage {stage} failed on attempt {attempt} of {tries(backoff_seconds)}: {error}")
+            return GiveUp(f"The stage {stage} failed on attempt {attempt} of {max_attempts(backoff_seconds)}: {error}")

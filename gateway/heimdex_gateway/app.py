@@ -42,8 +42,8 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                 ),
             ],
             state=State({"gateway": gateway}),
-            middleware=[counting(counters), *gateway.doors.middleware],
-            cors_config=gateway.doors.cors,
+            middleware=[counting(counters), *gateway.access.middleware],
+            cors_config=gateway.access.cors,
             exception_handlers={
                 errors.Problem: errors.on_problem,
                 CallbackUrlRefused: errors.on_callback_url_refused,
@@ -60,7 +60,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                     Tag("operations", "For load balancers and operators."),
                 ],
                 components=Components(security_schemes={responses.SCHEME: responses.KEY}),
-                security=[{responses.SCHEME: []}] if gateway.doors.keys else None,
+                security=[{responses.SCHEME: []}] if gateway.access.keys else None,
                 render_plugins=[
                     # Served from here, so that the page works without the internet.
                     document.FinishedPage(
@@ -77,7 +77,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
             debug=False,
         )
     )
-    if gateway.doors.cors is not None:
+    if gateway.access.cors is not None:
         app.asgi_handler = cors.explained(app.asgi_handler)
     return app
 

@@ -68,7 +68,7 @@ class InstallationCheck:
         """Look until cancelled. To be started once NATS is connected."""
         while True:
             try:
-                self._say(await self._look())
+                self._report(await self._look())
                 self._looked.set()
             except (BrokerUnavailable, JetStreamError) as error:
                 self._log.debug("installation_not_compared_yet", reason=str(error))
@@ -114,7 +114,7 @@ class InstallationCheck:
             f"from the streams of this NATS account, and {ours}"
         )
 
-    def _say(self, problem: str | None) -> None:
+    def _report(self, problem: str | None) -> None:
         if problem is not None and problem != self.problem:
             self._log.error("installations_mixed", message=problem)
         elif problem is None and self.problem is not None:

@@ -7,35 +7,35 @@ from typing import Final
 
 import uvicorn
 
-from heimdex_callbacks.concurrency import MOST_AT_ONCE
-from heimdex_callbacks.dispatcher import Deliverer
+from heimdex_callbacks.concurrency import MAX_AT_ONCE
+from heimdex_callbacks.dispatcher import Dispatcher
 from heimdex_callbacks.resolver import CALLING_THREADS, SUBMITTING_THREADS, Resolver
-from heimdex_callbacks.sender import Poster
-from heimdex_callbacks.validation import Acceptance
+from heimdex_callbacks.sender import Sender
+from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts import messages, pipelines, streams, subjects
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.job_object import moment
 from heimdex_contracts.runtime import micro, process, settings
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
-from heimdex_contracts.runtime.outbound.address_policy import Allowed
+from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_gateway.app import create_app
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.installation import InstallationCheck
-from heimdex_gateway.jobs.admission import Room
-from heimdex_gateway.jobs.recently_accepted import Accepted
+from heimdex_gateway.jobs.admission import Admission
+from heimdex_gateway.jobs.recently_accepted import RecentlyAccepted
 from heimdex_gateway.jobs.repository import Database
-from heimdex_gateway.jobs.subscriptions import Watches
-from heimdex_gateway.middleware.access import Doors
+from heimdex_gateway.jobs.subscriptions import Subscriptions
+from heimdex_gateway.middleware.access import AccessControl
 from heimdex_gateway.schemas.health import Health
-from heimdex_gateway.server.http_protocol import Bounded
+from heimdex_gateway.server.http_protocol import BoundedHttpProtocol
 
 NAME = "heimdex-gateway"
-#: While so many requests wait for NATS, one more may wait this long for company (see `runtime.jetstream.client`).
+#: While so many requests wait for NATS, one more is buffered this long (see `runtime.jetstream.client`).
 BUSY: Final = 6
-PATIENCE_SECONDS: Final = 0.002
+LINGER_SECONDS: Final = 0.002
 #: What /healthz calls the service.
 SHOWN_NAME = "heimdex-api"
 #: How long the process waits, when it ends, for what it had begun beyond its answers.
@@ -80,31 +80,31 @@ async def serve(running: Process, listener: socket.socket) -> None:
     topology.on_change.append(installation.on_change)
     # Apart, so that names which are submitted, as many as anybody likes, do not hold up the calls.
     submitting, calling = Resolver(SUBMITTING_THREADS), Resolver(CALLING_THREADS)
-    allowed = Allowed(found.callback_allow)
-    deliverer: Deliverer | None = None
+    allowed = AddressPolicy(found.callback_allow)
+    deliverer: Dispatcher | None = None
     if found.callback_secret:
-        poster = Poster(found.callback_secret, allowed, calling, MOST_AT_ONCE)
-        deliverer = Deliverer(running, topology, poster, lambda: installation.agreed)
+        poster = Sender(found.callback_secret, allowed, calling, MAX_AT_ONCE)
+        deliverer = Dispatcher(running, topology, poster, lambda: installation.agreed)
     publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS) or installation.problem)
     gateway = Gateway(
         broker=broker,
         topology=topology,
         publisher=publisher,
         database=database,
-        accepted=Accepted(publisher, database, log),
+        accepted=RecentlyAccepted(publisher, database, log),
         pipelines=known,
-        watches=Watches(broker),
-        doors=Doors.of(found),
-        callbacks=Acceptance(deliverer is not None, allowed, submitting),
+        subscriptions=Subscriptions(broker),
+        access=AccessControl.of(found),
+        callbacks=CallbackValidation(deliverer is not None, allowed, submitting),
         installation=installation,
-        room=Room(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
+        admission=Admission(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
     )
     counters = micro.Counters("http", "heimdex.http", "gateway")
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(gateway, log, counters),
-            http=Bounded,
+            http=BoundedHttpProtocol,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -128,15 +128,15 @@ async def serve(running: Process, listener: socket.socket) -> None:
 
     def on_change(changed: frozenset[str]) -> None:
         if subjects.JOBS in changed:
-            gateway.begin(gateway.accepted.restore())
+            gateway.spawn(gateway.accepted.restore())
 
     topology.on_change.append(on_change)
-    broker.nc.patience = lambda: PATIENCE_SECONDS if broker.nc.asking >= BUSY else 0.0
+    broker.nc.request_linger = lambda: LINGER_SECONDS if broker.nc.pending_requests >= BUSY else 0.0
     running.health.append(topology.ready.is_set)
     background = [asyncio.create_task(connect())]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     log.info("listening", host=found.host, port=found.port)
-    if not gateway.doors.keys:
+    if not gateway.access.keys:
         log.warning(
             "no_keys",
             message="HEIMDEX_API_KEYS is not set: whoever reaches this gateway may submit, see and cancel the jobs of "
@@ -145,13 +145,13 @@ async def serve(running: Process, listener: socket.socket) -> None:
     stop = asyncio.ensure_future(running.stopping.wait())
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")
-    gateway.watches.interrupt()
+    gateway.subscriptions.interrupt()
     server.should_exit = True
     if deliverer is not None:
         await deliverer.stop(running.stop_by() - 1)
     await serving
-    if gateway.afterwards:
-        await asyncio.wait(gateway.afterwards, timeout=AFTERWARDS_SECONDS)
+    if gateway.background_tasks:
+        await asyncio.wait(gateway.background_tasks, timeout=AFTERWARDS_SECONDS)
     for task in background:
         task.cancel()
     await gateway.database.close()

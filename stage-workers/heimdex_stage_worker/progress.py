@@ -20,7 +20,7 @@ EVERY_SECONDS: Final = 0.4
 #: How long a repeated attempt waits for the server to know of it.
 MARKED_WITHIN_SECONDS: Final = 1.0
 #: How far a stage that reports nothing itself is taken to be, at most.
-MOST_ESTIMATED: Final = 0.95
+MAX_ESTIMATED: Final = 0.95
 
 
 class Reporter:
@@ -63,7 +63,7 @@ class Reporter:
         """Of the whole job, as far as this attempt has come; never less than was told already."""
         fraction = self._ctx.fraction
         if not self._ctx.reported and self._ctx.expected_seconds > 0:
-            fraction = min(MOST_ESTIMATED, (time.monotonic() - self._began) / self._ctx.expected_seconds)
+            fraction = min(MAX_ESTIMATED, (time.monotonic() - self._began) / self._ctx.expected_seconds)
         return max(self._floor, self._pipeline.progress(self._ctx.stage, fraction))
 
     def _tick(self) -> None:
@@ -82,7 +82,7 @@ class Reporter:
             stage=ctx.stage,
             attempt=ctx.attempt,
             progress=self.percent(),
-            at=at or messages.later_of(messages.now(), due.at),
+            at=at or max(messages.now(), due.at),
             created_at=due.created_at,
             started_at=self._started_at,
             ended=ended,

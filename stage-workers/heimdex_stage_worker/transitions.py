@@ -31,7 +31,7 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
         "step": due.step + 1,
         "run": due.run,
         "created_at": due.created_at,
-        "at": messages.later_of(messages.now(), held.started_at),
+        "at": max(messages.now(), held.started_at),
         "progress": max(due.progress, held.percent),
         "fail_at_stage": due.fail_at_stage,
         "not_before": due.not_before,

@@ -19,11 +19,11 @@ from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_contracts.runtime import micro
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
-from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.leases import Leases
 from heimdex_contracts.runtime.jetstream.message import Delivered
 from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS, Publisher, Refused
-from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
@@ -31,17 +31,17 @@ from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome, Ov
 from heimdex_stage_worker.context import StageContext, StageFunction
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.isolation_policy import is_suspect, last_tick
-from heimdex_stage_worker.execution.stuck_functions import Abandoned
-from heimdex_stage_worker.execution.subprocess_attempt import MOST_AT_ONCE, IsolatedAttempt
+from heimdex_stage_worker.execution.stuck_functions import StuckFunctions
+from heimdex_stage_worker.execution.subprocess_attempt import MAX_AT_ONCE, IsolatedAttempt
 from heimdex_stage_worker.execution.threads import Threads
 from heimdex_stage_worker.progress import Reporter
 from heimdex_stage_worker.transitions import Ended, completed_or_next, failed, handed_back
 
 #: How many canceled jobs are remembered.
-MOST_CANCELED: Final = 10_000
-#: A worker that holds so many jobs may let a hand-over wait this long for company (see `runtime.jetstream.client`).
+MAX_CANCELED: Final = 10_000
+#: A worker that holds so many jobs buffers a hand-over this long (see `runtime.jetstream.client`).
 BUSY: Final = 8
-PATIENCE_SECONDS: Final = 0.004
+LINGER_SECONDS: Final = 0.004
 #: Kept of the grace period for handing back what did not finish.
 HAND_BACK_SECONDS: Final = 2.0
 #: A delivery that the stream's leader does not know comes again after a second.
@@ -66,7 +66,7 @@ class Delivery:
         self.fired = due.not_before is not None and due.reason in {"submitted", "restored"}
         #: 1-based; counts those before a hand-back too.
         self.attempt = due.attempts + place.num_delivered
-        self.started_at = messages.later_of(messages.now(), due.at)
+        self.started_at = max(messages.now(), due.at)
         self.began = time.monotonic()
         self.running: Attempt | IsolatedAttempt | None = None
         self.reporter: Reporter | None = None
@@ -97,21 +97,21 @@ class StageWorker:
             own=(stage,),
         )
         self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem_of(subjects.JOBS))
-        self._unusable = SettingAside(self._broker, self._log)
+        self._unusable = DeadLetters(self._broker, self._log)
         self._leases = Leases(self._broker, self._topology, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
         self._threads = Threads(stage)
-        self._abandoned = Abandoned(settings.stage_concurrency, self._log)
+        self._abandoned = StuckFunctions(settings.stage_concurrency, self._log)
         #: The last jobs that were canceled, with the step of that message: one may be on its way to us.
         self._canceled: dict[str, int] = {}
-        self._isolated = asyncio.Semaphore(MOST_AT_ONCE)
+        self._isolated = asyncio.Semaphore(MAX_AT_ONCE)
         self._held: dict[tuple[int, int], Delivery] = {}
         self._by_job: dict[str, Delivery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._broker.nc.patience = lambda: PATIENCE_SECONDS if len(self._held) >= BUSY else 0.0
+        self._broker.nc.request_linger = lambda: LINGER_SECONDS if len(self._held) >= BUSY else 0.0
         #: Event-loop time after which nothing more is tried; set when the process is told to stop.
         self._deadline: float | None = None
-        self._puller = Puller(
+        self._puller = PullConsumer(
             self._broker,
             subjects.JOBS,
             stage,
@@ -130,7 +130,7 @@ class StageWorker:
         self._broker.on_reconnect.append(self._on_reconnect)
         await micro.register(self._broker.nc, f"heimdex-{self._stage}", f"runs the stage {self._stage}", self._counters)
         # Not the publish itself, which may have been refused: the job goes on then.
-        await self._broker.nc.listen(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
+        await self._broker.nc.direct_subscribe(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
         watching = asyncio.create_task(installations.Watch(self._broker, self._log).run())
         self._leases.start()
         await self._puller.start()
@@ -151,7 +151,7 @@ class StageWorker:
         except UnusableMessage:
             return  # the status store sets it aside
         self._canceled[canceled.job_id] = canceled.step
-        if len(self._canceled) > MOST_CANCELED:
+        if len(self._canceled) > MAX_CANCELED:
             del self._canceled[next(iter(self._canceled))]
         held = self._by_job.get(canceled.job_id)
         if held and held.running and held.due.step < canceled.step:
@@ -171,7 +171,7 @@ class StageWorker:
                 held = Delivery(msg, self._check(due), self._pipelines.by_type[due.type])
             except UnusableMessage as unusable:
                 error = str(unusable)
-                await self._unusable.set_aside(msg, error)
+                await self._unusable.store(msg, error)
                 return
             if held.key in self._held:
                 return  # delivered again while it runs here: the broker was away for longer than the ack wait
@@ -233,12 +233,12 @@ class StageWorker:
             return Overtaken()
         if tick is not None:
             held.told = max(held.told, tick.progress)
-        if held.attempt > settlement.tries(self._backoff(pipeline)):
+        if held.attempt > settlement.max_attempts(self._backoff(pipeline)):
             return Lost()
         if self._process.stopping.is_set():
             return Interrupted()
         declared = pipeline.stage(self._stage)
-        suspect = is_suspect(tick, held.attempt, settlement.tries(self._backoff(pipeline)))
+        suspect = is_suspect(tick, held.attempt, settlement.max_attempts(self._backoff(pipeline)))
         ctx = StageContext(
             job_id=due.job_id,
             job_type=due.type,
@@ -330,7 +330,7 @@ class StageWorker:
                     )
                 case settlement.Retry(error=error, delay_seconds=delay):
                     # First the mark, which callers may hear of, with the time of what follows it: neither is older.
-                    at = messages.later_of(messages.now(), held.started_at)
+                    at = max(messages.now(), held.started_at)
                     if held.reporter:
                         # One that vanished stays suspect: its next attempt runs apart from the worker too.
                         held.reporter.mark_end(vanished=isinstance(outcome, Errored) and outcome.vanished, at=at)

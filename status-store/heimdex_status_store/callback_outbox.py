@@ -20,19 +20,19 @@ from heimdex_status_store.database import Database
 
 #: Of one try to publish, and of those that follow at once; then the end is put back, to come again after a while.
 _TIMEOUT_SECONDS: Final = 2.0
-_PAUSES: Final = (0.1, 0.5)
+_RETRY_DELAYS: Final = (0.1, 0.5)
 AGAIN_SECONDS: Final = 5.0
 #: Rows read at a time when everything is looked through.
 PAGE: Final = 500
 _READ_SECONDS: Final = 300.0
 
 
-def is_owed(event: AnyMessage | callbacks.CallbackTold) -> TypeGuard[End]:
+def needs_callback(event: AnyMessage | callbacks.CallbackResult) -> TypeGuard[End]:
     """Whether this event ends a job that somebody wants to hear of."""
     return isinstance(event, (Completed, Failed, Canceled)) and event.callback_url is not None
 
 
-class Owed:
+class CallbackOutbox:
     """Publishes on `heimdex.callbacks.due.*` for one status store."""
 
     def __init__(self, broker: Broker, log: Logger) -> None:
@@ -44,12 +44,12 @@ class Owed:
 
         restored: what took the first one away, to tell it from the one that NATS remembers by its id.
         """
-        due = CallbackDue(end=end, tries=tries, at=messages.later_of(messages.now(), end.at))
+        due = CallbackDue(end=end, tries=tries, at=max(messages.now(), end.at))
         message_id = f"{callbacks.message_id(due)}.{restored}" if restored else callbacks.message_id(due)
         headers = {"Nats-Msg-Id": message_id, "traceparent": tracing.child(end.trace)}
         subject = subjects.callback_subject(subjects.CALLBACK_DUE, end.job_id)
         reason = ""
-        for pause in (*_PAUSES, 0.0):
+        for delay in (*_RETRY_DELAYS, 0.0):
             try:
                 ack = await self._broker.publish(subject, callbacks.encode(due), headers, _TIMEOUT_SECONDS)
                 if ack.error is None:
@@ -57,7 +57,7 @@ class Owed:
                 reason = ack.error.description
             except BrokerUnavailable as error:
                 reason = str(error)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
         self._log.warning(
             "callback_not_due_yet",
             message="a callback could not be stored; its end is kept, and tried again",

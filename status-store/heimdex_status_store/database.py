@@ -32,7 +32,7 @@ _MIGRATING: Final = 0x6865696D64657831
 CONNECT_SECONDS: Final = 5.0
 WORK_SECONDS: Final = 30.0
 #: An index on a large table takes minutes, and must not be begun again and again.
-LONGEST_MIGRATION_SECONDS: Final = 6 * 3600.0
+MAX_MIGRATION_SECONDS: Final = 6 * 3600.0
 #: How often Postgres looks, while a statement takes long, whether there is still somebody to be told.
 _LISTENED_SECONDS: Final = 5.0
 #: How soon a connection that broke while nothing was to be done is replaced.
@@ -140,7 +140,7 @@ class Database:
                 current = await is_current(connection)
             if not current:
                 self._log.info("schema_migrating", message="bringing the schema up to date", revision=REVISION)
-                async with asyncio.timeout(LONGEST_MIGRATION_SECONDS):
+                async with asyncio.timeout(MAX_MIGRATION_SECONDS):
                     await migrate(connection)
                 self._log.info("schema_migrated", message="the schema is up to date", revision=REVISION)
         except BaseException:
@@ -211,7 +211,7 @@ async def migrate(connection: asyncpg.Connection) -> None:
     while True:
         async with connection.transaction(isolation="read_committed"):
             # Of the transaction, as is the lock: a pooler may be in front, and give the next one to another session.
-            settings = {**postgres_session.COMMON, **_statement_timeout(LONGEST_MIGRATION_SECONDS)}
+            settings = {**postgres_session.COMMON, **_statement_timeout(MAX_MIGRATION_SECONDS)}
             await connection.execute(postgres_session.setting(settings, in_transaction=True))
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATING)
             if await is_current(connection):

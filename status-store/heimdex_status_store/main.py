@@ -10,7 +10,7 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime import micro, process, settings
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
-from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.leases import Leases
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
@@ -18,7 +18,7 @@ from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.installation import Installation
-from heimdex_status_store.reconciler import Sweep
+from heimdex_status_store.reconciler import Reconciler
 from heimdex_status_store.recorder import Recorder
 from heimdex_status_store.retention import prune
 
@@ -86,7 +86,7 @@ async def serve(running: Process) -> None:
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
     ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in required_streams if stream.consumers)
     leases = Leases(broker, topology, ack_wait)
-    recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, log, ack_wait)
+    recorder = Recorder(broker, topology, database, leases, DeadLetters(broker, log), counters, log, ack_wait)
 
     async def on_reconnect() -> None:
         leases.renew_all()
@@ -107,7 +107,7 @@ async def serve(running: Process) -> None:
         comparing,
         asyncio.create_task(database.keep()),
         asyncio.create_task(installations.Watch(broker, log).run()),
-        asyncio.create_task(Sweep(broker, topology, upkeep_database, publisher, log).run()),
+        asyncio.create_task(Reconciler(broker, topology, upkeep_database, publisher, log).run()),
         asyncio.create_task(prune(upkeep_database, found.retention_days, log)),
     ]
     await recorder.start()
@@ -133,11 +133,11 @@ async def serve(running: Process) -> None:
 
 async def _wait_for(database: Database) -> None:
     """Until Postgres is there and has the schema."""
-    pause = 0.1
+    delay = 0.1
     while True:
         try:
             await database.run(lambda connection: connection.fetchval("SELECT 1"))
             return
         except OUTAGE:
-            await asyncio.sleep(pause)
-            pause = min(1.0, pause * 2)
+            await asyncio.sleep(delay)
+            delay = min(1.0, delay * 2)

@@ -71,7 +71,7 @@ SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
 """
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class WriteResult(msgspec.Struct, frozen=True):
     """How many jobs' rows rose (0 for a pure replay), and the jobs of whom an attempt was told before its hand-over.
 
     ahead: job id and step of each attempt that has to come by itself (`rows.ahead`).
@@ -84,11 +84,11 @@ class Recorded(msgspec.Struct, frozen=True):
     strays: frozenset[tuple[str, int]] = frozenset()
 
 
-async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> Recorded:
+async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> WriteResult:
     """Write one batch; `jobs` sorted by id, one row a job."""
     tenants = [row.job.tenant for row in jobs]
     raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events), tenants)
-    return Recorded(raised, frozenset(early))
+    return WriteResult(raised, frozenset(early))
 
 
 #: An end that came after another end of the same run was recorded: of a cancel that was too late, or a late retry.

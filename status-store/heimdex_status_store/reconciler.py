@@ -21,7 +21,7 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store import queries
-from heimdex_status_store.callback_outbox import Owed
+from heimdex_status_store.callback_outbox import CallbackOutbox
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.projection import job_rows
 from heimdex_status_store.queries import StreamSeen, Unfinished
@@ -38,7 +38,7 @@ AT_ONCE: Final = 20
 REST: Final = timedelta(seconds=60)
 
 
-class Sweep:
+class Reconciler:
     """Of one status store; several may sweep at once, since the broker accepts one successor only."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Sweep:
         self._database = database
         self._publisher = publisher
         self._log = log
-        self._owed = Owed(broker, log)
+        self._owed = CallbackOutbox(broker, log)
         self._undeliverable = Undeliverable(broker, publisher, self._record, self._owed, log)
         self._after: str | None = None
         #: The streams that were removed or changed since the last look.
@@ -190,7 +190,7 @@ class Sweep:
         again = msgspec.structs.replace(
             last,
             step=now.step + 1,
-            at=messages.later_of(messages.now(), now.updated_at),
+            at=max(messages.now(), now.updated_at),
             reason="restored",
             # Being lost with the stream is no attempt; those that ended in an error stay counted.
             attempts=max(last.attempts, now.failed_attempts),

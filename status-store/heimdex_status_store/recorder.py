@@ -14,26 +14,26 @@ import asyncpg
 import msgspec
 
 from heimdex_contracts import callbacks, messages, subjects
-from heimdex_contracts.callbacks import CallbackMessage, CallbackTold
+from heimdex_contracts.callbacks import CallbackMessage, CallbackResult
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import callback_row, event_rows
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Due, End, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
-from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.leases import Leases
 from heimdex_contracts.runtime.jetstream.message import Delivered
-from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.micro import Counters
 from heimdex_status_store import queries
-from heimdex_status_store.callback_outbox import AGAIN_SECONDS, Owed, is_owed
+from heimdex_status_store.callback_outbox import AGAIN_SECONDS, CallbackOutbox, needs_callback
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.projection import ahead, job_rows
-from heimdex_status_store.queries import Recorded
+from heimdex_status_store.queries import WriteResult
 
 #: One statement's worth. Larger batches gain little and make one bad message cost more.
-LARGEST_BATCH: Final = 500
+MAX_BATCH: Final = 500
 #: After so many at once, the next ones are left to gather for a moment: a job's hand-overs then raise its row once.
 BUSY: Final = 16
 GATHER_SECONDS: Final = 0.01
@@ -50,7 +50,7 @@ MANY_DELIVERIES: Final = 50
 _LATER: Final = b'-NAK {"delay": %d}' % round(AGAIN_SECONDS * subjects.NANOSECOND)
 #: How often it is let come again: its job may be a stranger's. A minute and more, as what a killed store held comes
 #: again after 30 s.
-MOST_DELIVERIES: Final = 130
+MAX_DELIVERIES_SEEN: Final = 130
 
 #: What is about the events themselves, so that they can never be recorded.
 UNRECORDABLE: Final = (
@@ -63,13 +63,13 @@ UNRECORDABLE: Final = (
     RecursionError,
 )
 
-Decode = Callable[[str, bytes], AnyMessage | CallbackTold]
+Decode = Callable[[str, bytes], AnyMessage | CallbackResult]
 
 
 class _Held:
     __slots__ = ("event", "msg", "puller")
 
-    def __init__(self, event: AnyMessage | CallbackTold, msg: Delivered, puller: Puller) -> None:
+    def __init__(self, event: AnyMessage | CallbackResult, msg: Delivered, puller: PullConsumer) -> None:
         self.event = event
         self.msg = msg
         self.puller = puller
@@ -84,7 +84,7 @@ class Recorder:
         topology: Topology,
         database: Database,
         leases: Leases,
-        unusable: SettingAside,
+        unusable: DeadLetters,
         counters: Counters,
         log: Logger,
         ack_wait_seconds: float = 30.0,
@@ -102,9 +102,9 @@ class Recorder:
         self._stopping = asyncio.Event()
         #: Why events are tried again; said once.
         self._said = ""
-        self._owed = Owed(broker, log)
+        self._owed = CallbackOutbox(broker, log)
         self._asides: set[asyncio.Task[None]] = set()
-        self._pullers: list[Puller] = [
+        self._pullers: list[PullConsumer] = [
             self._puller(subjects.JOBS, messages.decode_job),
             self._puller(subjects.ATTEMPTS, messages.decode_attempt),
             self._puller(subjects.PROGRESS, messages.decode_progress),
@@ -126,10 +126,10 @@ class Recorder:
         busy = False
         while not self._stopping.is_set():
             await self._arrived.wait()
-            if busy and len(self._waiting) < LARGEST_BATCH:
+            if busy and len(self._waiting) < MAX_BATCH:
                 await asyncio.sleep(GATHER_SECONDS)
-            batch = self._waiting[:LARGEST_BATCH]
-            del self._waiting[:LARGEST_BATCH]
+            batch = self._waiting[:MAX_BATCH]
+            del self._waiting[:MAX_BATCH]
             if not self._waiting:
                 self._arrived.clear()
             busy = len(batch) >= BUSY
@@ -145,7 +145,7 @@ class Recorder:
         self._stopping.set()
         self._arrived.set()
 
-    def _puller(self, stream: str, decode: Decode) -> Puller:
+    def _puller(self, stream: str, decode: Decode) -> PullConsumer:
         def deliver(msg: Delivered) -> None:
             try:
                 event = decode(msg.subject, msg.data)
@@ -156,15 +156,15 @@ class Recorder:
             self._waiting.append(_Held(event, msg, puller))
             self._arrived.set()
 
-        puller = Puller(
+        puller = PullConsumer(
             self._broker, stream, subjects.STATUS_STORE, CAPACITY, self._ack_wait_seconds, deliver, self._log
         )
         return puller
 
-    def _set_aside(self, msg: Delivered, puller: Puller, reason: str) -> None:
+    def _set_aside(self, msg: Delivered, puller: PullConsumer, reason: str) -> None:
         async def aside() -> None:
             try:
-                await self._unusable.set_aside(msg, reason)
+                await self._unusable.store(msg, reason)
             finally:
                 puller.release()
 
@@ -177,15 +177,15 @@ class Recorder:
 
     async def _record(self, batch: list[_Held]) -> None:
         """Write and acknowledge one batch, however long Postgres is away; its leases are kept meanwhile."""
-        pause = 0.1
+        delay = 0.1
         while not self._stopping.is_set():
             began = time.monotonic_ns()
             events = [held.event for held in batch]
             try:
                 recorded = await self._database.run(lambda connection: write(connection, events))  # noqa: B023
             except OUTAGE:
-                await asyncio.sleep(pause)
-                pause = min(1.0, pause * 2)
+                await asyncio.sleep(delay)
+                delay = min(1.0, delay * 2)
                 continue
             except (asyncpg.PostgresError, *UNRECORDABLE) as error:
                 await self._narrow(batch, error)
@@ -219,19 +219,19 @@ class Recorder:
         self._answer(held, _LATER)
         held.puller.release()
 
-    async def _acknowledge(self, batch: list[_Held], recorded: Recorded) -> None:
+    async def _acknowledge(self, batch: list[_Held], recorded: WriteResult) -> None:
         if not self._topology.known.is_set():
             # Not while the broker is away: it may come back with streams that know these sequences by other messages.
             await self._until_known()
-        done: dict[Puller, int] = {}
+        done: dict[PullConsumer, int] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
             again = self._comes_again(held, recorded)
             if isinstance(held.event, Canceled) and self._topology.is_current(held.msg.reply, held.msg.place):
                 again = not await self._has_no_predecessor(held.event)
-            if is_owed(held.event) and not again and (held.event.job_id, held.event.step) not in recorded.strays:
+            if needs_callback(held.event) and not again and (held.event.job_id, held.event.step) not in recorded.strays:
                 # In nobody's way: a stream that takes no callbacks must not hold up what has none.
-                self._beside(self._owe(held, held.event))
+                self._beside(self._publish_callback(held, held.event))
                 continue
             often = held.msg.place.num_delivered > MANY_DELIVERIES
             self._answer(held, (_AGAIN_AFTER_MANY if often else _AGAIN) if again else b"+ACK")
@@ -259,7 +259,7 @@ class Recorder:
             with contextlib.suppress(BrokerUnavailable):
                 self._broker.send(held.msg.reply, answer)
 
-    async def _owe(self, held: _Held, end: End) -> None:
+    async def _publish_callback(self, held: _Held, end: End) -> None:
         """Acknowledge the end of a job once its callback is due; otherwise it comes again, and with it the callback."""
         try:
             if not self._topology.known.is_set():
@@ -307,17 +307,17 @@ class Recorder:
         return last.sequence if last is not None and fired else None
 
     @staticmethod
-    def _comes_again(held: _Held, recorded: Recorded) -> bool:
+    def _comes_again(held: _Held, recorded: WriteResult) -> bool:
         """Whether this tells of an attempt whose hand-over is not recorded yet, and may still be."""
         event = held.event
         if not (recorded.early or recorded.ahead) or not isinstance(event, (Progress, AttemptFailed)):
             return False
         if event.job_id not in recorded.early and (event.job_id, event.step) not in recorded.ahead:
             return False
-        return held.msg.place.num_delivered < MOST_DELIVERIES
+        return held.msg.place.num_delivered < MAX_DELIVERIES_SEEN
 
 
-async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackTold]) -> Recorded:
+async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackResult]) -> WriteResult:
     """One batch, none of it acknowledged by this. What was called back belongs to the history alone.
 
     Raises asyncpg's errors, and one of UNRECORDABLE for what Postgres can never hold.
@@ -327,11 +327,11 @@ async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | Ca
         told = [callback_row(event) for event in events if isinstance(event, CallbackMessage)]
         await queries.record_callbacks(connection, told)
         if not of_jobs:
-            return Recorded(0, frozenset())
+            return WriteResult(0, frozenset())
     told_ahead = ahead(of_jobs)
     in_time = [event for event in of_jobs if (event.job_id, event.step) not in told_ahead] if told_ahead else of_jobs
     recorded = await queries.record(connection, job_rows(in_time), event_rows(of_jobs))
     # Who asked to be called back is told how the job ended, and not what it did not end by.
-    owed = [event for event in of_jobs if is_owed(event)]
+    owed = [event for event in of_jobs if needs_callback(event)]
     strays = await queries.strays(connection, owed) if owed else recorded.strays
     return msgspec.structs.replace(recorded, ahead=told_ahead, strays=strays)

@@ -23,7 +23,7 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import ADVISORIES
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
-from heimdex_status_store.callback_outbox import Owed, is_owed
+from heimdex_status_store.callback_outbox import CallbackOutbox, needs_callback
 from heimdex_status_store.queries import Unfinished
 
 _ADVISED: Final = f"{ADVISORIES}.CONSUMER.MAX_DELIVERIES.*.*"
@@ -60,7 +60,7 @@ class Undeliverable:
         broker: Broker,
         publisher: Publisher,
         record: Callable[[list[AnyJobMessage]], Awaitable[int]],
-        owed: Owed,
+        owed: CallbackOutbox,
         log: Logger,
     ) -> None:
         self._broker = broker
@@ -76,7 +76,7 @@ class Undeliverable:
     async def start(self, wake: asyncio.Event) -> None:
         """Hear what NATS gives up from now on; `wake` is set when there is something to settle."""
         self._wake = wake
-        await self._broker.nc.listen(_ADVISED, self._on_advisory)
+        await self._broker.nc.direct_subscribe(_ADVISED, self._on_advisory)
 
     def _on_advisory(self, _: bytes, __: bytes, data: bytes, ___: bytes) -> None:
         try:
@@ -159,7 +159,7 @@ class Undeliverable:
             return False  # for a person to look at
         if advice.consumer == subjects.STATUS_STORE:
             await self._record([message])
-            if is_owed(message) and not await self._owed.publish(message):
+            if needs_callback(message) and not await self._owed.publish(message):
                 raise BrokerUnavailable("a callback could not be stored")
         last = await self._publisher.last(message.job_id)
         if last is None or last.sequence != stuck.sequence or not isinstance(message, Due):

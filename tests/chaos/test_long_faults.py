@@ -15,6 +15,7 @@ from tests.system.faults import test_cluster, test_nats_lost, test_postgres_lost
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
+@pytest.mark.allows("nats_silent")
 async def test_nats_is_silent_for_thirty_seconds(system: System, api: Api, nats: Any, database_url: str) -> None:
     await test_nats_lost.go_through_a_silence(system, api, nats, database_url, seconds=30)
 
@@ -33,6 +34,7 @@ async def test_three_thousand_jobs_fail_at_one_stage(
     await test_retry_storm.fail(3000, system, api, nats, duties, database_url)
 
 
+@pytest.mark.allows("node_killed")
 async def test_a_node_of_the_cluster_is_killed_ten_times(
     new_system: NewSystem, cluster: Cluster, database_url: str
 ) -> None:

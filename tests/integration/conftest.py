@@ -10,7 +10,7 @@ import pytest_asyncio
 from heimdex_contracts import streams, subjects
 from heimdex_contracts.runtime.jetstream.client import header_block
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.message import Delivered, Place, place_of
+from heimdex_contracts.runtime.jetstream.message import Delivered, Metadata, metadata_of
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_status_store.database import migrate
@@ -106,6 +106,8 @@ async def take(broker: Broker, durable: str, number: int = 1) -> list[Delivered]
     taken = [await subscription.next_msg(timeout=10) for _ in range(number)]
     await subscription.unsubscribe()
     return [
-        Delivered(msg.subject, msg.reply, msg.data, header_block(msg.headers or {}), cast("Place", place_of(msg.reply)))
+        Delivered(
+            msg.subject, msg.reply, msg.data, header_block(msg.headers or {}), cast("Metadata", metadata_of(msg.reply))
+        )
         for msg in taken
     ]

@@ -36,6 +36,10 @@ CAUSES: Final = {
     # What nats-server has not written yet is gone: the last acknowledgements, but no message, since the kernel has it.
     # The streams and consumers in memory are made again.
     "nats_killed": ("topology", "dropped", "repeated", "superseded", "lost"),
+    # The same for one node of three, while the others keep the streams in memory too.
+    "node_killed": ("dropped", "repeated", "superseded", "lost"),
+    # Nothing is lost; what was acknowledged meanwhile comes again, and what was held is delivered to others.
+    "nats_silent": ("dropped", "repeated", "superseded", "left"),
 }
 
 #: The events that are findings by themselves.

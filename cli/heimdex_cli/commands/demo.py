@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from heimdex_cli.client import ENDED, Job, JobsApi
-from heimdex_cli.commands.run import say
+from heimdex_cli.commands.run import announce
 from heimdex_cli.commands.watch import POLL_SECONDS
 from heimdex_cli.embedded.system import EmbeddedSystem
 from heimdex_cli.errors import HeimdexError
@@ -38,23 +38,23 @@ def demo(commands: Path | None = None) -> int:
     """
     addresses = addresses_for_demo()
     with tempfile.TemporaryDirectory(prefix="heimdex-demo-") as folder, StopRequests() as requests:
-        system = EmbeddedSystem(Path(folder), addresses, environ=OPEN, announce=say, commands=commands)
+        system = EmbeddedSystem(Path(folder), addresses, environ=OPEN, announce=announce, commands=commands)
         try:
             system.start(requests.stop)
             if system.wait_until_ready(cancelled=requests.stop):
-                say(f"The API answers at {system.url}. Two jobs: one completes, one fails at {FAILING_STAGE}.")
+                announce(f"The API answers at {system.url}. Two jobs: one completes, one fails at {FAILING_STAGE}.")
                 jobs = _run_jobs(system, requests.stop)
                 if not requests.stop():
-                    say("")
+                    announce("")
                     print_summary(jobs, system.stages)
                     _check(jobs)
         finally:
-            say("Stopping everything ...")
+            announce("Stopping everything ...")
             system.stop(requests.hurry)
         if requests.stop():
-            say("The demo was interrupted; everything has ended.")
+            announce("The demo was interrupted; everything has ended.")
             return 130
-    say("Done: both jobs ended as they should, and nothing is left running.")
+    announce("Done: both jobs ended as they should, and nothing is left running.")
     return 0
 
 

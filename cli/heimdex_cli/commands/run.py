@@ -24,22 +24,22 @@ def run(commands: Path | None = None) -> int:
     Raises Unusable for a setting that cannot be used, a taken port, or a folder whose system runs already;
     ServerFailed or NotReady when it does not come up.
     """
-    system = EmbeddedSystem(Path(DATA_FOLDER), addresses_for_run(), announce=say, commands=commands)
+    system = EmbeddedSystem(Path(DATA_FOLDER), addresses_for_run(), announce=announce, commands=commands)
     with StopRequests() as requests:
         try:
             system.start(requests.stop)
             if system.wait_until_ready(cancelled=requests.stop):
-                say(describe(system))
+                announce(describe(system))
             while not requests.stop():
                 time.sleep(0.1)
-            say("Ending the services, then NATS and Postgres (Ctrl-C once more: at once) ...")
+            announce("Ending the services, then NATS and Postgres (Ctrl-C once more: at once) ...")
         finally:
             system.stop(requests.hurry)
-        say("Everything has ended.")
+        announce("Everything has ended.")
     return 0
 
 
-def say(sentence: str) -> None:
+def announce(sentence: str) -> None:
     """Print a line now. A terminal that was closed meanwhile is no reason to end in disorder."""
     with suppress(OSError):
         print(sentence, flush=True)

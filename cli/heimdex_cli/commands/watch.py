@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from heimdex_cli.client import ENDED, Job, JobsApi, Told
+from heimdex_cli.client import ENDED, Job, JobsApi, StreamEvent
 from heimdex_cli.errors import Unreachable
 from heimdex_cli.output.progress import Board
 
@@ -52,7 +52,7 @@ def follow(api: JobsApi, job_id: str, board: Board, sleep: Callable[[float], Non
     return job
 
 
-def advanced(job: Job, told: Told) -> Job:
+def advanced(job: Job, told: StreamEvent) -> Job:
     """The job as this event shows it; an end is left to GET, which alone knows the result."""
     new = job | {"updated_at": told.data["at"]}
     match told.name:
@@ -66,7 +66,7 @@ def advanced(job: Job, told: Told) -> Job:
     return cast(Job, new)
 
 
-def _note(board: Board, job_id: str, told: Told) -> None:
+def _note(board: Board, job_id: str, told: StreamEvent) -> None:
     if told.name != "attempt_failed" or told.data["ended"] is None:
         return
     ended, delay = told.data["ended"], told.data["retry_in_seconds"]

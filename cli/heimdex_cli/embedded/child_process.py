@@ -117,12 +117,12 @@ class ChildProcess:
         Returns whether it has ended.
         """
         deadline = time.monotonic() + (self.stop_seconds if seconds is None else seconds)
-        pause = 0.005
+        delay = 0.005
         while self._process is not None and self._process.poll() is None:
             if time.monotonic() > deadline or hurry():
                 return False
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.05)
+            time.sleep(delay)
+            delay = min(delay * 1.5, 0.05)
         self._after_end()
         return True
 

@@ -15,7 +15,7 @@ from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.errors import HeimdexError
 
 FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 5.0
+MAX_DELAY_SECONDS = 5.0
 # Having run this long, a process that dies again is restarted as promptly as the first time.
 STEADY_SECONDS = 30.0
 # The exit code with which a service refuses its settings, or what NATS and Postgres hold: another start cannot help.
@@ -161,17 +161,17 @@ class Supervisor:
     def _schedule(self, process: Supervised, state: _State, now: float, what: str) -> None:
         if now - state.started_at > STEADY_SECONDS:
             state.deaths = 0
-        pause = pause_seconds(state.deaths)
+        delay = delay_seconds(state.deaths)
         state.deaths += 1
-        state.restart_at = now + pause
-        self._announce(f"{process.name} {what}; starting it again in {pause:g} s; its log: {process.log_path}")
+        state.restart_at = now + delay
+        self._announce(f"{process.name} {what}; starting it again in {delay:g} s; its log: {process.log_path}")
 
 
-def pause_seconds(deaths: int) -> float:
+def delay_seconds(deaths: int) -> float:
     """How long to wait before a restart, after this many deaths in a row before this one: 0.5, 1, 2, 4, 5,
     5, ...
     """
-    return min(FIRST_PAUSE_SECONDS * 2.0 ** min(deaths, 10), LONGEST_PAUSE_SECONDS)
+    return min(FIRST_PAUSE_SECONDS * 2.0 ** min(deaths, 10), MAX_DELAY_SECONDS)
 
 
 def describe_exit(code: int) -> str:

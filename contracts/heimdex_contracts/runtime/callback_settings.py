@@ -8,8 +8,8 @@ from typing import Final
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # of Standard Webhooks, as a hint for people and for scanners
 #: Of random bytes behind the prefix, as Standard Webhooks demands.
-SHORTEST_SECRET: Final = 24
-LONGEST_SECRET: Final = 64
+MIN_SECRET_BYTES: Final = 24
+MAX_SECRET_BYTES: Final = 64
 
 #: A host name without the dot at its end. Its last label has a letter first, so that no number can be taken for a name.
 _NAME: Final = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -23,7 +23,7 @@ def is_secret(text: str) -> bool:
         key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         return False
-    return SHORTEST_SECRET <= len(key) <= LONGEST_SECRET
+    return MIN_SECRET_BYTES <= len(key) <= MAX_SECRET_BYTES
 
 
 def is_host_name(text: str) -> bool:

@@ -14,11 +14,11 @@ RENEW_AFTER_SECONDS: Final = 1.0
 RETRY_AFTER_SECONDS: Final = 5
 
 
-class NoRoom(HeimdexError):
+class QueueFull(HeimdexError):
     """As many jobs are unfinished as are allowed."""
 
 
-class Room:
+class Admission:
     """Of one gateway. Several may together accept a second's worth too many: the limit is a safeguard, no quota."""
 
     def __init__(self, broker: Broker, stages: tuple[str, ...], most: int) -> None:
@@ -33,7 +33,7 @@ class Room:
         self._counting: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def taken(self, jobs: int = 1) -> AsyncIterator[None]:
+    async def reserve(self, jobs: int = 1) -> AsyncIterator[None]:
         """Room for so many jobs while they are published; counted in when that succeeds. Raises NoRoom."""
         age = asyncio.get_running_loop().time() - self._counted_at
         if age > RENEW_AFTER_SECONDS:
@@ -44,7 +44,7 @@ class Room:
                 if self._used + jobs > self._most:
                     await asyncio.wait({self._count()})
             if self._used + jobs > self._most:
-                raise NoRoom(
+                raise QueueFull(
                     f"{self._used} jobs are waiting or running, and {self._most} are allowed: "
                     "try again when some have ended."
                 )

@@ -13,7 +13,7 @@ from heimdex_contracts.runtime.jetstream.connection import JetStreamError, Store
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.change import Changed, Conflict
-from heimdex_gateway.jobs.status import Unanswerable
+from heimdex_gateway.jobs.status import StateUnavailable
 
 #: How long the work of a canceled job is tried to be taken out of its queue.
 REMOVED_WITHIN_SECONDS: Final = 30.0
@@ -58,8 +58,8 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
         await _check_it_held(gateway, message, stored, changed)
         return changed
     if missing:
-        raise Unanswerable("The job's messages are being restored. Try again in a few seconds.")
-    raise Unanswerable("The job moves on too fast to be canceled. Try again.")
+        raise StateUnavailable("The job's messages are being restored. Try again in a few seconds.")
+    raise StateUnavailable("The job moves on too fast to be canceled. Try again.")
 
 
 async def _running(gateway: Gateway, due: Due) -> Progress | None:
@@ -85,7 +85,7 @@ def _canceled(due: Due, carried: dict[str, Any], job: Snapshot, tick: Progress |
     )
     if tick is None:
         return message
-    at = messages.later_of(message.at, tick.at)
+    at = max(message.at, tick.at)
     if tick.ended or tick.started_at is None:
         return msgspec.structs.replace(message, at=at)
     seconds = max(0.0, (at - tick.started_at).total_seconds())
@@ -94,7 +94,7 @@ def _canceled(due: Due, carried: dict[str, Any], job: Snapshot, tick: Progress |
 
 async def _remove(gateway: Gateway, stored: Stored, answer_by: float) -> None:
     """Take a canceled job's work out of its queue; what is not done by `answer_by` goes on after the answer."""
-    removal = gateway.begin(_removal(gateway, stored))
+    removal = gateway.spawn(_removal(gateway, stored))
     await asyncio.wait({removal}, timeout=max(0.0, answer_by - asyncio.get_running_loop().time()))
 
 
@@ -116,5 +116,5 @@ async def _check_it_held(gateway: Gateway, message: AnyJobMessage, stored: Store
     job = changed.job
     if changed.recorded and job.run == message.run and job.status != "canceled":
         raise Conflict(ENDED.format(job.status))
-    if not changed.asked and not await gateway.reads.is_unrecorded(stored.sequence):
-        raise Unanswerable("Whether the job ended before it was canceled cannot be told now. Ask in a few seconds.")
+    if not changed.asked and not await gateway.status.is_unrecorded(stored.sequence):
+        raise StateUnavailable("Whether the job ended before it was canceled cannot be told now. Ask in a few seconds.")

@@ -12,7 +12,7 @@ from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Follows
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError, Stored
 from heimdex_gateway.dependencies import Gateway
-from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
+from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable
 
 #: How long an answer waits for the status store to record the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0
@@ -53,7 +53,7 @@ def carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[s
         "tenant": last.tenant,
         "step": last.step + 1,
         "created_at": last.created_at,
-        "at": messages.later_of(messages.now(), messages.later_of(last.at, job.updated_at)),
+        "at": max(messages.now(), last.at, job.updated_at),
         "fail_at_stage": last.fail_at_stage,
         "follows": Follows(stored.sequence) if stored else None,
         "trace": tracing.child(last.trace),
@@ -71,12 +71,12 @@ async def job_and_newest(
     """
     try:
         found = await newest(gateway, job_id)
-    except Unanswerable:
-        job = await gateway.reads.job(job_id, tenant)
+    except StateUnavailable:
+        job = await gateway.status.job(job_id, tenant)
         if job is None or job.ended:
             return job, None
         raise
-    return await gateway.reads.job(job_id, tenant), found
+    return await gateway.status.job(job_id, tenant), found
 
 
 async def newest(gateway: Gateway, job_id: str) -> tuple[Stored, AnyJobMessage] | None:
@@ -85,9 +85,9 @@ async def newest(gateway: Gateway, job_id: str) -> tuple[Stored, AnyJobMessage] 
         last = await gateway.publisher.last(job_id)
         return None if last is None else (last, messages.decode_job(last.subject, last.data))
     except (BrokerUnavailable, JetStreamError):
-        raise Unanswerable(NATS_DOWN) from None
+        raise StateUnavailable(NATS_DOWN) from None
     except UnusableMessage:
-        raise Unanswerable("A stranger's message is in the way of this job. Try again in a few seconds.") from None
+        raise StateUnavailable("A stranger's message is in the way of this job. Try again in a few seconds.") from None
 
 
 async def publish(gateway: Gateway, message: AnyJobMessage, expected: int) -> None:
@@ -107,13 +107,13 @@ async def wait_until_visible(gateway: Gateway, message: AnyJobMessage, answer_by
     after = lifecycle.snapshot(message)
     asked = False
     deadline = min(answer_by, asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS)
-    pause = 0.005
+    delay = 0.005
     while asyncio.get_running_loop().time() < deadline:
         with contextlib.suppress(HeimdexError):
             row = await gateway.database.job(message.job_id, message.tenant)
             asked = True
             if row is not None and row.rank >= after.rank:
                 return Changed(row, True)
-        await asyncio.sleep(pause)
-        pause = min(0.1, pause * 2)
+        await asyncio.sleep(delay)
+        delay = min(0.1, delay * 2)
     return Changed(after, False, asked)

@@ -16,8 +16,8 @@ from heimdex_contracts.messages import Progress
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
-from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
-from heimdex_gateway.jobs.subscriptions import Interrupted, Watch
+from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable
+from heimdex_gateway.jobs.subscriptions import Interrupted, Subscription
 from heimdex_gateway.schemas.events import EventObject, event_object
 
 #: A comment is sent after this much silence, so that no proxy takes the stream for dead.
@@ -50,13 +50,13 @@ async def history(gateway: Gateway, job_id: str) -> list[EventRow]:
     Raises HeimdexError where it cannot be had.
     """
     deadline = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
-    pause = 0.01
+    delay = 0.01
     while True:
         # The streams first: an event leaves them only once Postgres has it.
         try:
             found = {(row.step, row.attempt): row for row in await _in_streams(gateway, job_id)}
         except (BrokerUnavailable, JetStreamError):
-            raise Unanswerable(NATS_DOWN) from None
+            raise StateUnavailable(NATS_DOWN) from None
         try:
             found |= {(row.step, row.attempt): row for row in await gateway.database.history(job_id)}
         except DatabaseUnavailable:
@@ -65,8 +65,8 @@ async def history(gateway: Gateway, job_id: str) -> list[EventRow]:
         if _is_whole(found) or asyncio.get_running_loop().time() > deadline:
             # A gap that stays is a history that was lost with its database.
             return [found[key] for key in sorted(found)]
-        await asyncio.sleep(pause)
-        pause = min(0.2, pause * 2)
+        await asyncio.sleep(delay)
+        delay = min(0.2, delay * 2)
 
 
 def _is_whole(found: Collection[Key]) -> bool:
@@ -84,13 +84,13 @@ async def live(gateway: Gateway, job_id: str, after: Key | None) -> AsyncIterato
     something was missed.
     """
     try:
-        async with gateway.watches.open(job_id, ticks=True) as watch:
+        async with gateway.subscriptions.open(job_id, ticks=True) as watch:
             yield _told(watch, await history(gateway, job_id), after)
     except BrokerUnavailable:
-        raise Unanswerable(NATS_DOWN) from None
+        raise StateUnavailable(NATS_DOWN) from None
 
 
-async def _told(watch: Watch, past: list[EventRow], after: Key | None) -> AsyncIterator[bytes]:
+async def _told(watch: Subscription, past: list[EventRow], after: Key | None) -> AsyncIterator[bytes]:
     sent = after or (-1, -1)
     yield b"retry: 1000\n\n"
     ended = False

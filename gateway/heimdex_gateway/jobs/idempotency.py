@@ -21,7 +21,7 @@ from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
-from heimdex_gateway.jobs.status import BOTH_NEEDED, Unanswerable
+from heimdex_gateway.jobs.status import BOTH_NEEDED, StateUnavailable
 from heimdex_gateway.jobs.submit import submit, submit_all
 
 #: How long a repeat waits for the first to be stored before it stores the job itself.
@@ -78,7 +78,7 @@ async def submit_once(gateway: Gateway, key: str, body: str, jobs: Sequence[Due]
         except DatabaseUnavailable:
             age = (messages.now() - found.job.created_at).total_seconds()
             if age > SURELY_REMEMBERED_SECONDS:
-                raise Unanswerable(BOTH_NEEDED) from None
+                raise StateUnavailable(BOTH_NEEDED) from None
         others = zip(jobs[1:], found.others, strict=True)
         await _store(gateway, [found.job, *(msgspec.structs.replace(job, job_id=job_id) for job, job_id in others)])
         await _mark(gateway, subject, found)

@@ -26,7 +26,7 @@ MOST: Final = 20_000
 RESTORED_WITHIN_SECONDS: Final = 120.0
 
 
-class Accepted:
+class RecentlyAccepted:
     """Of one gateway."""
 
     def __init__(self, publisher: Publisher, database: Database, log: Logger) -> None:

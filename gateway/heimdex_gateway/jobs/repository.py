@@ -81,14 +81,14 @@ SELECT {columns}, page.id::text FROM page JOIN job_status ON job_status.id = pag
 STATUSES: Final[tuple[str, ...]] = get_args(Status)
 
 
-class Place(msgspec.Struct, frozen=True):
+class Cursor(msgspec.Struct, frozen=True):
     """A job's place in the list: what a cursor says, which is nobody's business but ours."""
 
     created_at: datetime
     id: str
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What to list. The times exclude their moment itself."""
 
     status: str | None
@@ -96,7 +96,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     created_after: datetime | None
     created_before: datetime | None
     limit: int
-    cursor: Place | None
+    cursor: Cursor | None
 
 
 class Installation(msgspec.Struct, frozen=True):
@@ -143,7 +143,7 @@ class Database:
         except UnusableMessage:
             return None
 
-    async def jobs(self, wanted: Wanted, tenant: str) -> list[Snapshot]:
+    async def jobs(self, wanted: JobQuery, tenant: str) -> list[Snapshot]:
         """One page of this tenant's, newest first, and one more where there is another page. Raises as above."""
         before, place = wanted.created_before, wanted.cursor
         if before is not None and (place is None or before <= place.created_at):

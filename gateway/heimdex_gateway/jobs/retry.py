@@ -12,8 +12,8 @@ from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.change import Changed, Conflict
-from heimdex_gateway.jobs.repository import Wanted
-from heimdex_gateway.jobs.status import Unanswerable
+from heimdex_gateway.jobs.repository import JobQuery
+from heimdex_gateway.jobs.status import StateUnavailable
 
 #: Jobs run again at the same time by one request for many.
 AT_ONCE: Final = 20
@@ -39,7 +39,7 @@ async def retry(
         if not leader_knows and (found is None or found[1].step < job.step):
             # Older than the row: left over, or the end that the row tells has not reached the stream's leader yet. The
             # next run must follow that end, not what lies before it.
-            leader_knows = await gateway.reads.leader_knows_recorded()
+            leader_knows = await gateway.status.leader_knows_recorded()
             if gateway.broker.replicated:
                 await asyncio.sleep(0 if leader_knows else change.BEHIND_SECONDS)
                 continue
@@ -70,7 +70,7 @@ async def retry(
         )
         message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
         try:
-            async with gateway.room.taken():
+            async with gateway.admission.reserve():
                 await change.publish(gateway, message, found[0].sequence if found else 0)
         except Superseded:
             if not await change.is_recorded(gateway, message):
@@ -80,7 +80,7 @@ async def retry(
             if wait
             else Changed(lifecycle.snapshot(message), False)
         )
-    raise Unanswerable("The job's state changes too fast to run it again. Try again.")
+    raise StateUnavailable("The job's state changes too fast to run it again. Try again.")
 
 
 async def retry_all(gateway: Gateway, tenant: str, status: str, job_type: str | None, most: int) -> tuple[int, bool]:
@@ -92,7 +92,7 @@ async def retry_all(gateway: Gateway, tenant: str, status: str, job_type: str | 
     # One of a type that is not known can never be run again: in the list, it would be one more that there is for ever.
     found: list[Snapshot] = []
     for known in (job_type,) if job_type else gateway.pipelines.types:
-        wanted = Wanted(status=status, type=known, created_after=None, created_before=None, limit=most, cursor=None)
+        wanted = JobQuery(status=status, type=known, created_after=None, created_before=None, limit=most, cursor=None)
         found += await gateway.database.jobs(wanted, tenant)
     found.sort(key=lambda job: (job.created_at, job.job_id), reverse=True)
     slots = asyncio.Semaphore(AT_ONCE)

@@ -15,7 +15,7 @@ from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
-from heimdex_gateway.jobs.store_progress import Recorded, recorded
+from heimdex_gateway.jobs.store_progress import ConsumerPosition, consumer_position
 
 NATS_DOWN = "NATS cannot be reached, and the job's state cannot be told without it. Try again in a few seconds."
 BOTH_NEEDED = (
@@ -23,7 +23,7 @@ BOTH_NEEDED = (
 )
 
 
-class Unanswerable(HeimdexError):
+class StateUnavailable(HeimdexError):
     """The answer cannot be had now, or might be older than one already given; the text says why."""
 
 
@@ -35,7 +35,7 @@ class _InStream(msgspec.Struct, frozen=True):
         return lifecycle.snapshot(self.message)
 
 
-class Reads:
+class StatusReader:
     """Of one gateway; remembers nothing, so that two of them, or a new one, tell the same."""
 
     def __init__(self, broker: Broker, database: Database) -> None:
@@ -72,12 +72,12 @@ class Reads:
         try:
             return await self._broker.last_sequence(subjects.JOBS) >= delivered
         except (BrokerUnavailable, JetStreamError):
-            raise Unanswerable(NATS_DOWN) from None
+            raise StateUnavailable(NATS_DOWN) from None
 
     async def _from_both(self, job_id: str, tenant: str, before: Snapshot | None) -> Snapshot | None:
         try:
             found = await self._look(job_id, tenant)
-        except Unanswerable:
+        except StateUnavailable:
             if before is not None and before.ended:
                 return before  # a next run could only have started through NATS
             raise
@@ -96,27 +96,27 @@ class Reads:
     async def _from_stream(self, job_id: str, tenant: str) -> Snapshot:
         """Postgres is away: the stream's answer, where that cannot be older than what Postgres has told."""
         if not await self.leader_knows_recorded():
-            raise Unanswerable(BOTH_NEEDED)
+            raise StateUnavailable(BOTH_NEEDED)
         found = await self._look(job_id, tenant)
         if found is None:
-            raise Unanswerable(BOTH_NEEDED)
+            raise StateUnavailable(BOTH_NEEDED)
         state = await self._recorded()
         unrecorded = state.has_not(found.sequence)
         if not unrecorded and not state.has(found.sequence):
             # It was delivered to a store that has not acknowledged it, while later ones were: it may be a left-over.
-            raise Unanswerable(BOTH_NEEDED)
+            raise StateUnavailable(BOTH_NEEDED)
         view = found.view()
         if not view.ended and not unrecorded:
             # Postgres may have told of its progress since; unless it had not even recorded the hand-over.
-            raise Unanswerable(BOTH_NEEDED)
+            raise StateUnavailable(BOTH_NEEDED)
         return view
 
-    async def _recorded(self) -> Recorded:
+    async def _recorded(self) -> ConsumerPosition:
         """How far the status store has got. Raises Unanswerable where NATS is away."""
         try:
-            return await recorded(self._broker, subjects.JOBS)
+            return await consumer_position(self._broker, subjects.JOBS)
         except (BrokerUnavailable, JetStreamError):
-            raise Unanswerable(NATS_DOWN) from None
+            raise StateUnavailable(NATS_DOWN) from None
 
     async def _tick(self, message: AnyJobMessage) -> Progress | None:
         """The newest of this very hand-over. Raises Unanswerable where NATS is away."""
@@ -125,7 +125,7 @@ class Reads:
             last = await self._broker.last_message(subjects.PROGRESS, newest, timeout=1.0)
             tick = None if last is None else messages.decode_progress(last.subject, last.data)
         except (BrokerUnavailable, JetStreamError):
-            raise Unanswerable(NATS_DOWN) from None
+            raise StateUnavailable(NATS_DOWN) from None
         except UnusableMessage:
             return None
         return tick if tick is not None and tick.step == message.step else None
@@ -138,7 +138,7 @@ class Reads:
                 return None
             message = messages.decode_job(last.subject, last.data)
         except (BrokerUnavailable, JetStreamError):
-            raise Unanswerable(NATS_DOWN) from None
+            raise StateUnavailable(NATS_DOWN) from None
         except UnusableMessage:
             return None  # a stranger's: its consumers set it aside
         return _InStream(message, last.sequence) if message.tenant == tenant else None

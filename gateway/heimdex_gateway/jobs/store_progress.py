@@ -8,7 +8,7 @@ from heimdex_contracts.runtime.jetstream.connection import Broker
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class ConsumerPosition:
     """The status store's consumer of one stream, as stream sequences.
 
     floor: everything up to here is recorded. contiguous: nothing past the floor is, of what was delivered.
@@ -27,11 +27,11 @@ class Recorded:
         return sequence > self.delivered or (sequence > self.floor and self.contiguous)
 
 
-async def recorded(broker: Broker, stream: str) -> Recorded:
+async def consumer_position(broker: Broker, stream: str) -> ConsumerPosition:
     """Ask the broker. Raises BrokerUnavailable or JetStreamError."""
     info: dict[str, Any] = await broker.api(f"CONSUMER.INFO.{stream}.{subjects.STATUS_STORE}", timeout=1.0)
     floor, delivered, unacknowledged = info["ack_floor"], info["delivered"], info["num_ack_pending"]
-    return Recorded(
+    return ConsumerPosition(
         # With nothing outstanding the floor is as far as was delivered, even where messages in between are gone.
         floor=delivered["stream_seq"] if unacknowledged == 0 else floor["stream_seq"],
         delivered=delivered["stream_seq"],

@@ -53,7 +53,7 @@ async def submit(gateway: Gateway, job: Due) -> None:
     Refused when there is no room for it, Refused when the streams are another installation's.
     """
     await gateway.installation.check()
-    async with gateway.room.taken():
+    async with gateway.admission.reserve():
         deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
         # Nobody else knows its id. So where a repeat finds a message of this job, an earlier try was stored and the
         # job has gone on since: NATS was away when it should have answered.
@@ -65,6 +65,6 @@ async def submit(gateway: Gateway, job: Due) -> None:
 async def submit_all(gateway: Gateway, jobs: Sequence[Due]) -> None:
     """All or none of them. Raises as `submit`."""
     await gateway.installation.check()
-    async with gateway.room.taken(len(jobs)):
+    async with gateway.admission.reserve(len(jobs)):
         await gateway.publisher.publish_new(jobs, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
         gateway.accepted.add(jobs)

@@ -18,13 +18,13 @@ class Interrupted(Exception):
     """The watch can go on no longer without the risk of a gap: the caller comes again, and resumes."""
 
 
-class Watch:
-    """The events of one job from the moment of `Watches.open` on."""
+class Subscription:
+    """The events of one job from the moment of `Subscriptions.open` on."""
 
     def __init__(self) -> None:
         self._events: deque[AnyMessage | None] = deque()
         self._more = asyncio.Event()
-        self._deaf = False
+        self._stopped = False
 
     async def next(self, timeout: float) -> AnyMessage | None:
         """The next event, or None when none came within `timeout` seconds. Raises Interrupted."""
@@ -40,9 +40,9 @@ class Watch:
             raise Interrupted
         return event
 
-    def deafen(self) -> None:
+    def stop_reading(self) -> None:
         """What comes from now on comes after a gap: it is not told. The interruption follows."""
-        self._deaf = True
+        self._stopped = True
 
     def interrupt(self) -> None:
         """After what has come already, `next` raises."""
@@ -65,17 +65,17 @@ class Watch:
             self._add(tick)
 
     def _add(self, event: AnyMessage) -> None:
-        if not self._deaf:
+        if not self._stopped:
             self._events.append(event)
             self._more.set()
 
 
-class Watches:
+class Subscriptions:
     """All watches of one gateway."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._open: set[Watch] = set()
+        self._open: set[Subscription] = set()
         # What was stored while we were away, nobody told us; and the subscriptions hear again before all that is done
         # at a reconnection is. So nothing is heard from the break on, and the callers are sent away, to come again,
         # only when they will be answered: to a browser's EventSource, one error is the end.
@@ -84,7 +84,7 @@ class Watches:
 
     def _on_disconnect(self) -> None:
         for watch in self._open:
-            watch.deafen()
+            watch.stop_reading()
 
     async def _on_reconnect(self) -> None:
         self.interrupt()
@@ -95,13 +95,13 @@ class Watches:
             watch.interrupt()
 
     @contextlib.asynccontextmanager
-    async def open(self, job_id: str, *, ticks: bool) -> AsyncIterator[Watch]:
+    async def open(self, job_id: str, *, ticks: bool) -> AsyncIterator[Subscription]:
         """Watch one job; once this has begun, nothing that is stored is missed.
 
         A job has subscriptions of its own, so that a gateway pays for the jobs that somebody watches, not for all.
         Raises BrokerUnavailable.
         """
-        watch = Watch()
+        watch = Subscription()
         subscriptions = []
         nc = self._broker.nc
         try:

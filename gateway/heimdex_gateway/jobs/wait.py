@@ -6,7 +6,7 @@ from typing import Final
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
 from heimdex_gateway.dependencies import Gateway
-from heimdex_gateway.jobs.status import NATS_DOWN, Unanswerable
+from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable
 from heimdex_gateway.jobs.subscriptions import Interrupted
 
 #: How long the end that was heard may take to be shown by a plain GET too.
@@ -19,16 +19,16 @@ async def until_ended(gateway: Gateway, tenant: str, job_id: str, timeout: float
     try:
         return await _watch(gateway, tenant, job_id, deadline)
     except BrokerUnavailable:
-        job = await gateway.reads.job(job_id, tenant)
+        job = await gateway.status.job(job_id, tenant)
         if job is None or job.ended:
             return job
-        raise Unanswerable(NATS_DOWN) from None
+        raise StateUnavailable(NATS_DOWN) from None
 
 
 async def _watch(gateway: Gateway, tenant: str, job_id: str, deadline: float) -> Snapshot | None:
     loop = asyncio.get_running_loop()
-    async with gateway.watches.open(job_id, ticks=False) as watch:
-        job = await gateway.reads.job(job_id, tenant)
+    async with gateway.subscriptions.open(job_id, ticks=False) as watch:
+        job = await gateway.status.job(job_id, tenant)
         if job is None or job.ended:
             return job
         try:
@@ -38,10 +38,10 @@ async def _watch(gateway: Gateway, tenant: str, job_id: str, deadline: float) ->
                     break
         except Interrupted:
             # The gateway stops, or was away: tell how it is now; the caller comes again.
-            return await gateway.reads.job(job_id, tenant)
+            return await gateway.status.job(job_id, tenant)
     recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
-    job = await gateway.reads.job(job_id, tenant)
+    job = await gateway.status.job(job_id, tenant)
     while loop.time() < min(recorded_by, deadline) and job is not None and not job.ended:
         await asyncio.sleep(0.01)
-        job = await gateway.reads.job(job_id, tenant)
+        job = await gateway.status.job(job_id, tenant)
     return job

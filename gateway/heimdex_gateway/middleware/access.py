@@ -14,7 +14,7 @@ from heimdex_gateway.middleware import api_keys, cors, rate_limit
 
 
 @dataclass(frozen=True)
-class Doors:
+class AccessControl:
     """Of one gateway."""
 
     keys: api_keys.Keys
@@ -22,7 +22,7 @@ class Doors:
     cors: CORSConfig | None
 
     @classmethod
-    def of(cls, settings: Settings) -> "Doors":
+    def of(cls, settings: Settings) -> "AccessControl":
         """As the settings say."""
         limit = rate_limit.Limit(settings.rate_limit) if settings.rate_limit else None
         return cls(api_keys.Keys(settings.api_keys), limit, cors.config(settings.cors_origins))

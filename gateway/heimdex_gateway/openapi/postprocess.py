@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from heimdex_gateway.schemas import parameters
-from heimdex_gateway.schemas.parameters import LONGEST_KEY
+from heimdex_gateway.schemas.parameters import MAX_KEY_LENGTH
 
 #: By name; the framework takes each for any string, or null.
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
@@ -16,8 +16,8 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
         "type": "string",
         "minLength": 1,
         # Bare, or in quotes.
-        "maxLength": LONGEST_KEY + 2,
-        "pattern": f'^([!#-~]([ -~]{{0,{LONGEST_KEY - 2}}}[!-~])?|"[ !#-\\[\\]-~]{{1,{LONGEST_KEY}}}")$',
+        "maxLength": MAX_KEY_LENGTH + 2,
+        "pattern": f'^([!#-~]([ -~]{{0,{MAX_KEY_LENGTH - 2}}}[!-~])?|"[ !#-\\[\\]-~]{{1,{MAX_KEY_LENGTH}}}")$',
     },
 }
 

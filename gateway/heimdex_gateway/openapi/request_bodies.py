@@ -8,7 +8,7 @@ from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from heimdex_gateway.jobs import repository
 from heimdex_gateway.openapi.callbacks import EXAMPLE_URL, url_schema
 from heimdex_gateway.schemas import job_list
-from heimdex_gateway.schemas.job_request import LONGEST_DELAY, MOST_IN_A_BATCH
+from heimdex_gateway.schemas.job_request import MAX_BATCH_JOBS, MAX_DELAY
 
 _TYPES: list[str] = []
 _STAGES: list[str] = []
@@ -56,7 +56,7 @@ def job_schema() -> Schema:
                 description="not before this time, with its zone; excludes delay_seconds",
             ),
             "delay_seconds": Schema(
-                one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=LONGEST_DELAY.total_seconds()), null],
+                one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_DELAY.total_seconds()), null],
                 description="not before so many seconds from now; excludes run_at",
             ),
             "callback_url": url_schema(enabled=takes_callbacks()),
@@ -66,7 +66,7 @@ def job_schema() -> Schema:
 
 def batch_schema() -> Schema:
     """Many of them."""
-    jobs = Schema(type=OpenAPIType.ARRAY, items=job_schema(), min_items=1, max_items=MOST_IN_A_BATCH)
+    jobs = Schema(type=OpenAPIType.ARRAY, items=job_schema(), min_items=1, max_items=MAX_BATCH_JOBS)
     return Schema(
         title="BatchRequest",
         type=OpenAPIType.OBJECT,

@@ -27,7 +27,7 @@ from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.jobs import JobsRetried
 
 RETRYABLE = ("failed", "canceled")
-MOST_AT_ONCE = 500
+MAX_AT_ONCE = 500
 #: A request for many may take this much longer than one for one.
 MANY_SECONDS = 10.0
 
@@ -99,7 +99,7 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
     job_type = job_list.one_of("type", query.get("type"), gateway.pipelines.types)
-    work = retry.retry_all(gateway, tenant_of(request), status, job_type, MOST_AT_ONCE)
+    work = retry.retry_all(gateway, tenant_of(request), status, job_type, MAX_AT_ONCE)
     try:
         count, more = await in_time(work, MANY_SECONDS)
     except DatabaseUnavailable:

@@ -46,7 +46,7 @@ async def list_events(
     gateway, known = gateway_of(request), job_id_of(job_id)
 
     async def told() -> Response[bytes] | Stream:
-        if await gateway.reads.job(known, tenant_of(request)) is None:
+        if await gateway.status.job(known, tenant_of(request)) is None:
             raise Problem(404, NOT_FOUND)
         if sse.is_wanted(request):
             source = AsyncExitStack()

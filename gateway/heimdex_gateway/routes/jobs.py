@@ -29,7 +29,7 @@ from heimdex_gateway.routes.request import (
     while_there,
 )
 from heimdex_gateway.schemas import job_list, job_request, parameters
-from heimdex_gateway.schemas.job_request import LARGEST_BODY_BYTES
+from heimdex_gateway.schemas.job_request import MAX_BODY_BYTES
 from heimdex_gateway.schemas.jobs import JobAccepted, JobsAccepted
 from heimdex_gateway.schemas.parameters import wait_seconds
 
@@ -54,7 +54,7 @@ Traceparent = Annotated[
     summary="Submit a job",
     tags=["jobs"],
     operation_class=request_bodies.SubmitOperation,
-    request_max_body_size=LARGEST_BODY_BYTES,
+    request_max_body_size=MAX_BODY_BYTES,
     responses={
         202: ResponseSpec(
             JobAccepted,
@@ -93,7 +93,7 @@ async def submit_job(
     summary="Submit up to 1,000 jobs, all or none",
     tags=["jobs"],
     operation_class=request_bodies.BatchOperation,
-    request_max_body_size=LARGEST_BODY_BYTES,
+    request_max_body_size=MAX_BODY_BYTES,
     responses=responses.BATCH_ANSWERS,
 )
 async def submit_jobs(
@@ -138,7 +138,7 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
         found = await in_time(gateway.database.jobs(wanted, tenant_of(request)))
     except DatabaseUnavailable:
         raise Problem(500, "Postgres cannot be reached, and jobs are listed from it. Try again.") from None
-    places = [repository.Place(job.created_at, job.job_id) for job in found]
+    places = [repository.Cursor(job.created_at, job.job_id) for job in found]
     return encoded(job_list.page([job_object(job) for job in found], places, wanted.limit))
 
 
@@ -168,7 +168,7 @@ async def get_job(
         ending = until_ended(gateway, tenant_of(request), known, seconds)
         job = await in_time(while_there(request, ending), seconds)
     else:
-        job = await in_time(gateway.reads.job(known, tenant_of(request)))
+        job = await in_time(gateway.status.job(known, tenant_of(request)))
     if job is None:
         raise Problem(404, NOT_FOUND)
     return encoded(job_object(job))

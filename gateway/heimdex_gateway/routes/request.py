@@ -14,20 +14,20 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs.admission import RETRY_AFTER_SECONDS, NoRoom
-from heimdex_gateway.jobs.status import Unanswerable
+from heimdex_gateway.jobs.admission import RETRY_AFTER_SECONDS, QueueFull
+from heimdex_gateway.jobs.status import StateUnavailable
 from heimdex_gateway.schemas import job_list
 
 _json: Final = msgspec.json.Encoder()
 JSON: Final = "application/json"
 NOT_FOUND: Final = "Job not found"
 #: Of a body that is too large.
-MOST_DISCARDED_BYTES: Final = 32 * 1024 * 1024
-MOST_DISCARDED_SECONDS: Final = 2.0
+MAX_DISCARDED_BYTES: Final = 32 * 1024 * 1024
+MAX_DISCARDED_SECONDS: Final = 2.0
 #: Told to nobody, and counted: the caller has closed the connection before the answer.
 GONE: Final = 499
 #: The contract is an answer within 5 s.
-LONGEST_SECONDS: Final = 4.5
+MAX_SECONDS: Final = 4.5
 
 AnyRequest = Request[Any, Any, Any]
 _T = TypeVar("_T")
@@ -41,7 +41,7 @@ def gateway_of(request: AnyRequest) -> Gateway:
 
 def tenant_of(request: AnyRequest) -> str:
     """Whose jobs this request may see."""
-    return gateway_of(request).doors.tenant_of(request)
+    return gateway_of(request).access.tenant_of(request)
 
 
 def encoded(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
@@ -59,15 +59,15 @@ def job_id_of(text: str) -> str:
 async def in_time(work: Awaitable[_T], waiting_seconds: float = 0.0) -> _T:
     """Await an answer for as long as a caller may wait. Raises Problem where it cannot be had."""
     try:
-        async with asyncio.timeout(LONGEST_SECONDS + waiting_seconds):
+        async with asyncio.timeout(MAX_SECONDS + waiting_seconds):
             return await work
-    except Unanswerable as error:
+    except StateUnavailable as error:
         raise Problem(500, str(error)) from None
     except BrokerUnavailable:
         raise Problem(
             500, "NATS did not store it in time, so it may or may not happen. Try again in a few seconds."
         ) from None
-    except (NoRoom, Refused) as error:
+    except (QueueFull, Refused) as error:
         raise Problem(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)}) from None
     except TimeoutError:
         raise Problem(500, "The answer could not be had in time. Try again in a few seconds.") from None
@@ -114,9 +114,9 @@ async def json_body(request: AnyRequest) -> bytes:
 
 async def _discard_rest(request: AnyRequest) -> None:
     """Read some of what is still coming: closing on unread data would reset the connection, and the answer be lost."""
-    left = MOST_DISCARDED_BYTES
+    left = MAX_DISCARDED_BYTES
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(MOST_DISCARDED_SECONDS):
+        async with asyncio.timeout(MAX_DISCARDED_SECONDS):
             while left > 0:
                 event = await request.receive()
                 if event["type"] != "http.request" or not event.get("more_body"):

@@ -11,7 +11,7 @@ from heimdex_contracts import messages
 from heimdex_contracts.job_object import JobObject
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs.repository import STATUSES, Place, Wanted
+from heimdex_gateway.jobs.repository import STATUSES, Cursor, JobQuery
 
 MOST: Final = 1000
 USUAL: Final = 50
@@ -30,13 +30,13 @@ class JobList(msgspec.Struct, frozen=True):
     next_cursor: Annotated[str, msgspec.Meta(pattern=CURSOR)] | None
 
 
-def wanted(query: Mapping[str, str], pipelines: Pipelines) -> Wanted:
+def wanted(query: Mapping[str, str], pipelines: Pipelines) -> JobQuery:
     """Read the query parameters. Raises Problem 422 that names the one that is wrong."""
     for name in query:
         if name not in PARAMETERS:
             allowed = ", ".join(map(repr, PARAMETERS))
             raise Problem(422, f"There is no parameter {name[:60]!r}; the parameters are {allowed}.", field=name[:100])
-    return Wanted(
+    return JobQuery(
         status=one_of("status", query.get("status"), STATUSES),
         type=one_of("type", query.get("type"), pipelines.types),
         created_after=_moment("created_after", query.get("created_after")),
@@ -56,7 +56,7 @@ def single(items: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def page(objects: list[JobObject], places: list[Place], limit: int) -> JobList:
+def page(objects: list[JobObject], places: list[Cursor], limit: int) -> JobList:
     """`objects` and their places, one more than `limit` where there is another page."""
     if len(objects) <= limit:
         return JobList(objects, None)
@@ -96,7 +96,7 @@ def _moment(name: str, value: str | None) -> datetime | None:
         ) from None
 
 
-def _place(value: str | None) -> Place | None:
+def _place(value: str | None) -> Cursor | None:
     if value is None:
         return None
     if not _CURSOR.fullmatch(value):
@@ -106,4 +106,4 @@ def _place(value: str | None) -> Place | None:
             field="cursor",
         )
     since_epoch, _, job_id = value.partition(".")
-    return Place(_EPOCH + int(since_epoch) * _MICROSECOND, job_id)
+    return Cursor(_EPOCH + int(since_epoch) * _MICROSECOND, job_id)

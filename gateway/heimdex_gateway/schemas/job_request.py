@@ -7,38 +7,38 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from heimdex_callbacks.validation import Acceptance
+from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts import messages
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs.submit import JobRequest
 
-LARGEST_BODY_BYTES: Final = 1024 * 1024
-MOST_IN_A_BATCH: Final = 1000
-LONGEST_DELAY: Final = timedelta(days=366)
+MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_BATCH_JOBS: Final = 1000
+MAX_DELAY: Final = timedelta(days=366)
 _KEYS: Final = ("type", "fail_at_stage", "run_at", "delay_seconds", "callback_url")
 _BATCH_KEYS: Final = ("jobs",)
 _T = TypeVar("_T")
 
 
-def job(body: bytes, pipelines: Pipelines, callbacks: Acceptance) -> JobRequest:
+def job(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> JobRequest:
     """The body of POST /jobs. Raises Problem."""
     return _read(body, f'{{"type": "{pipelines.types[0]}"}}', lambda data: _job(data, pipelines, callbacks, ""))
 
 
-def jobs(body: bytes, pipelines: Pipelines, callbacks: Acceptance) -> list[JobRequest]:
+def jobs(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> list[JobRequest]:
     """The body of POST /jobs/batch. Raises Problem, also for one job of it."""
     example = f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}'
     return _read(body, example, lambda data: _jobs(data, pipelines, callbacks))
 
 
-def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: Acceptance) -> list[JobRequest]:
+def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidation) -> list[JobRequest]:
     _check_keys(data, _BATCH_KEYS, "")
-    allowed = f"an array of 1 to {MOST_IN_A_BATCH} jobs"
+    allowed = f"an array of 1 to {MAX_BATCH_JOBS} jobs"
     if "jobs" not in data:
         raise _wrong("", "jobs", f"is missing; it must be {allowed}")
     entries = data["jobs"]
-    if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_IN_A_BATCH:
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_BATCH_JOBS:
         given = f"{len(entries)} of them" if isinstance(entries, list) else _kind(entries)
         raise _wrong("", "jobs", f"must be {allowed}, not {given}")
     found = []
@@ -55,7 +55,7 @@ def called_back(wanted: Sequence[JobRequest]) -> list[tuple[str, str]]:
     return [(f"jobs[{n}].callback_url", entry.callback_url) for n, entry in enumerate(wanted) if entry.callback_url]
 
 
-def _job(data: dict[str, Any], pipelines: Pipelines, callbacks: Acceptance, prefix: str) -> JobRequest:
+def _job(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidation, prefix: str) -> JobRequest:
     _check_keys(data, _KEYS, prefix)
     if "type" not in data:
         raise _wrong(prefix, "type", f"is missing; it must be one of {_and(pipelines.types)}")
@@ -78,7 +78,7 @@ def _not_before(data: dict[str, Any], prefix: str) -> datetime | None:
         raise _wrong(prefix, "run_at", "and 'delay_seconds' exclude each other: send one of them")
     now = messages.now()
     if delay is not None:
-        most = int(LONGEST_DELAY.total_seconds())
+        most = int(MAX_DELAY.total_seconds())
         if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= most:
             raise _wrong(prefix, "delay_seconds", f"must be null or seconds from 0 to {most}, not {_shown(delay)}")
         return now + timedelta(seconds=delay) if delay > 0 else None
@@ -86,13 +86,13 @@ def _not_before(data: dict[str, Any], prefix: str) -> datetime | None:
         return None
     try:
         at: datetime = msgspec.convert(run_at, messages.Moment)
-        too_late = at > now + LONGEST_DELAY
+        too_late = at > now + MAX_DELAY
         past = at <= now
     except (msgspec.ValidationError, OverflowError, ValueError):
         hint = "must be null or a time with its zone such as 2025-10-28T12:00:00Z"
         raise _wrong(prefix, "run_at", f"{hint}, not {_shown(run_at)}") from None
     if too_late:
-        raise _wrong(prefix, "run_at", f"must lie within {LONGEST_DELAY.days} days from now")
+        raise _wrong(prefix, "run_at", f"must lie within {MAX_DELAY.days} days from now")
     return None if past else at
 
 

@@ -29,7 +29,7 @@ def wait_seconds(text: str | None) -> float:
     return value
 
 
-LONGEST_KEY: Final = 255
+MAX_KEY_LENGTH: Final = 255
 
 
 _QUOTED: Final = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\["\\])*)"')
@@ -45,10 +45,10 @@ def read_key(headers: Sequence[str]) -> str:
     text = headers[0].strip()
     quoted = _QUOTED.fullmatch(text)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text if _BARE.fullmatch(text) else ""
-    if not 1 <= len(key) <= LONGEST_KEY:
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise Problem(
             422,
-            f"The header 'Idempotency-Key' must hold 1 to {LONGEST_KEY} printable characters, quoted or bare.",
+            f"The header 'Idempotency-Key' must hold 1 to {MAX_KEY_LENGTH} printable characters, quoted or bare.",
             field="Idempotency-Key",
         )
     return key

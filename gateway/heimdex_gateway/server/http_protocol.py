@@ -13,14 +13,14 @@ from typing import Any, Final, Literal
 import httptools
 import msgspec
 
-from heimdex_gateway.server.write_coalescing import WholeAnswers
+from heimdex_gateway.server.write_coalescing import CoalescedWrites
 
 #: How long what still comes is read after a refusal: closing on unread data would reset the connection, and the
 #: refusal be lost.
 LINGER_SECONDS: Final = 2.0
 
 
-class Bounded(WholeAnswers):
+class BoundedHttpProtocol(CoalescedWrites):
     """The protocol of one connection."""
 
     #: Path and headers of a request; so much beside a chunked body too.
@@ -39,7 +39,7 @@ class Bounded(WholeAnswers):
         self._unfinished: object = None
         self._timer: asyncio.TimerHandle | None = None
         #: A refusal, while earlier requests of the connection are still being answered.
-        self._last_words = b""
+        self._pending_response = b""
         #: After a refusal nothing more is understood.
         self._deaf = False
 
@@ -59,7 +59,7 @@ class Bounded(WholeAnswers):
         if self._deaf:
             return
         self._unread += len(data)
-        WholeAnswers.data_received(self, data)
+        CoalescedWrites.data_received(self, data)
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.response_complete or cycle.scope is not self.scope:
             self._left_unfinished()
@@ -70,19 +70,19 @@ class Bounded(WholeAnswers):
         """Called by the parser. What it raises makes the parser give up."""
         if self._unread > self.head_bytes and self._head_size() > self.head_bytes:
             raise _HeadTooLarge
-        WholeAnswers.on_headers_complete(self)
+        CoalescedWrites.on_headers_complete(self)
         self._unread = 0
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._unread = 0
-        WholeAnswers.on_body(self, body)
+        CoalescedWrites.on_body(self, body)
 
     def on_response_complete(self) -> None:
         """Called when an answer is complete."""
-        WholeAnswers.on_response_complete(self)
-        if self._last_words and not self.pipeline and not self.transport.is_closing():
-            self._say(self._last_words)
+        CoalescedWrites.on_response_complete(self)
+        if self._pending_response and not self.pipeline and not self.transport.is_closing():
+            self._send_and_close(self._pending_response)
 
     def send_400_response(self, msg: str) -> None:
         """Called where the parser has given up."""
@@ -151,20 +151,20 @@ class Bounded(WholeAnswers):
         cycle = self.cycle
         if self._reading() != "body":
             if cycle is None or cycle.response_complete:
-                self._say(words)
+                self._send_and_close(words)
             else:
-                self._last_words = words
+                self._pending_response = words
         elif self.pipeline and self.pipeline[0][0] is cycle:
             self.pipeline.popleft()  # its turn had not come
-            self._last_words = words
+            self._pending_response = words
         elif cycle.response_started:
             self.transport.close()
         else:
             cycle.disconnected = True  # from now on it is told that nobody listens
             cycle.message_event.set()
-            self._say(words)
+            self._send_and_close(words)
 
-    def _say(self, words: bytes) -> None:
+    def _send_and_close(self, words: bytes) -> None:
         self._unset_keepalive_if_required()
         self.transport.write(words)
         self.transport.write_eof()

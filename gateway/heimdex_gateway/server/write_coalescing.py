@@ -8,7 +8,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-class WholeAnswers(HttpToolsProtocol):
+class CoalescedWrites(HttpToolsProtocol):
     """uvicorn's protocol on a transport that writes once in a turn of the event loop."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

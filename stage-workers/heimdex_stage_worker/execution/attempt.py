@@ -14,7 +14,7 @@ from heimdex_stage_worker.context import PermanentError, StageContext, StageFunc
 from heimdex_stage_worker.execution.threads import Threads
 
 #: An error's text is for people: a page of it is enough.
-LONGEST_ERROR = 2000
+MAX_ERROR_LENGTH = 2000
 #: How long a cancelled function may take to clean up after itself.
 SWALLOWED_SECONDS = 1.0
 
@@ -158,5 +158,5 @@ def _text(error: BaseException) -> str:
         text = str(error)
     except BaseException:  # whatever a stage's own error does here, it is an error of that stage
         text = "its text cannot be told"
-    text = text.encode(errors="replace").decode().replace("\x00", "�")[:LONGEST_ERROR]
+    text = text.encode(errors="replace").decode().replace("\x00", "�")[:MAX_ERROR_LENGTH]
     return text if isinstance(error, PermanentError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -15,7 +15,7 @@ from heimdex_stage_worker.context import StageContext
 ENDS_WITHIN_SECONDS: Final = 5.0
 
 
-class Abandoned:
+class StuckFunctions:
     """Those of one worker. most: how many there may be; from then on `too_many` is set."""
 
     def __init__(self, most: int, log: Logger) -> None:

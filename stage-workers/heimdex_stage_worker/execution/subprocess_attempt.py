@@ -18,7 +18,7 @@ from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome
 from heimdex_stage_worker.context import StageContext
 
 #: Each is an interpreter of its own; the others wait, their leases kept.
-MOST_AT_ONCE: Final = max(2, os.cpu_count() or 1)
+MAX_AT_ONCE: Final = max(2, os.cpu_count() or 1)
 #: How long the interpreter and the stage's imports may take where a time-out is declared, which counts from the call.
 START_SECONDS: Final = 60.0
 #: No pipe holds more (Linux: 64 KiB, and at most this).

@@ -6,9 +6,9 @@ import pytest
 import pytest_asyncio
 
 from heimdex_callbacks.resolver import Resolver
-from heimdex_callbacks.sender import Answer, Poster
+from heimdex_callbacks.sender import Answer, Sender
 from heimdex_callbacks.url import parse_url
-from heimdex_contracts.runtime.outbound.address_policy import Allowed
+from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
 from tests.support.callback_attempts import END, Post
 from tests.support.receiver import SECRET, Receiver
 
@@ -24,7 +24,7 @@ def receiver() -> Iterator[Receiver]:
 async def post() -> AsyncIterator[Post]:
     """Makes a try to a URL, with loopback allowed."""
     resolver = Resolver(1)
-    poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
+    poster = Sender([SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 10)
 
     async def make(url: str) -> Answer:
         return await poster.post(parse_url(url), END)

@@ -15,10 +15,10 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from heimdex_callbacks import sender
 from heimdex_callbacks.resolver import Resolver
-from heimdex_callbacks.sender import Answer, Poster
+from heimdex_callbacks.sender import Answer, Sender
 from heimdex_callbacks.transport import CheckedBackend
 from heimdex_callbacks.url import parse_url
-from heimdex_contracts.runtime.outbound.address_policy import Address, Allowed, Forbidden
+from heimdex_contracts.runtime.outbound.address_policy import Address, AddressForbidden, AddressPolicy
 from tests.support.callback_attempts import END, Post
 from tests.support.links import reset
 from tests.support.receiver import SECRET, Receiver
@@ -88,7 +88,7 @@ def documented_verification() -> Callable[[str, dict[str, str], bytes], bool]:
 
 async def test_while_there_are_two_secrets_a_receiver_may_know_either(receiver: Receiver) -> None:
     resolver = Resolver(1)
-    poster = Poster([OTHER_SECRET, SECRET], Allowed(["127.0.0.0/8"]), resolver, 10)
+    poster = Sender([OTHER_SECRET, SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 10)
     assert await poster.post(parse_url(receiver.url), END) == Answer()
     (call,) = receiver.calls
     for secret in (SECRET, OTHER_SECRET):
@@ -250,7 +250,7 @@ async def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_connected
         socket.getaddrinfo(name, 80)
     except OSError:
         resolver = Rebinding(["127.0.0.1"])
-    poster = Poster([SECRET], Allowed(), resolver, 10)
+    poster = Sender([SECRET], AddressPolicy(), resolver, 10)
     for host in (name, "localhost", "127.0.0.1"):
         answer = await poster.post(parse_url(f"http://{host}:{receiver.port}/"), END)
         assert answer.error is not None
@@ -262,9 +262,9 @@ async def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_connected
 
 async def test_a_name_is_looked_up_and_checked_for_each_connection_whatever_it_told_before() -> None:
     connector = Connector()
-    backend = CheckedBackend(Allowed(), Rebinding(["93.184.216.34"], ["127.0.0.1"]), connector)
+    backend = CheckedBackend(AddressPolicy(), Rebinding(["93.184.216.34"], ["127.0.0.1"]), connector)
     await backend.connect_tcp("rebinding.example", 443)
-    with pytest.raises(Forbidden):
+    with pytest.raises(AddressForbidden):
         await backend.connect_tcp("rebinding.example", 443)
     assert connector.places == [("93.184.216.34", 443, None)], "connected to the address, not to the name"
 
@@ -274,8 +274,8 @@ async def test_a_name_is_looked_up_and_checked_for_each_connection_whatever_it_t
 )
 async def test_one_address_of_many_that_may_not_be_called_forbids_the_name(private: str) -> None:
     connector = Connector()
-    backend = CheckedBackend(Allowed(), Rebinding(["93.184.216.34", private]), connector)
-    with pytest.raises(Forbidden):
+    backend = CheckedBackend(AddressPolicy(), Rebinding(["93.184.216.34", private]), connector)
+    with pytest.raises(AddressForbidden):
         await backend.connect_tcp("mixed.example", 443)
     assert not connector.places
 
@@ -283,17 +283,17 @@ async def test_one_address_of_many_that_may_not_be_called_forbids_the_name(priva
 async def test_the_next_address_is_tried_when_one_does_not_answer_within_its_part_of_the_time() -> None:
     connector = Connector(refusing=1)
     addresses = ["2606:2800:220:1::1", "93.184.216.34", "93.184.216.35", "93.184.216.36"]
-    await CheckedBackend(Allowed(), Rebinding(addresses), connector).connect_tcp("many.example", 443, 9.0)
+    await CheckedBackend(AddressPolicy(), Rebinding(addresses), connector).connect_tcp("many.example", 443, 9.0)
     assert connector.places == [("2606:2800:220:1::1", 443, 3.0), ("93.184.216.34", 443, 3.0)]
     connector = Connector(refusing=9)
     with pytest.raises(httpcore.ConnectError):
-        await CheckedBackend(Allowed(), Rebinding(addresses), connector).connect_tcp("many.example", 443, 9.0)
+        await CheckedBackend(AddressPolicy(), Rebinding(addresses), connector).connect_tcp("many.example", 443, 9.0)
     assert len(connector.places) == 3
 
 
 async def test_a_name_that_is_allowed_may_have_any_address() -> None:
     connector = Connector()
-    backend = CheckedBackend(Allowed(["hooks.corp"]), Rebinding(["10.0.0.1"]), connector)
+    backend = CheckedBackend(AddressPolicy(["hooks.corp"]), Rebinding(["10.0.0.1"]), connector)
     await backend.connect_tcp("hooks.corp", 8080)
     assert connector.places == [("10.0.0.1", 8080, None)]
 

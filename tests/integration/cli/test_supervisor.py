@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heimdex_cli.embedded.supervisor import Service, Supervisor, describe_exit, pause_seconds
+from heimdex_cli.embedded.supervisor import Service, Supervisor, delay_seconds, describe_exit
 
 FOR_EVER = "import signal; signal.pause()"
 
@@ -79,8 +79,8 @@ def test_a_start_that_fails_is_tried_again(folder: Path, eventually) -> None:
 
 
 @pytest.mark.parametrize(("deaths", "seconds"), [(0, 0.5), (1, 1), (2, 2), (3, 4), (4, 5), (1000, 5)])
-def test_pause_seconds_doubles_up_to_five(deaths: int, seconds: float) -> None:
-    assert pause_seconds(deaths) == seconds
+def test_delay_seconds_doubles_up_to_five(deaths: int, seconds: float) -> None:
+    assert delay_seconds(deaths) == seconds
 
 
 @pytest.mark.parametrize(

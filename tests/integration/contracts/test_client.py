@@ -18,7 +18,7 @@ async def echo(broker: Broker) -> None:
     def answer(_: bytes, reply: bytes, data: bytes, __: bytes) -> None:
         broker.send(reply.decode(), data)
 
-    await broker.nc.listen("echo", answer)
+    await broker.nc.direct_subscribe("echo", answer)
     await broker.nc.flush()
 
 
@@ -27,7 +27,7 @@ async def test_each_of_many_requests_at_once_gets_its_own_answer(broker: Broker,
     sent = [b"%d" % number for number in range(500)]
     answers = await asyncio.gather(*(broker.request("echo", payload, timeout=20) for payload in sent))
     assert [answer.data for answer in answers] == sent
-    assert broker.nc.asking == 0
+    assert broker.nc.pending_requests == 0
 
 
 async def test_a_request_that_nobody_hears_fails_at_once_and_one_that_nobody_answers_in_time(broker: Broker) -> None:
@@ -36,7 +36,7 @@ async def test_a_request_that_nobody_hears_fails_at_once_and_one_that_nobody_ans
     await broker.nc.subscribe("silent")
     with pytest.raises(BrokerUnavailable):
         await broker.request("silent", b"", timeout=0.05)
-    assert broker.nc.asking == 0
+    assert broker.nc.pending_requests == 0
 
 
 async def test_what_is_not_urgent_arrives_without_anything_urgent_after_it(
@@ -44,7 +44,7 @@ async def test_what_is_not_urgent_arrives_without_anything_urgent_after_it(
 ) -> None:
     heard: list[bytes] = []
     other = await new_broker()
-    await other.nc.listen("quiet", lambda *message: heard.append(message[2]))
+    await other.nc.direct_subscribe("quiet", lambda *message: heard.append(message[2]))
     await other.nc.flush()
     for number in range(3):
         broker.send("quiet", b"%d" % number)
@@ -54,10 +54,10 @@ async def test_what_is_not_urgent_arrives_without_anything_urgent_after_it(
 async def test_what_was_sent_first_arrives_first_urgent_or_not(broker: Broker, new_broker: NewBroker) -> None:
     heard: list[bytes] = []
     other = await new_broker()
-    await other.nc.listen("quiet", lambda *message: heard.append(message[2]))
+    await other.nc.direct_subscribe("quiet", lambda *message: heard.append(message[2]))
     await echo(other)
     for number in range(20):
-        broker.send("quiet", b"%d" % number, within=0.0 if number % 3 else 5.0)
+        broker.send("quiet", b"%d" % number, linger=0.0 if number % 3 else 5.0)
     await broker.request("echo", b"", timeout=20)
     assert heard == [b"%d" % number for number in range(20)]
 
@@ -69,9 +69,9 @@ async def test_a_handler_that_raises_does_not_end_the_reading_of_what_follows(br
         heard.append(data)
         raise RuntimeError("a defect")
 
-    await broker.nc.listen("defect", raises)
+    await broker.nc.direct_subscribe("defect", raises)
     for number in range(3):
-        broker.send("defect", b"%d" % number, within=0)
+        broker.send("defect", b"%d" % number, linger=0)
     await eventually(lambda: heard == [b"0", b"1", b"2"])
     assert await broker.api("INFO")
 
@@ -101,11 +101,11 @@ async def test_listening_and_asking_go_on_after_a_restart_of_the_server(
 
 async def test_nothing_is_heard_any_more_once_it_is_forgotten(broker: Broker) -> None:
     heard: list[bytes] = []
-    number = await broker.nc.listen("some", lambda *message: heard.append(message[2]))
-    broker.send("some", b"before", within=0)
-    await broker.nc.forget(number, timeout=5)
+    number = await broker.nc.direct_subscribe("some", lambda *message: heard.append(message[2]))
+    broker.send("some", b"before", linger=0)
+    await broker.nc.direct_unsubscribe(number, timeout=5)
     assert heard == [b"before"]
-    broker.send("some", b"after", within=0)
+    broker.send("some", b"after", linger=0)
     await broker.nc.flush()
     assert heard == [b"before"]
 
@@ -115,6 +115,6 @@ async def test_a_message_that_the_server_would_end_the_connection_for_is_refused
         broker.nc.send("large", b"x" * (1024 * 1024 + 1))
     with pytest.raises(nats.errors.MaxPayloadError):
         broker.nc.send("large", b"x" * 1024 * 1024, headers={"A": "b"})
-    broker.send("large", b"x" * 1024 * 1024, within=0)
+    broker.send("large", b"x" * 1024 * 1024, linger=0)
     await broker.nc.flush()
     assert broker.connected

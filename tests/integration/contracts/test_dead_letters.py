@@ -6,7 +6,7 @@ import pytest
 
 from heimdex_contracts import subjects
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from tests.integration.conftest import count, take
 from tests.support.histories import new_id
 from tests.support.recording_logger import Journal
@@ -16,18 +16,18 @@ pytestmark = pytest.mark.allows("unusable")
 
 
 @pytest.fixture
-def aside(ready: Broker, journal: Journal) -> SettingAside:
-    return SettingAside(ready, cast("Any", journal))
+def aside(ready: Broker, journal: Journal) -> DeadLetters:
+    return DeadLetters(ready, cast("Any", journal))
 
 
 async def test_an_unusable_message_is_kept_with_its_reason_and_logged_once_for_all_its_consumers(
-    ready: Broker, aside: SettingAside, journal: Journal
+    ready: Broker, aside: DeadLetters, journal: Journal
 ) -> None:
     subject = subjects.job_subject("extracting", new_id())
     await ready.publish(subject, b"rubbish", {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"})
     for durable in ("extracting", "status-store"):
         (msg,) = await take(ready, durable)
-        await aside.set_aside(msg, "it is\nrubbish")
+        await aside.store(msg, "it is\nrubbish")
 
     async def gone() -> bool:
         return await count(ready) == 0
@@ -45,19 +45,19 @@ async def test_an_unusable_message_is_kept_with_its_reason_and_logged_once_for_a
     assert (entry["subject"], entry["reason"], entry["bytes"]) == (subject, "it is\nrubbish", 7)
 
 
-async def test_a_message_of_the_largest_size_is_kept_cut_off_and_says_so(ready: Broker, aside: SettingAside) -> None:
+async def test_a_message_of_the_largest_size_is_kept_cut_off_and_says_so(ready: Broker, aside: DeadLetters) -> None:
     subject = subjects.job_subject("extracting", new_id())
     await ready.publish(subject, b"x" * (1024 * 1024 - 100), {})
     (msg,) = await take(ready, "extracting")
-    await aside.set_aside(msg, "too long" * 1000)
+    await aside.store(msg, "too long" * 1000)
     kept = await ready.last_message(subjects.UNUSABLE, subjects.unusable_subject(subject))
     assert kept is not None
     assert "Heimdex-Truncated" in kept.headers
 
 
 @pytest.mark.parametrize("reason", ["", "naïve — ☃", "a: b\r\nEvil: header", "\x00\x7f"])
-async def test_any_reason_can_be_given(ready: Broker, aside: SettingAside, reason: str) -> None:
+async def test_any_reason_can_be_given(ready: Broker, aside: DeadLetters, reason: str) -> None:
     await ready.publish(subjects.job_subject("extracting", new_id()), b"rubbish", {})
     (msg,) = await take(ready, "extracting")
-    await aside.set_aside(msg, reason)
+    await aside.store(msg, reason)
     assert await count(ready, subjects.UNUSABLE) == 1

@@ -13,7 +13,7 @@ from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.message import Delivered
-from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.settings import Settings
 from tests.integration.conftest import consumer
 from tests.support.links import Link
@@ -81,7 +81,7 @@ async def test_a_link_that_swallows_what_is_written_is_left_for_another_server(
             broker = Broker(Settings(nats_url=f"{link.url},{nats.url}"), "both", cast("Any", journal))
     link.swallow()
     for _ in range(16):  # more than the kernel takes for us
-        broker.send("nobody", b"x" * 1_000_000, within=0)
+        broker.send("nobody", b"x" * 1_000_000, linger=0)
     await eventually(lambda: not broker.connected or broker.nc.connected_url.port == port(nats))
     await eventually(lambda: answers(broker))
     await broker.close()
@@ -91,13 +91,13 @@ async def test_what_was_not_written_when_the_link_broke_is_not_written_to_the_ne
     link: Link, linked: Broker, broker: Broker
 ) -> None:
     heard: list[bytes] = []
-    await broker.nc.listen("settled", lambda *message: heard.append(message[2]))
+    await broker.nc.direct_subscribe("settled", lambda *message: heard.append(message[2]))
     await broker.nc.flush()
-    linked.send("settled", b"before", within=60)
+    linked.send("settled", b"before", linger=60)
     link.cut()
     await eventually(lambda: not linked.connected)
     await eventually(lambda: answers(linked))
-    linked.send("settled", b"after", within=0)
+    linked.send("settled", b"after", linger=0)
     await eventually(lambda: heard[-1:] == [b"after"])
     assert heard == [b"after"]
 
@@ -106,7 +106,7 @@ async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_r
     link: Link, linked: Broker, ready: Broker, journal: Journal
 ) -> None:
     held: list[Delivered] = []
-    puller = Puller(linked, subjects.JOBS, "extracting", 10, 20.0, held.append, cast("Any", journal))
+    puller = PullConsumer(linked, subjects.JOBS, "extracting", 10, 20.0, held.append, cast("Any", journal))
 
     async def reset() -> None:
         puller.reset()

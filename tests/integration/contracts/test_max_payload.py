@@ -8,7 +8,7 @@ import pytest
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import TOO_LARGE, Broker, PubAck
-from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from tests.integration.conftest import NewBroker, count, take
 from tests.support.histories import due
@@ -83,7 +83,7 @@ async def test_nothing_of_a_batch_is_sent_where_one_of_its_messages_is_too_large
 ) -> None:
     seen: list[bytes] = []
     other = await new_broker()
-    await other.nc.listen("heimdex.jobs.>", lambda *message: seen.append(message[0]))
+    await other.nc.direct_subscribe("heimdex.jobs.>", lambda *message: seen.append(message[0]))
     await other.flush(10)
     jobs = [due(), due(), due(callback_url="https://example.com/" + "x" * 1024 * 1024), due()]
     with pytest.raises(Refused, match="max_payload"):
@@ -105,12 +105,12 @@ async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal:
 async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
     ready: Broker, nats: NatsServer, journal: Journal
 ) -> None:
-    aside = SettingAside(ready, cast("Any", journal))
+    aside = DeadLetters(ready, cast("Any", journal))
     await ready.publish(SUBJECT, b"x" * 50_000, {})
     (msg,) = await take(ready, "extracting")
     reload_nats(nats, "max_payload: 4096")
     await eventually(lambda: refused(ready, 5000))
-    await aside.set_aside(msg, "too long")
+    await aside.store(msg, "too long")
     kept = await ready.last_message(subjects.UNUSABLE, "heimdex.unusable.>")
     assert kept is not None
     assert kept.headers["Heimdex-Truncated"] == f"{len(kept.data)} of 50000 bytes"
@@ -122,12 +122,12 @@ async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
 async def test_an_unusable_message_with_a_subject_as_long_as_can_be_is_set_aside(
     ready: Broker, journal: Journal
 ) -> None:
-    aside = SettingAside(ready, cast("Any", journal))
+    aside = DeadLetters(ready, cast("Any", journal))
     # Almost as long as the server takes it from whoever asks for no answer.
     subject = "heimdex.jobs.extracting.".ljust(4060, "x")
     ready.send(subject, b"rubbish")
     (msg,) = await take(ready, "extracting")
-    await aside.set_aside(msg, "nobody's")
+    await aside.store(msg, "nobody's")
     kept = await ready.last_message(subjects.UNUSABLE, "heimdex.unusable.>")
     assert kept is not None
     assert kept.headers["Heimdex-Subject"] == subject

@@ -12,7 +12,7 @@ from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.message import Delivered
-from heimdex_contracts.runtime.jetstream.pull_consumer import Puller
+from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from tests.integration.conftest import NewBroker, consumer
 from tests.support.recording_logger import Journal
@@ -29,7 +29,7 @@ class Owner:
         self.held: list[Delivered] = []
         self.got: list[int] = []
         self.most_held = 0
-        self.puller = Puller(
+        self.puller = PullConsumer(
             broker,
             subjects.JOBS,
             "extracting",

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
-from heimdex_gateway.server.http_protocol import Bounded
+from heimdex_gateway.server.http_protocol import BoundedHttpProtocol
 from tests.support.waiting import eventually
 
 GET = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -18,7 +18,7 @@ POST = b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n"
 CHUNKED = b"POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-class Hasty(Bounded):
+class Hasty(BoundedHttpProtocol):
     """The same in less time; long enough for the slowest machine to send what it has to send."""
 
     head_seconds = 1.0
@@ -95,7 +95,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
 
 
 #: Where times must not matter.
-patient = pytest.mark.parametrize("server", [Bounded], indirect=True)
+patient = pytest.mark.parametrize("server", [BoundedHttpProtocol], indirect=True)
 
 
 def refusal(answer: bytes, status: int) -> str:
@@ -215,7 +215,7 @@ async def test_a_request_under_way_is_answered_before_the_connection_is_closed(s
         caller = await server.call()
         await caller.send(b"GET /slow HTTP/1.1\r\n\r\n")
         await caller.send(following)
-        await eventually(lambda: any(one._last_words for one in server.connections), what="it is refused")
+        await eventually(lambda: any(one._pending_response for one in server.connections), what="it is refused")
         server.gate.set()
         answer = await caller.rest()
         assert answer.startswith(b"HTTP/1.1 200 "), answer

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from heimdex_gateway.jobs import repository
-from heimdex_gateway.jobs.repository import STATUSES, Database, Place, Wanted
+from heimdex_gateway.jobs.repository import STATUSES, Cursor, Database, JobQuery
 from heimdex_status_store.database import migrate
 
 START = datetime(2025, 10, 28, 12, tzinfo=UTC)
@@ -63,12 +63,12 @@ def made(random: Random, count: int) -> list[Row]:
     ]
 
 
-def wanted(**fields: Any) -> Wanted:
+def wanted(**fields: Any) -> JobQuery:
     nothing = dict.fromkeys(("status", "type", "created_after", "created_before", "cursor"))
-    return Wanted(**{**nothing, "limit": 50, **fields})
+    return JobQuery(**{**nothing, "limit": 50, **fields})
 
 
-def expected(rows: list[Row], tenant: str, asked: Wanted) -> list[str]:
+def expected(rows: list[Row], tenant: str, asked: JobQuery) -> list[str]:
     checks: list[Callable[[Row], bool]] = [
         lambda row: row[1] == tenant,
         lambda row: asked.type in (None, row[2]),
@@ -96,7 +96,7 @@ async def test_every_filter_and_place_gives_exactly_the_jobs_that_fit_in_order(
             created_after=random.choice(moments),
             created_before=random.choice(moments),
             limit=random.choice([1, 7, 50, 1000]),
-            cursor=random.choice([None, Place(place[4], place[0]), Place(other[4], other[0])]),
+            cursor=random.choice([None, Cursor(place[4], place[0]), Cursor(other[4], other[0])]),
         )
         tenant = random.choice([*TENANTS, "nobody"])
         found = await gateway.jobs(asked, tenant)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from heimdex_contracts import messages
-from heimdex_contracts.callbacks import CallbackDelivered, CallbackFailed, CallbackGivenUp, CallbackTold
+from heimdex_contracts.callbacks import CallbackDelivered, CallbackFailed, CallbackGivenUp, CallbackResult
 from heimdex_contracts.history import callback_row, event_rows
 from heimdex_contracts.messages import AnyMessage, Canceled, Completed, Due, Failed
 from heimdex_status_store import queries
@@ -36,7 +36,7 @@ async def write(connection: asyncpg.Connection, events: list[AnyMessage]) -> Any
     return events[-1]
 
 
-async def tell(connection: asyncpg.Connection, *told: CallbackTold) -> None:
+async def tell(connection: asyncpg.Connection, *told: CallbackResult) -> None:
     await queries.record_callbacks(connection, [callback_row(one) for one in told])
 
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Follows, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.dead_letters import SettingAside
+from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.leases import Leases
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.micro import Counters
@@ -41,7 +41,7 @@ async def start_recorder(new_broker: NewBroker, database_url: str, journal: Jour
         database = Database(url or database_url, log)
         leases = Leases(broker, topology, 2)
         counters = Counters("status-store", "heimdex.*.*.*", "status-store")
-        recorder = Recorder(broker, topology, database, leases, SettingAside(broker, log), counters, log)
+        recorder = Recorder(broker, topology, database, leases, DeadLetters(broker, log), counters, log)
         leases.start()
         running.append((recorder, database, leases, asyncio.create_task(recorder.run())))
         await recorder.start()

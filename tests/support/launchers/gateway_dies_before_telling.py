@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from heimdex_callbacks.dispatcher import Deliverer
+from heimdex_callbacks.dispatcher import Dispatcher
 from heimdex_gateway.main import main
 from tests.support.launchers.crash_points import die_once
 
-settle = Deliverer._settle
+settle = Dispatcher._settle
 
 
-async def die_then_settle(self: Deliverer, *arguments: Any) -> None:
+async def die_then_settle(self: Dispatcher, *arguments: Any) -> None:
     die_once()
     await settle(self, *arguments)
 
 
-Deliverer._settle = die_then_settle  # type: ignore[method-assign]
+Dispatcher._settle = die_then_settle  # type: ignore[method-assign]
 main()

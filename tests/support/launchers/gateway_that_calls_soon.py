@@ -3,5 +3,5 @@
 from heimdex_callbacks import retry_schedule
 from heimdex_gateway.main import main
 
-retry_schedule.PAUSES = (0.1,) * 7  # type: ignore[misc]
+retry_schedule.RETRY_DELAYS = (0.1,) * 7  # type: ignore[misc]
 main()

@@ -3,5 +3,5 @@
 from heimdex_gateway.main import main
 from heimdex_gateway.routes import actions
 
-actions.MOST_AT_ONCE = 3
+actions.MAX_AT_ONCE = 3
 main()

@@ -22,5 +22,5 @@ async def wait_and_publish(*arguments: Any) -> None:
 
 change.publish = wait_and_publish
 change.ANSWERED_WITHIN_SECONDS = 60.0  # type: ignore[misc]
-request.LONGEST_SECONDS = 60.0  # type: ignore[misc]
+request.MAX_SECONDS = 60.0  # type: ignore[misc]
 main()

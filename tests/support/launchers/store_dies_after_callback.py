@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from heimdex_status_store.callback_outbox import Owed
+from heimdex_status_store.callback_outbox import CallbackOutbox
 from heimdex_status_store.main import main
 from tests.support.launchers.crash_points import die_once
 
-publish = Owed.publish
+publish = CallbackOutbox.publish
 
 
-async def publish_then_die(self: Owed, *arguments: Any) -> bool:
+async def publish_then_die(self: CallbackOutbox, *arguments: Any) -> bool:
     stored = await publish(self, *arguments)
     die_once()
     return stored
 
 
-Owed.publish = publish_then_die  # type: ignore[method-assign]
+CallbackOutbox.publish = publish_then_die  # type: ignore[method-assign]
 main()

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from heimdex_status_store.callback_outbox import Owed
+from heimdex_status_store.callback_outbox import CallbackOutbox
 from heimdex_status_store.main import main
 from tests.support.launchers.crash_points import die_once
 
-publish = Owed.publish
+publish = CallbackOutbox.publish
 
 
-async def die_then_publish(self: Owed, *arguments: Any) -> bool:
+async def die_then_publish(self: CallbackOutbox, *arguments: Any) -> bool:
     die_once()
     return await publish(self, *arguments)
 
 
-Owed.publish = die_then_publish  # type: ignore[method-assign]
+CallbackOutbox.publish = die_then_publish  # type: ignore[method-assign]
 main()

@@ -7,9 +7,9 @@ import time
 from contextlib import ExitStack
 
 from heimdex_callbacks.resolver import Resolver
-from heimdex_callbacks.sender import Poster
+from heimdex_callbacks.sender import Sender
 from heimdex_callbacks.url import parse_url
-from heimdex_contracts.runtime.outbound.address_policy import Allowed
+from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
 from tests.support.api import Api
 from tests.support.callback_attempts import END
 from tests.support.keys import KEYS, entries
@@ -114,7 +114,7 @@ async def test_a_silent_name_server_holds_up_the_calls_of_no_other_tenant(callin
 
 async def test_what_receivers_say_at_once_is_understood_bit_by_bit() -> None:
     resolver = Resolver(1)
-    poster = Poster([SECRET], Allowed(["127.0.0.0/8"]), resolver, 16)
+    poster = Sender([SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 16)
     # How long the event loop is busy each time that it goes round, in seconds that its thread has the CPU.
     rounds: list[float] = []
 

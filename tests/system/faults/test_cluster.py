@@ -29,7 +29,7 @@ from tests.support.waiting import eventually
 from tests.support.watching import JOBS, Observer
 
 #: What the issue allows is 10 s; a test machine with more to do than cores gets more.
-LONGEST_PAUSE_SECONDS = 30
+MAX_DELAY_SECONDS = 30
 
 
 @pytest_asyncio.fixture
@@ -64,7 +64,7 @@ async def finish(load: Load, cluster: Cluster, database_url: str) -> None:
         await eventually(seen.empty, 60, what="the stream is empty")
 
 
-@pytest.mark.allows("dropped", "lost", "repeated", "superseded")
+@pytest.mark.allows("node_killed")
 async def test_a_node_killed_every_few_seconds_loses_nothing(
     system: System, cluster: Cluster, database_url: str
 ) -> None:
@@ -90,11 +90,11 @@ async def kill_nodes(system: System, cluster: Cluster, database_url: str, times:
         await finish(load, cluster, database_url)
         pause = load.longest_pause()
     print(f"\na node killed at a time: the longest pause in accepting was {pause:.1f} s, refused {dict(load.refused)}")
-    assert pause < LONGEST_PAUSE_SECONDS
+    assert pause < MAX_DELAY_SECONDS
     follower.check()
 
 
-@pytest.mark.allows("dropped", "lost", "repeated", "superseded")
+@pytest.mark.allows("node_killed")
 async def test_a_rolling_restart_of_all_three_loses_nothing(
     system: System, cluster: Cluster, database_url: str
 ) -> None:
@@ -111,7 +111,7 @@ async def test_a_rolling_restart_of_all_three_loses_nothing(
         await finish(load, cluster, database_url)
         pause = load.longest_pause()
     print(f"\na rolling restart: the longest pause in accepting was {pause:.1f} s, refused {dict(load.refused)}")
-    assert pause < LONGEST_PAUSE_SECONDS
+    assert pause < MAX_DELAY_SECONDS
     follower.check()
 
 
@@ -181,7 +181,7 @@ def _due(job_id: str, step: int, stage: str, attempts: int = 0) -> Due:
     )
 
 
-@pytest.mark.allows("dropped", "lost", "repeated", "superseded")
+@pytest.mark.allows("node_killed")
 async def test_an_empty_node_that_joins_gets_its_replicas(system: System, cluster: Cluster, database_url: str) -> None:
     await started(system, cluster)
     async with Load([system.url], per_second=10) as load:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from heimdex_callbacks.response_budget import MOST_BYTES, MOST_EVENTS, MOST_EVENTS_AT_ONCE, Budget, Overspent
+from heimdex_callbacks.response_budget import MAX_BYTES, MAX_EVENTS, MAX_EVENTS_AT_ONCE, Budget, Overspent
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
@@ -22,7 +22,7 @@ def understood(budget: Budget, piece: bytes) -> bytes:
 
 def test_bytes_are_taken_until_none_is_left() -> None:
     budget = Budget()
-    assert budget.take(b"x" * (MOST_BYTES - 2)) == b"x" * (MOST_BYTES - 2)
+    assert budget.take(b"x" * (MAX_BYTES - 2)) == b"x" * (MAX_BYTES - 2)
     assert budget.take(b"abc") == b"ab"
     assert budget.take(b"") == b"", "the end costs nothing"
     with pytest.raises(Overspent, match=r"^The receiver sent more than 32 KiB before its answer was over\.$"):
@@ -34,7 +34,7 @@ def test_an_answer_in_a_few_pieces_costs_little_and_is_in_a_hurry() -> None:
     assert [budget.split(line) for line in HEAD.splitlines(keepends=True)] == [
         (line, b"") for line in HEAD.splitlines(keepends=True)
     ]
-    assert budget.events_left == MOST_EVENTS - 2 * 3
+    assert budget.events_left == MAX_EVENTS - 2 * 3
     assert not budget.unusual
 
 
@@ -43,16 +43,16 @@ def test_a_flood_is_understood_in_small_parts_and_not_for_long(unit: bytes) -> N
     budget = Budget()
     flood = unit * 4096
     part, _ = budget.split(flood)
-    assert part.count(b"\n") + max(0, part.count(b" ") + part.count(b"\t") - 1) <= 2 * MOST_EVENTS_AT_ONCE
+    assert part.count(b"\n") + max(0, part.count(b" ") + part.count(b"\t") - 1) <= 2 * MAX_EVENTS_AT_ONCE
     all_parts = part + understood(budget, flood[len(part) :])
     assert flood.startswith(all_parts)
-    assert all_parts.count(b"\n") <= MOST_EVENTS
+    assert all_parts.count(b"\n") <= MAX_EVENTS
     assert budget.unusual
 
 
 def test_blanks_in_a_row_count_where_they_are_split_and_single_ones_do_not() -> None:
     budget = Budget()
-    assert len(understood(budget, b"a:" + b" " * 4096)) < MOST_EVENTS
+    assert len(understood(budget, b"a:" + b" " * 4096)) < MAX_EVENTS
     budget = Budget()
     assert understood(budget, b"a b " * 4096) == b"a b " * 4096
 

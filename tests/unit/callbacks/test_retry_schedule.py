@@ -4,28 +4,28 @@ from random import Random
 
 import pytest
 
-from heimdex_callbacks.concurrency import LONGEST_WAIT_SECONDS, Receivers
-from heimdex_callbacks.retry_schedule import PAUSES, pause_after
+from heimdex_callbacks.concurrency import MAX_WAIT_SECONDS, ReceiverSlots
+from heimdex_callbacks.retry_schedule import RETRY_DELAYS, delay_after
 
 
 def test_the_pauses_grow_to_an_hour_and_last_for_about_a_day() -> None:
-    assert PAUSES[:6] == (5, 30, 120, 600, 1800, 3600)
-    assert list(PAUSES) == sorted(PAUSES)
-    assert max(PAUSES) == 3600
-    assert 23.5 * 3600 < sum(PAUSES) < 25.5 * 3600
+    assert RETRY_DELAYS[:6] == (5, 30, 120, 600, 1800, 3600)
+    assert list(RETRY_DELAYS) == sorted(RETRY_DELAYS)
+    assert max(RETRY_DELAYS) == 3600
+    assert 23.5 * 3600 < sum(RETRY_DELAYS) < 25.5 * 3600
 
 
 def test_each_failed_try_but_the_last_is_followed_by_its_pause_give_or_take_a_tenth() -> None:
     for seed in range(50):
         random = Random(seed)
-        for tries, pause in enumerate(PAUSES, 1):
-            assert pause_after(tries, random) == pytest.approx(pause, rel=0.101)
-    assert len({pause_after(3) for _ in range(20)}) > 1, "those that fail together do not come back together"
-    assert pause_after(len(PAUSES) + 1) is None
+        for tries, pause in enumerate(RETRY_DELAYS, 1):
+            assert delay_after(tries, random) == pytest.approx(pause, rel=0.101)
+    assert len({delay_after(3) for _ in range(20)}) > 1, "those that fail together do not come back together"
+    assert delay_after(len(RETRY_DELAYS) + 1) is None
 
 
 def test_a_receiver_is_called_a_few_times_at_once_and_another_one_does_not_wait_for_it() -> None:
-    receivers = Receivers(at_once=2)
+    receivers = ReceiverSlots(at_once=2)
     assert receivers.enter("slow", "acme", 0) is None
     assert receivers.enter("slow", "acme", 0) is None
     assert receivers.enter("slow", "acme", 0) is not None
@@ -35,7 +35,7 @@ def test_a_receiver_is_called_a_few_times_at_once_and_another_one_does_not_wait_
 
 
 def test_what_waits_for_a_receiver_comes_back_one_after_the_other_as_fast_as_it_answers() -> None:
-    receivers = Receivers(at_once=2)
+    receivers = ReceiverSlots(at_once=2)
     assert receivers.enter("slow", "acme", 0) is None
     for _ in range(100):
         assert receivers.enter("slow", "acme", 0) is None
@@ -45,11 +45,11 @@ def test_what_waits_for_a_receiver_comes_back_one_after_the_other_as_fast_as_it_
     # Two at once, 10 s each: another one every 5 s.
     for number, wait in enumerate(waits, 1):
         assert 5 * number * 0.99 < wait < 5 * number * 1.2
-    assert all((receivers.enter("slow", "acme", 0) or 0) <= LONGEST_WAIT_SECONDS * 1.2 for _ in range(1000))
+    assert all((receivers.enter("slow", "acme", 0) or 0) <= MAX_WAIT_SECONDS * 1.2 for _ in range(1000))
 
 
 def test_a_receiver_that_nobody_calls_is_forgotten() -> None:
-    receivers = Receivers()
+    receivers = ReceiverSlots()
     for number in range(100):
         assert receivers.enter(f"receiver-{number}", f"tenant-{number}", number) is None
         receivers.leave(f"receiver-{number}", f"tenant-{number}", 0.1, number)
@@ -58,7 +58,7 @@ def test_a_receiver_that_nobody_calls_is_forgotten() -> None:
 
 
 def test_a_tenant_has_half_of_what_the_others_leave_whatever_receivers_it_names() -> None:
-    receivers = Receivers(at_once=2, in_all=16)
+    receivers = ReceiverSlots(at_once=2, in_all=16)
 
     def fill(tenant: str) -> int:
         names = [f"{tenant}-{number}" for number in range(20)]
@@ -73,7 +73,7 @@ def test_a_tenant_has_half_of_what_the_others_leave_whatever_receivers_it_names(
 
 
 def test_what_waits_for_its_tenants_share_comes_back_as_fast_as_its_calls_end() -> None:
-    receivers = Receivers(at_once=2, in_all=4)
+    receivers = ReceiverSlots(at_once=2, in_all=4)
     assert receivers.enter("first", "acme", 0) is None
     for number in range(100):
         assert receivers.enter(f"{number}", "acme", 0) is None

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from heimdex_cli.client import Job, JobsApi, Told
+from heimdex_cli.client import Job, JobsApi, StreamEvent
 from heimdex_cli.commands import watch as module
 from heimdex_cli.commands.watch import advanced, follow
 from heimdex_cli.errors import Unreachable
@@ -18,7 +18,7 @@ class Api:
     def __init__(self, *answers: Job | Unreachable) -> None:
         self.answers = list(answers)
 
-    def listen(self, job_id: str, after: str | None) -> Iterator[Told]:
+    def listen(self, job_id: str, after: str | None) -> Iterator[StreamEvent]:
         """A stream that breaks at once, so that it is GET that tells how the job is."""
         raise Unreachable("broken")
         yield
@@ -63,8 +63,8 @@ def test_an_api_that_never_answered_is_said_at_once() -> None:
         _follow(api, Shown())
 
 
-def _told(name: str, **data: Any) -> Told:
-    return Told(None, name, {"stage": "indexing", "at": "2025-10-28T12:00:02.000000Z", **data})
+def _told(name: str, **data: Any) -> StreamEvent:
+    return StreamEvent(None, name, {"stage": "indexing", "at": "2025-10-28T12:00:02.000000Z", **data})
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def _told(name: str, **data: Any) -> Told:
     ],
 )
 def test_an_event_moves_what_is_shown_and_never_a_progress_backwards(
-    told: Told, status: str, stage: str | None, progress: int
+    told: StreamEvent, status: str, stage: str | None, progress: int
 ) -> None:
     job = cast(Job, {"status": "pending", "stage": "analyzing", "progress": 40, "updated_at": ""})
     shown = advanced(job, told)

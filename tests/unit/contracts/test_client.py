@@ -3,7 +3,7 @@
 import pytest
 
 from heimdex_contracts.runtime.jetstream.client import header_block, headers_of, status_of
-from heimdex_contracts.runtime.jetstream.message import Place, place_of
+from heimdex_contracts.runtime.jetstream.message import Metadata, metadata_of
 
 
 def test_headers_come_back_as_they_were_sent() -> None:
@@ -35,9 +35,9 @@ def test_a_block_that_is_none_says_nothing_and_breaks_nothing(block: bytes) -> N
 
 
 def test_the_place_of_a_delivery_is_read_from_the_subject_that_answers_it() -> None:
-    wanted = Place("HEIMDEX_JOBS", 17, 1763999999000000001, 2)
-    assert place_of("$JS.ACK.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3") == wanted
-    assert place_of("$JS.ACK.domain.account.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3.token") == wanted
+    wanted = Metadata("HEIMDEX_JOBS", 17, 1763999999000000001, 2)
+    assert metadata_of("$JS.ACK.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3") == wanted
+    assert metadata_of("$JS.ACK.domain.account.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3.token") == wanted
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_the_place_of_a_delivery_is_read_from_the_subject_that_answers_it() -> N
     ["", "_INBOX.abc", "$JS.ACK.HEIMDEX_JOBS.extracting", "$JS.ACK.a.b.c.d.e.f.g", "$JS.ACK.a.b.c.d.S.e.x.y.z.0.0"],
 )
 def test_any_other_subject_is_no_place(reply: str) -> None:
-    assert place_of(reply) is None
+    assert metadata_of(reply) is None

@@ -13,8 +13,8 @@ from heimdex_contracts.settlement import (
     Lost,
     Overtaken,
     Retry,
+    max_attempts,
     settle,
-    tries,
 )
 
 BACKOFF = (1.0, 2.0, 4.0)
@@ -65,4 +65,4 @@ def test_settle_says_worker_lost_and_the_stage_when_no_attempt_gave_a_sign_of_li
 
 
 def test_tries_counts_the_first_one_too() -> None:
-    assert (tries(()), tries(BACKOFF)) == (1, 4)
+    assert (max_attempts(()), max_attempts(BACKOFF)) == (1, 4)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from heimdex_callbacks.resolver import Resolver, Unresolved
 from heimdex_callbacks.url import Receiver, UnusableUrl, parse_url
-from heimdex_callbacks.validation import Acceptance, CallbackUrlRefused
+from heimdex_callbacks.validation import CallbackUrlRefused, CallbackValidation
 from heimdex_contracts import pipelines
-from heimdex_contracts.runtime.outbound.address_policy import Address, Allowed
+from heimdex_contracts.runtime.outbound.address_policy import Address, AddressPolicy
 from heimdex_gateway.errors import on_callback_url_refused
 from heimdex_gateway.schemas import job_request
 
@@ -110,8 +110,8 @@ class Told(Resolver):
         return [ip_address(text) for text in found or ()]
 
 
-def acceptance(*allow: str, **names: list[str] | None) -> Acceptance:
-    return Acceptance(True, Allowed(allow), Told(**names))
+def acceptance(*allow: str, **names: list[str] | None) -> CallbackValidation:
+    return CallbackValidation(True, AddressPolicy(allow), Told(**names))
 
 
 def status_and_field(error: CallbackUrlRefused) -> tuple[int, str]:
@@ -161,7 +161,7 @@ def test_any_text_is_a_url_or_a_sentence(text: str) -> None:
 
 
 def test_without_a_secret_a_callback_url_is_refused_and_the_operator_is_told_how_to_enable_it() -> None:
-    disabled = Acceptance(False, Allowed(), Told())
+    disabled = CallbackValidation(False, AddressPolicy(), Told())
     with pytest.raises(CallbackUrlRefused) as caught:
         job_request.job(b'{"type": "mock_process", "callback_url": "https://shop.example"}', KNOWN, disabled)
     assert status_and_field(caught.value) == (422, "callback_url")
@@ -221,7 +221,9 @@ async def test_a_name_that_has_no_address_now_or_is_slow_to_tell_it_is_taken(mon
 
 async def test_each_host_of_a_batch_is_looked_up_once() -> None:
     names = Told(**{"out.example": ["93.184.216.34"]})
-    await Acceptance(True, Allowed(), names).look_up((f"jobs[{n}]", f"https://out.example/{n}") for n in range(1000))
+    await CallbackValidation(True, AddressPolicy(), names).look_up(
+        (f"jobs[{n}]", f"https://out.example/{n}") for n in range(1000)
+    )
     assert names.asked == ["out.example"]
 
 

@@ -19,8 +19,8 @@ from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs import history
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
-from heimdex_gateway.jobs.status import Unanswerable
-from heimdex_gateway.jobs.subscriptions import Interrupted, Watches
+from heimdex_gateway.jobs.status import StateUnavailable
+from heimdex_gateway.jobs.subscriptions import Interrupted, Subscriptions
 from heimdex_gateway.routes.sse import EventStream
 from tests.support.histories import Writer
 
@@ -81,8 +81,8 @@ def handed_over() -> list[Any]:
 
 
 def gateway_of(nats: Nats, database: Database) -> Gateway:
-    watches = Watches(cast(Broker, nats))
-    return cast(Gateway, SimpleNamespace(broker=nats, watches=watches, database=database))
+    watches = Subscriptions(cast(Broker, nats))
+    return cast(Gateway, SimpleNamespace(broker=nats, subscriptions=watches, database=database))
 
 
 async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_the_stream_begins() -> None:
@@ -95,7 +95,7 @@ async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_t
 
 async def test_a_nats_that_answers_nothing_is_raised_before_the_stream_begins() -> None:
     nats = Nats(swallows=True)
-    with pytest.raises(Unanswerable, match="NATS"):
+    with pytest.raises(StateUnavailable, match="NATS"):
         async with history.live(gateway_of(nats, Database()), JOB, None):
             raise AssertionError("it began")
     assert nats.subscriptions == 0
@@ -106,7 +106,7 @@ async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.
     nats = Nats()
     gateway = gateway_of(nats, Database())
     async with history.live(gateway, JOB, None) as pieces:
-        gateway.watches.interrupt()
+        gateway.subscriptions.interrupt()
         assert [piece async for piece in pieces] == [b"retry: 1000\n\n"]
     assert nats.subscriptions == 0
 
@@ -114,7 +114,7 @@ async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.
 async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at_the_reconnection() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
-    async with gateway_of(nats, Database()).watches.open(JOB, ticks=True) as watch:
+    async with gateway_of(nats, Database()).subscriptions.open(JOB, ticks=True) as watch:
         await nats.tell(submitted)
         for call in nats.on_disconnect:
             call()

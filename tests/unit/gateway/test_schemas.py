@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heimdex_callbacks.resolver import Resolver
-from heimdex_callbacks.validation import Acceptance
+from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts import pipelines
 from heimdex_contracts.job_object import job_object, moment
 from heimdex_contracts.lifecycle import snapshot
-from heimdex_contracts.runtime.outbound.address_policy import Allowed
+from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
 from heimdex_gateway.errors import Problem, answer
 from heimdex_gateway.schemas.job_request import job as job_request
 from heimdex_gateway.schemas.job_request import jobs as job_requests
 from tests.support.histories import Writer, due
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
-NO_CALLBACKS = Acceptance(False, Allowed(), Resolver(1))
+NO_CALLBACKS = CallbackValidation(False, AddressPolicy(), Resolver(1))
 
 
 def refused(body: bytes) -> Problem:

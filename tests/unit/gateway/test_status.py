@@ -12,15 +12,15 @@ import pytest
 from heimdex_contracts import subjects
 from heimdex_contracts.lifecycle import Snapshot, snapshot
 from heimdex_contracts.messages import DEFAULT_TENANT, AnyMessage
-from heimdex_gateway.jobs.status import Reads, Unanswerable
+from heimdex_gateway.jobs.status import StateUnavailable, StatusReader
 from tests.support.histories import Writer, due, random_run
 from tests.unit.gateway.world import BrokenBroker, World
 
 ORDER = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
 
 
-def reads(world: World, broker: Any = None) -> Reads:
-    return Reads(cast("Any", broker or world), cast("Any", world))
+def reads(world: World, broker: Any = None) -> StatusReader:
+    return StatusReader(cast("Any", broker or world), cast("Any", world))
 
 
 def settled(events: list[AnyMessage], recorded: int) -> World:
@@ -51,7 +51,7 @@ async def play(world: World, gateway_count: int) -> list[tuple[int, Snapshot]]:
         asked = world.random.randrange(gateway_count)
         try:
             job = await gateways[asked].job(world.job_id, DEFAULT_TENANT)
-        except Unanswerable:
+        except StateUnavailable:
             continue
         assert job is not None, f"an accepted job was not found, at answer {number}"
         answers.append((asked, job))
@@ -117,7 +117,7 @@ async def test_an_ended_job_is_told_from_postgres_while_nats_is_down() -> None:
 
 async def test_an_unfinished_job_is_not_told_while_nats_is_down_since_another_gateway_may_have_told_more() -> None:
     world = settled(Writer().events, recorded=1)
-    with pytest.raises(Unanswerable):
+    with pytest.raises(StateUnavailable):
         await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
@@ -142,7 +142,7 @@ async def test_another_tenants_job_is_answered_as_one_that_never_was(
         one.postgres_up = postgres_up
         try:
             answer: Any = await reads(one, None if nats_up else BrokenBroker()).job(one.job_id, DEFAULT_TENANT)
-        except Unanswerable as error:
+        except StateUnavailable as error:
             answer = str(error)
         said.append(answer)
     assert said[0] == said[1]
@@ -161,14 +161,14 @@ async def test_an_unknown_job_is_none_when_both_answer() -> None:
 
 async def test_nothing_is_told_of_a_job_without_a_row_while_nats_is_down() -> None:
     world = settled(Writer().events, recorded=0)
-    with pytest.raises(Unanswerable):
+    with pytest.raises(StateUnavailable):
         await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
 async def test_nothing_is_told_while_both_are_down() -> None:
     world = settled(Writer().events, recorded=1)
     world.postgres_up = False
-    with pytest.raises(Unanswerable):
+    with pytest.raises(StateUnavailable):
         await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
@@ -178,7 +178,7 @@ async def test_nothing_is_told_of_an_ended_job_when_only_postgres_had_it_and_is_
     world = settled(writer.events, recorded=2)
     assert world.streams[subjects.JOBS].kept == {}
     world.postgres_up = False
-    with pytest.raises(Unanswerable):
+    with pytest.raises(StateUnavailable):
         await reads(world).job(world.job_id, DEFAULT_TENANT)
 
 
@@ -196,7 +196,7 @@ async def test_a_tick_is_told_by_postgres_only_since_it_may_be_gone_from_its_str
     assert found is not None
     assert (found.status, found.progress) == ("processing", tick.progress)
     world.postgres_up = False
-    with pytest.raises(Unanswerable):
+    with pytest.raises(StateUnavailable):
         await reads(world).job(world.job_id, DEFAULT_TENANT)
 
 
@@ -228,5 +228,5 @@ async def test_the_end_of_a_run_is_not_told_by_a_leader_that_does_not_know_the_n
     assert world.row is not None
     assert world.row.status == "pending"
     world.postgres_up = False
-    with pytest.raises(Unanswerable):
+    with pytest.raises(StateUnavailable):
         await reads(world).job(world.job_id, DEFAULT_TENANT)

@@ -6,11 +6,11 @@ from nats.aio.msg import Msg
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Progress
-from heimdex_gateway.jobs.subscriptions import Interrupted, Watch
+from heimdex_gateway.jobs.subscriptions import Interrupted, Subscription
 from tests.support.histories import Writer
 
 
-async def hear(watch: Watch, events: list[AnyMessage]) -> None:
+async def hear(watch: Subscription, events: list[AnyMessage]) -> None:
     """As NATS would tell them."""
     for event in events:
         data = messages.encode(event)
@@ -21,7 +21,7 @@ async def hear(watch: Watch, events: list[AnyMessage]) -> None:
         await watch.on_stored(Msg(Client(), f"{subjects.STORED}.{kind}.{event.job_id}", data=data))
 
 
-async def unread(watch: Watch) -> list[AnyMessage]:
+async def unread(watch: Subscription) -> list[AnyMessage]:
     found: list[AnyMessage] = []
     while (event := await watch.next(0.01)) is not None:
         found.append(event)
@@ -29,7 +29,7 @@ async def unread(watch: Watch) -> list[AnyMessage]:
 
 
 async def test_a_caller_who_reads_slowly_is_told_every_event_and_the_newest_tick_between_two() -> None:
-    writer, watch = Writer(), Watch()
+    writer, watch = Writer(), Subscription()
     for fraction in range(1000):
         writer.tick(fraction / 1000)
     writer.fail_attempt()
@@ -48,7 +48,7 @@ async def test_a_caller_who_reads_slowly_is_told_every_event_and_the_newest_tick
 
 
 async def test_what_came_before_an_interruption_is_told_before_it() -> None:
-    writer, watch = Writer(), Watch()
+    writer, watch = Writer(), Subscription()
     await hear(watch, writer.events)
     watch.interrupt()
     assert await watch.next(1) == writer.due

@@ -13,7 +13,7 @@ import pytest
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
-from heimdex_stage_worker.execution.attempt import LONGEST_ERROR, Attempt, load_stage
+from heimdex_stage_worker.execution.attempt import MAX_ERROR_LENGTH, Attempt, load_stage
 from heimdex_stage_worker.execution.threads import Threads
 from tests.support.pipelines.isolatable import ODD, OddError
 
@@ -152,7 +152,7 @@ async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttem
     except UnicodeEncodeError as error:
         pytest.fail(f"it is no UTF-8: {error}", pytrace=False)  # nor could this test's report be sent anywhere
     assert b"\x00" not in text
-    assert len(outcome.error) <= LONGEST_ERROR + 100
+    assert len(outcome.error) <= MAX_ERROR_LENGTH + 100
 
 
 @pytest.mark.parametrize("reason", [RuntimeError("not telling"), OddError("not telling")], ids=["error", "odd error"])

@@ -15,7 +15,7 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def ended(job: Due, attempt: int = 1, percent: int = 20, seconds: float = 2.0, ran: bool = True) -> Ended:
-    started_at = messages.later_of(messages.now(), job.at)
+    started_at = max(messages.now(), job.at)
     return Ended(attempt, 17, "$JS.ACK.some", started_at, time.monotonic() - seconds, percent, ran)
 
 

@@ -160,7 +160,7 @@ def test_the_lines_of_processes_that_go_on_are_put_in_order_over_several_looks()
 
 def test_every_error_that_is_asked_for_is_one_that_a_pipeline_of_the_tests_or_a_worker_says() -> None:
     folders = (ROOT / "tests" / "support" / "pipelines", ROOT / "stage-workers" / "heimdex_stage_worker")
-    texts = [path.read_text() for folder in folders for path in folder.glob("*.py")]
+    texts = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
     for said in ASKED_FOR:
         words = said.removesuffix(" StopIteration")
         assert any(words in text for text in texts), said

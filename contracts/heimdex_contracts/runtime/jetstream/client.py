@@ -22,13 +22,13 @@ from nats.aio.msg import Msg
 #: Called with subject, reply, payload and header block as they were read; must neither block nor raise.
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
 
-#: How long what nobody waits for (an acknowledgement, a tick) may wait for company: a write of its own costs this
-#: process, and the server that is woken by it, more than the message.
-UNHURRIED_SECONDS: Final = 0.005
+#: Fire-and-forget messages (acknowledgements, progress) are buffered this long so that several share one write: the
+#: write, and waking the server, cost more than the message.
+LINGER_SECONDS: Final = 0.005
 
 #: Between two tries to connect; where a server answers them with an `-ERR`, twice as long each time, up to the longest.
 RECONNECT_SECONDS: Final = 0.25
-LONGEST_RECONNECT_SECONDS: Final = 2.0
+MAX_RECONNECT_SECONDS: Final = 2.0
 
 #: An `-ERR` after which nats-server keeps the connection; it ends the connection with any other (its client.go).
 _TRANSIENT: Final = ("permissions violation", "invalid subject", "invalid publish subject")
@@ -79,31 +79,31 @@ class DirectClient(Client):
         self._inbox = ""
         self._tokens = itertools.count()
         self._asked: dict[bytes, asyncio.Future[Answer]] = {}
-        #: How long a request may wait for company; its owner knows when it is so busy that this costs nobody anything.
-        self.patience: Callable[[], float] = lambda: 0.0
+        #: How long a request is buffered, so that several share one write; 0 but where the owner is busy.
+        self.request_linger: Callable[[], float] = lambda: 0.0
         self._write_at = float("inf")
         self._write_timer: asyncio.Handle | None = None
         self._refused_at = float("-inf")
 
     @property
-    def asking(self) -> int:
+    def pending_requests(self) -> int:
         """How many requests wait for their answers."""
         return len(self._asked)
 
     async def open(self) -> None:
         """Be ready for answers."""
         self._inbox = f"{self.new_inbox()}."
-        await self.listen(f"{self._inbox}*", self._on_answer)
+        await self.direct_subscribe(f"{self._inbox}*", self._on_answer)
 
-    async def listen(self, subject: str, handler: Handler) -> int:
-        """Call `handler` with each message on this subject, also after reconnections. Returns what `forget` takes."""
+    async def direct_subscribe(self, subject: str, handler: Handler) -> int:
+        """Call `handler` with each message on this subject, also after reconnections. Returns its number."""
         # Known before the server is asked, so that no message comes too early.
         number: int = self._sid + 1
         self._handlers[number] = handler
         await self.subscribe(subject, cb=_never)
         return number
 
-    async def forget(self, number: int, timeout: float) -> None:
+    async def direct_unsubscribe(self, number: int, timeout: float) -> None:
         """Stop listening; returns when what the server had sent by now was handled. Raises nats-py's errors."""
         await self._send_unsubscribe(number)
         try:
@@ -115,7 +115,7 @@ class DirectClient(Client):
                 subscription._stop_processing()
                 self._remove_sub(number)
 
-    def move(self, number: int, subject: str) -> None:
+    def direct_resubscribe(self, number: int, subject: str) -> None:
         """Listen on another subject from the next connection on. For what must not hear what was asked for before."""
         subscription = self._subs.get(number)
         if subscription is not None:
@@ -143,7 +143,7 @@ class DirectClient(Client):
         payload: bytes,
         reply: str = "",
         headers: dict[str, str] | None = None,
-        within: float = UNHURRIED_SECONDS,
+        linger: float = LINGER_SECONDS,
     ) -> None:
         """Publish, without waiting; what is sent while the connection is lost may be lost with it.
 
@@ -165,7 +165,7 @@ class DirectClient(Client):
         self._pending_data_size += len(line) + size + 2
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += size
-        self._write_within(within)
+        self._write_after(linger)
 
     def check_size(self, payload: bytes, headers: dict[str, str]) -> None:
         """Raises MessageTooLarge where `send` would."""
@@ -194,7 +194,9 @@ class DirectClient(Client):
         if self._current_server is server:
             self._max_payload = other._max_payload
 
-    async def ask(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None) -> Answer:
+    async def direct_request(
+        self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None
+    ) -> Answer:
         """One request, one answer. Raises TimeoutError after `timeout` seconds, NoRespondersError, or as `send`."""
         loop = asyncio.get_running_loop()
         token = b"%d" % next(self._tokens)
@@ -202,7 +204,7 @@ class DirectClient(Client):
         self._asked[token] = future
         timer = loop.call_later(timeout, _expire, future)
         try:
-            self.send(subject, payload, self._inbox + token.decode(), headers, self.patience())
+            self.send(subject, payload, self._inbox + token.decode(), headers, self.request_linger())
             return await future
         finally:
             timer.cancel()
@@ -217,7 +219,7 @@ class DirectClient(Client):
         else:
             future.set_result(Answer(data, block))
 
-    def _write_within(self, seconds: float) -> None:
+    def _write_after(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         at = loop.time() + seconds
         if self._write_at <= at:
@@ -339,9 +341,9 @@ class DirectClient(Client):
     def _slow_down(self) -> None:
         """Of a server that refuses: each of its refusals is a line in its log."""
         now = time.monotonic()
-        recent = now - self._refused_at < 5 * LONGEST_RECONNECT_SECONDS
+        recent = now - self._refused_at < 5 * MAX_RECONNECT_SECONDS
         wait = 2 * self.options["reconnect_time_wait"] if recent else RECONNECT_SECONDS
-        self.options["reconnect_time_wait"] = min(wait, LONGEST_RECONNECT_SECONDS)
+        self.options["reconnect_time_wait"] = min(wait, MAX_RECONNECT_SECONDS)
         self._refused_at = now
 
     def _abort(self) -> None:

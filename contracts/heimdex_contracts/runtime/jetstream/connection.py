@@ -14,8 +14,8 @@ import nats.errors
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.client import (
+    LINGER_SECONDS,
     RECONNECT_SECONDS,
-    UNHURRIED_SECONDS,
     Answer,
     DirectClient,
     MessageTooLarge,
@@ -167,11 +167,11 @@ class Broker:
         payload: bytes,
         reply: str = "",
         headers: dict[str, str] | None = None,
-        within: float = UNHURRIED_SECONDS,
+        linger: float = LINGER_SECONDS,
     ) -> None:
-        """Publish, waiting for nothing, `within` so many seconds. Raises BrokerUnavailable when it cannot be sent."""
+        """Publish, waiting for nothing, `linger` so many seconds. Raises BrokerUnavailable when it cannot be sent."""
         try:
-            self.nc.send(subject, payload, reply, headers, within)
+            self.nc.send(subject, payload, reply, headers, linger)
         except MessageTooLarge as error:
             # Once for each limit: who sends without waiting does so often, and passes over what cannot be sent.
             if self._limit_said != error.limit:
@@ -223,11 +223,11 @@ class Broker:
         """Raises BrokerUnavailable or MessageTooLarge."""
         try:
             try:
-                return await self.nc.ask(subject, payload, timeout, headers)
+                return await self.nc.direct_request(subject, payload, timeout, headers)
             except MessageTooLarge as error:
                 if not await self._has_room_for(error.size):
                     raise
-            return await self.nc.ask(subject, payload, timeout, headers)
+            return await self.nc.direct_request(subject, payload, timeout, headers)
         except MessageTooLarge:
             raise
         except nats.errors.NoRespondersError:

@@ -15,14 +15,14 @@ from heimdex_contracts.runtime.jetstream.message import Delivered
 from heimdex_contracts.runtime.logs import Logger
 
 #: What is kept of a message at most; less where the server's max_payload is smaller.
-LARGEST_PAYLOAD_BYTES: Final = 1024 * 1024 - 16 * 1024
+MAX_PAYLOAD_BYTES: Final = 1024 * 1024 - 16 * 1024
 #: Characters of a subject that are kept: the server ends the connection for too long a line.
-LONGEST_SUBJECT: Final = 800
+MAX_SUBJECT_LENGTH: Final = 800
 #: Room for a header that says what is missing.
 _TRUNCATED_BYTES: Final = 64
 
 
-class SettingAside:
+class DeadLetters:
     """Sets messages aside for one process, and counts them."""
 
     def __init__(self, broker: Broker, log: Logger) -> None:
@@ -30,7 +30,7 @@ class SettingAside:
         self._broker = broker
         self._log = log
 
-    async def set_aside(self, msg: Delivered, reason: str) -> None:
+    async def store(self, msg: Delivered, reason: str) -> None:
         """Store a copy, log it once, acknowledge the original; leave it for a redelivery if NATS is away.
 
         Two consumers may find the same message unusable: its id makes the copy one, and only the first one logs it.
@@ -46,11 +46,11 @@ class SettingAside:
             "traceparent": tracing.start(msg.headers.get("traceparent")),
         }
         room = self._broker.max_payload - len(header_block(headers)) - _TRUNCATED_BYTES
-        payload = msg.data[: max(0, min(room, LARGEST_PAYLOAD_BYTES))]
+        payload = msg.data[: max(0, min(room, MAX_PAYLOAD_BYTES))]
         if len(payload) < len(msg.data):
             headers["Heimdex-Truncated"] = f"{len(payload)} of {len(msg.data)} bytes"
         try:
-            subject = subjects.unusable_subject(msg.subject)[:LONGEST_SUBJECT].rstrip(".")
+            subject = subjects.unusable_subject(msg.subject)[:MAX_SUBJECT_LENGTH].rstrip(".")
             ack = await self._broker.publish(subject, payload, headers)
         except BrokerUnavailable as error:
             self._log.warning(

@@ -84,14 +84,14 @@ async def living(broker: Broker, until_database: str | None = None) -> list[Stat
 
     inbox = broker.nc.new_inbox()
     try:
-        listening = await broker.nc.listen(inbox, on_answer)
+        listening = await broker.nc.direct_subscribe(inbox, on_answer)
         try:
-            broker.send(STATUS_STORES, b"", inbox, within=0)
+            broker.send(STATUS_STORES, b"", inbox, linger=0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANSWER_SECONDS):
                     await enough.wait()
         finally:
-            await broker.nc.forget(listening, ANSWER_SECONDS)
+            await broker.nc.direct_unsubscribe(listening, ANSWER_SECONDS)
     except (nats.errors.Error, ConnectionError, TimeoutError) as error:
         raise BrokerUnavailable(f"the status stores could not be asked: {error or type(error).__name__}") from error
     if broker.nc.stats["reconnects"] != reconnections:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from heimdex_contracts.runtime.jetstream.client import headers_of
 
 
-class Place(NamedTuple):
+class Metadata(NamedTuple):
     """Where a delivered message lies: the stream and its sequence there, when it was stored (ns), which delivery."""
 
     stream: str
@@ -14,7 +14,7 @@ class Place(NamedTuple):
     num_delivered: int
 
 
-def place_of(reply: str) -> Place | None:
+def metadata_of(reply: str) -> Metadata | None:
     """From the subject that acknowledges a delivery; None for anything else.
 
     `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or the same after a domain
@@ -25,7 +25,7 @@ def place_of(reply: str) -> Place | None:
         return None
     at = 2 if len(tokens) == 9 else 4
     try:
-        return Place(tokens[at], int(tokens[at + 3]), int(tokens[at + 5]), int(tokens[at + 2]))
+        return Metadata(tokens[at], int(tokens[at + 3]), int(tokens[at + 5]), int(tokens[at + 2]))
     except (ValueError, IndexError):
         return None
 
@@ -35,7 +35,7 @@ class Delivered:
 
     __slots__ = ("_block", "data", "place", "reply", "subject")
 
-    def __init__(self, subject: str, reply: str, data: bytes, block: bytes, place: Place) -> None:
+    def __init__(self, subject: str, reply: str, data: bytes, block: bytes, place: Metadata) -> None:
         self.subject = subject
         self.reply = reply
         self.data = data

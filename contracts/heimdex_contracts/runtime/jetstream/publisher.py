@@ -32,7 +32,7 @@ from heimdex_contracts.runtime.jetstream.connection import (
 from heimdex_contracts.runtime.logs import Logger
 
 #: JetStream has no room, or its limits forbid the message: repeated by whoever holds the job, refused by the gateway.
-_PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+_RETRY_DELAYS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 #: Why the first message of a further run is due (`messages.Reason`).
 RETRIED: Final = "retried"
@@ -144,9 +144,9 @@ class Publisher:
                     subject=ready.subject,
                     error=str(error),
                 )
-            pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
+            delay = _RETRY_DELAYS[min(attempt, len(_RETRY_DELAYS) - 1)]
             attempt += 1
-            await asyncio.sleep(pause if left is None else max(0.0, min(pause, left)))
+            await asyncio.sleep(delay if left is None else max(0.0, min(delay, left)))
 
     async def publish_new(self, jobs: Sequence[Due], deadline: float) -> None:
         """Publish new jobs, all or none, in one atomic batch (nats-server >= 2.12, at most 1,000). `deadline` as above.
@@ -170,7 +170,7 @@ class Publisher:
                     return  # an earlier try of this batch was stored
             except (BrokerUnavailable, JetStreamError) as error_:
                 self._log.debug("publish_repeated", batch=len(jobs), error=str(error_))
-            await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+            await asyncio.sleep(_RETRY_DELAYS[min(attempt, len(_RETRY_DELAYS) - 1)])
             attempt += 1
         raise BrokerUnavailable("NATS did not store the jobs in time; whether it did later is not known")
 
@@ -208,7 +208,7 @@ class Publisher:
                 if answer.data:  # an answer without a body: go on
                     return msgspec.json.decode(answer.data, type=PubAck).error
             else:
-                self._broker.send(entry.subject, entry.payload, headers=headers, within=0)
+                self._broker.send(entry.subject, entry.payload, headers=headers, linger=0)
         return None
 
     async def last(self, job_id: str) -> Stored | None:

@@ -16,12 +16,12 @@ import nats.errors
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.client import headers_of, status_of
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.message import Delivered, place_of
+from heimdex_contracts.runtime.jetstream.message import Delivered, metadata_of
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
 
 
-class Puller:
+class PullConsumer:
     """Pulls from one durable. `deliver` is called with each message on the event loop and must not block.
 
     The owner calls `release` once for every message that it has done with. may_ask: while it is false, nothing more is
@@ -69,7 +69,7 @@ class Puller:
         """Subscribe and ask for the first messages."""
         self._inbox = self._broker.nc.new_inbox()
         self._broker.on_disconnect.append(self._move)
-        self._subscription = await self._broker.nc.listen(self._inbox, self._on_message)
+        self._subscription = await self._broker.nc.direct_subscribe(self._inbox, self._on_message)
         self._watch = asyncio.create_task(self._watch_requests())
         self.reset()
 
@@ -82,7 +82,7 @@ class Puller:
             self._retry.cancel()
         if self._subscription is not None and self._broker.connected:
             try:
-                await self._broker.nc.forget(self._subscription, timeout=1)
+                await self._broker.nc.direct_unsubscribe(self._subscription, timeout=1)
             except (TimeoutError, nats.errors.Error, ConnectionError):
                 self._log.debug(
                     "pull_not_drained",
@@ -93,7 +93,7 @@ class Puller:
         """To another inbox for each connection: a server that lives on keeps what was asked for on the one before."""
         self._inbox = self._broker.nc.new_inbox()
         if self._subscription is not None:
-            self._broker.nc.move(self._subscription, self._inbox)
+            self._broker.nc.direct_resubscribe(self._subscription, self._inbox)
 
     def release(self, count: int = 1) -> None:
         """The owner has room for this many more."""
@@ -121,7 +121,7 @@ class Puller:
             }
         )
         try:
-            self._broker.send(self._subject, body, self._inbox, within=0)
+            self._broker.send(self._subject, body, self._inbox, linger=0)
         except BrokerUnavailable as error:
             self._log.debug(
                 "pull_not_sent",
@@ -132,7 +132,7 @@ class Puller:
     def _on_message(self, subject: bytes, reply: bytes, data: bytes, block: bytes) -> None:
         self._heard_at = time.monotonic()
         answer = reply.decode(errors="replace")
-        place = place_of(answer)
+        place = metadata_of(answer)
         if place is None:
             if subject == self._inbox.encode():  # not of a request before the reconnection
                 self._on_status(block)

@@ -25,7 +25,7 @@ from heimdex_contracts.runtime.jetstream.connection import (
     Broker,
     JetStreamError,
 )
-from heimdex_contracts.runtime.jetstream.message import Place, place_of
+from heimdex_contracts.runtime.jetstream.message import Metadata, metadata_of
 from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.streams import Consumer, Stream, without_none
@@ -147,14 +147,14 @@ class Topology:
         while not self.known.is_set() or stream in self._problems:  # noqa: ASYNC110  # rare, and one of many streams
             await asyncio.sleep(_WAIT_SECONDS)
 
-    def is_current(self, reply: str, place: Place | None = None) -> bool:
+    def is_current(self, reply: str, place: Metadata | None = None) -> bool:
         """Whether this reply subject answers a delivery of a stream as it is now; False while that is not known.
 
         place: that of the delivery, where the caller has it.
         """
         if not self.known.is_set() or reply in self._lost:
             return False
-        place = place or place_of(reply)
+        place = place or metadata_of(reply)
         return place is not None and place.stored_ns >= self._created_ns.get(place.stream, 0)
 
     def durables_created(self) -> dict[str, str]:
@@ -164,7 +164,7 @@ class Topology:
     async def start(self) -> None:
         """Return when every stream and consumer exists; go on looking after them until `stop`."""
         for subject in _ADVISED:
-            await self._broker.nc.listen(subject, self._on_advisory)
+            await self._broker.nc.direct_subscribe(subject, self._on_advisory)
         self._broker.on_missing.append(self.look)
         await self.ensure()
         self._looking = asyncio.create_task(self._look_after())
@@ -186,10 +186,10 @@ class Topology:
         async with self._lock:
             self.ready.clear()
             self.known.clear()
-            pause = 0.1
+            delay = 0.1
             while not await self._look_through() or subjects.JOBS in self._problems:
-                await asyncio.sleep(pause)
-                pause = min(1.0, pause * 2)
+                await asyncio.sleep(delay)
+                delay = min(1.0, delay * 2)
 
     async def _look_after(self) -> None:
         while True:
@@ -417,7 +417,7 @@ class Topology:
         created = self._created_ns.get(stream.name)
         if not self.held or self.known.is_set() or created is None or stream.options["storage"] != "file":
             return  # what was in memory is a stream of its own each time
-        places = [(place, reply) for reply in self.held if (place := place_of(reply)) is not None]
+        places = [(place, reply) for reply in self.held if (place := metadata_of(reply)) is not None]
         mine = [(place, reply) for place, reply in places if place.stream == stream.name and place.stored_ns >= created]
         newest_first = sorted(mine, key=lambda entry: entry[0].sequence, reverse=True)
         lost: list[str] = []
@@ -450,7 +450,7 @@ class Topology:
             )
         self._behind_since.pop(stream)
 
-    async def _has(self, place: Place) -> bool:
+    async def _has(self, place: Metadata) -> bool:
         try:
             found = await self._broker.api(f"STREAM.MSG.GET.{place.stream}", {"seq": place.sequence})
         except JetStreamError as error:

@@ -45,11 +45,11 @@ _NOT_PUBLIC_6: Final = tuple(
 )
 
 
-class Forbidden(HeimdexError):
+class AddressForbidden(HeimdexError):
     """A receiver that must not be called; the text says why, as the end of a sentence about the URL."""
 
 
-class Allowed:
+class AddressPolicy:
     """`entries`: host names, addresses and networks, as the setting has them."""
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
@@ -75,18 +75,20 @@ class Allowed:
             if self.knows(host):
                 return None
             if not is_host_name(host):
-                raise Forbidden(f"must name a host, or an address in its usual form, not {host[:60]!r}") from None
+                raise AddressForbidden(
+                    f"must name a host, or an address in its usual form, not {host[:60]!r}"
+                ) from None
             if host == "localhost" or host.endswith(".localhost"):
-                raise Forbidden("must not lead to this machine itself") from None
+                raise AddressForbidden("must not lead to this machine itself") from None
             return None
         if not self._may_be(address):
-            raise Forbidden(f"must lead to a public address, not to {address}")
+            raise AddressForbidden(f"must lead to a public address, not to {address}")
         return address
 
     def check_found(self, addresses: Iterable[Address]) -> None:
         """All that a name was found to have. Raises Forbidden, which does not tell what an inner name server knows."""
         if not all(map(self._may_be, addresses)):
-            raise Forbidden("must lead to a public address, and its host has one that is not")
+            raise AddressForbidden("must lead to a public address, and its host has one that is not")
 
     def _may_be(self, address: Address) -> bool:
         return is_public(address) or any(address in network for network in self._networks)
