@@ -5,7 +5,6 @@ back, and is tried once more under the same `webhook-id`. All gateways share one
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Final
@@ -26,8 +25,8 @@ from heimdex_contracts.callbacks import (
 )
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
+from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
 from heimdex_contracts.runtime.jetstream.leases import Leases
-from heimdex_contracts.runtime.jetstream.message import Delivered
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
@@ -50,9 +49,10 @@ class Dispatcher:
         self._receivers = ReceiverSlots()
         self._unusable = DeadLetters(self._broker, self._log)
         ack_wait = process.settings.ack_wait_seconds
-        self._leases = Leases(self._broker, topology, ack_wait)
+        holder = Holder(self._broker, topology)
+        self._leases = Leases(holder, ack_wait)
         self._puller = PullConsumer(
-            self._broker,
+            holder,
             subjects.CALLBACKS,
             subjects.GATEWAY,
             MAX_AT_ONCE,
@@ -87,31 +87,31 @@ class Dispatcher:
         self._leases.renew_all()
         self._puller.reset()
 
-    def _on_delivery(self, msg: Delivered) -> None:
+    def _on_delivery(self, msg: Delivery) -> None:
         task = asyncio.create_task(self._handle(msg))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, msg: Delivered) -> None:
-        key = (msg.place.sequence, msg.place.stored_ns)
+    async def _handle(self, msg: Delivery) -> None:
         try:
             try:
                 work = callbacks.decode_work(msg.subject, msg.data)
             except UnusableMessage as error:
                 await self._unusable.store(msg, str(error))
                 return
-            if key in self._held:
+            if msg.key in self._held:
                 return  # delivered again while it is tried here: the broker was away for longer than the ack wait
-            self._held.add(key)
-            self._leases.add(msg.reply)
+            self._held.add(msg.key)
+            msg.hold()
             try:
                 await self._try(msg, work)
             except asyncio.CancelledError:
-                await self._answer(msg, b"-NAK")
+                await self._until_known()
+                msg.nak()
                 self._log.info("callback_handed_back", job_id=work.end.job_id)
             finally:
-                self._leases.remove(msg.reply)
-                self._held.discard(key)
+                msg.let_go()
+                self._held.discard(msg.key)
         except BrokerUnavailable as reason:
             self._log.info("left_to_redelivery", subject=msg.subject, message=str(reason))
         except Exception:
@@ -120,8 +120,8 @@ class Dispatcher:
         finally:
             self._puller.release()
 
-    async def _try(self, msg: Delivered, work: CallbackWork) -> None:
-        if isinstance(work, CallbackFailed) and msg.place.num_delivered == 1:
+    async def _try(self, msg: Delivery, work: CallbackWork) -> None:
+        if isinstance(work, CallbackFailed) and msg.metadata.num_delivered == 1:
             # Its pause begins with its first delivery: by the broker's clock alone, whatever ours says.
             await self._put_back(msg, work.delay_seconds)
             return
@@ -147,7 +147,7 @@ class Dispatcher:
             self._receivers.leave(name, work.end.tenant, time.monotonic() - began, loop.time())
         await self._settle(msg, work, answer)
 
-    async def _settle(self, msg: Delivered, work: CallbackWork, answer: Answer) -> None:
+    async def _settle(self, msg: Delivery, work: CallbackWork, answer: Answer) -> None:
         end, tries = work.end, work.tries + 1
         at = max(messages.now(), work.at)
         delay = None if answer.final else delay_after(tries)
@@ -165,7 +165,8 @@ class Dispatcher:
             told = CallbackFailed(end=end, tries=tries, at=at, error=answer.error, delay_seconds=delay)
             await self._publish(told)
             log.warning("callback_failed", error=answer.error, delay_seconds=delay)
-        await self._answer(msg, b"+ACK")
+        await self._until_known()
+        msg.ack()
 
     async def _publish(self, told: AnyCallback) -> None:
         """Store how it went, however long that takes: the lease is kept. Raises BrokerUnavailable when told to stop."""
@@ -186,14 +187,10 @@ class Dispatcher:
                 raise BrokerUnavailable("how a callback went could not be stored before the gateway stopped")
             await asyncio.sleep(0.5)
 
-    async def _put_back(self, msg: Delivered, seconds: float) -> None:
-        await self._answer(msg, b'-NAK {"delay": %d}' % round(seconds * subjects.NANOSECOND))
+    async def _put_back(self, msg: Delivery, seconds: float) -> None:
+        await self._until_known()
+        msg.nak(seconds)
 
-    async def _answer(self, msg: Delivered, answer: bytes) -> None:
-        self._leases.remove(msg.reply)
-        # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
-        if not self._topology.known.is_set():
-            await self._process.unless_stopped(self._topology.known.wait())
-        if self._topology.is_current(msg.reply, msg.place):
-            with contextlib.suppress(BrokerUnavailable):  # it comes back
-                self._broker.send(msg.reply, answer)
+    async def _until_known(self) -> None:
+        """Before a delivery is settled: its lease is kept until NATS is there, and its stream known to be the same."""
+        await self._topology.until_known(self._process.stopping)

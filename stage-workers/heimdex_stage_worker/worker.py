@@ -5,7 +5,6 @@ between leaves a delivery that comes back, finds that its job has a successor, a
 """
 
 import asyncio
-import contextlib
 import time
 from datetime import datetime
 from typing import Final
@@ -20,8 +19,8 @@ from heimdex_contracts.runtime import micro
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
+from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
 from heimdex_contracts.runtime.jetstream.leases import Leases
-from heimdex_contracts.runtime.jetstream.message import Delivered
 from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS, Publisher, Refused
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
@@ -34,8 +33,9 @@ from heimdex_stage_worker.execution.isolation_policy import is_suspect, last_tic
 from heimdex_stage_worker.execution.stuck_functions import StuckFunctions
 from heimdex_stage_worker.execution.subprocess_attempt import MAX_AT_ONCE, IsolatedAttempt
 from heimdex_stage_worker.execution.threads import Threads
+from heimdex_stage_worker.held_job import HeldJob
 from heimdex_stage_worker.progress import Reporter
-from heimdex_stage_worker.transitions import Ended, completed_or_next, failed, handed_back
+from heimdex_stage_worker.transitions import completed_or_next, failed, handed_back
 
 #: How many canceled jobs are remembered.
 MAX_CANCELED: Final = 10_000
@@ -44,38 +44,8 @@ BUSY: Final = 8
 LINGER_SECONDS: Final = 0.004
 #: Kept of the grace period for handing back what did not finish.
 HAND_BACK_SECONDS: Final = 2.0
-#: A delivery that the stream's leader does not know comes again after a second.
-_AGAIN: Final = b'-NAK {"delay": %d}' % subjects.NANOSECOND
-
-
-class Delivery:
-    """One message held by this worker, from its arrival to its settling."""
-
-    def __init__(self, msg: Delivered, due: Due, pipeline: Pipeline) -> None:
-        place = msg.place
-        self.msg = msg
-        self.due = due
-        self.pipeline = pipeline
-        self.sequence = place.sequence
-        #: The message, in the stream as it was when it delivered it (see Topology.is_current).
-        self.key = (self.sequence, place.stored_ns)
-        #: The progress that callers may have seen already.
-        self.told = due.progress
-        self.redelivered = place.num_delivered > 1
-        #: What a schedule made: the server publishes it whatever has become of the job since.
-        self.fired = due.not_before is not None and due.reason in {"submitted", "restored"}
-        #: 1-based; counts those before a hand-back too.
-        self.attempt = due.attempts + place.num_delivered
-        self.started_at = max(messages.now(), due.at)
-        self.began = time.monotonic()
-        self.running: Attempt | IsolatedAttempt | None = None
-        self.reporter: Reporter | None = None
-
-    def ended(self) -> Ended:
-        """What the message that follows says of this delivery."""
-        percent = self.reporter.percent() if self.reporter else self.told
-        ran = self.reporter is not None
-        return Ended(self.attempt, self.sequence, self.msg.reply, self.started_at, self.began, percent, ran)
+#: A delivery that the stream's leader does not know comes again after this delay.
+BEHIND_DELAY_SECONDS: Final = 1.0
 
 
 class StageWorker:
@@ -98,21 +68,22 @@ class StageWorker:
         )
         self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem_of(subjects.JOBS))
         self._unusable = DeadLetters(self._broker, self._log)
-        self._leases = Leases(self._broker, self._topology, settings.ack_wait_seconds)
+        self._holder = Holder(self._broker, self._topology)
+        self._leases = Leases(self._holder, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
         self._threads = Threads(stage)
         self._abandoned = StuckFunctions(settings.stage_concurrency, self._log)
         #: The last jobs that were canceled, with the step of that message: one may be on its way to us.
         self._canceled: dict[str, int] = {}
         self._isolated = asyncio.Semaphore(MAX_AT_ONCE)
-        self._held: dict[tuple[int, int], Delivery] = {}
-        self._by_job: dict[str, Delivery] = {}
+        self._held: dict[tuple[int, int], HeldJob] = {}
+        self._by_job: dict[str, HeldJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broker.nc.request_linger = lambda: LINGER_SECONDS if len(self._held) >= BUSY else 0.0
         #: Event-loop time after which nothing more is tried; set when the process is told to stop.
         self._deadline: float | None = None
         self._puller = PullConsumer(
-            self._broker,
+            self._holder,
             subjects.JOBS,
             stage,
             settings.stage_concurrency,
@@ -157,23 +128,23 @@ class StageWorker:
         if held and held.running and held.due.step < canceled.step:
             held.running.overtake()
 
-    def _on_delivery(self, msg: Delivered) -> None:
+    def _on_delivery(self, msg: Delivery) -> None:
         task = asyncio.create_task(self._handle(msg))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, msg: Delivered) -> None:
+    async def _handle(self, msg: Delivery) -> None:
         began = time.monotonic_ns()
         error: str | None = None
         try:
             try:
                 due = messages.decode_job(msg.subject, msg.data)
-                held = Delivery(msg, self._check(due), self._pipelines.by_type[due.type])
+                held = HeldJob(msg, self._check(due), self._pipelines.by_type[due.type])
             except UnusableMessage as unusable:
                 error = str(unusable)
                 await self._unusable.store(msg, error)
                 return
-            if held.key in self._held:
+            if held.delivery.key in self._held:
                 return  # delivered again while it runs here: the broker was away for longer than the ack wait
             self._hold(held)
             try:
@@ -188,7 +159,8 @@ class StageWorker:
                     message="the stream's leader does not know this delivery: it is put back",
                     reason=str(reason),
                 )
-                await self._answer(held, _AGAIN)
+                await self._until_known()
+                held.delivery.nak(BEHIND_DELAY_SECONDS)
                 raise
             finally:
                 self._let_go(held)
@@ -212,18 +184,18 @@ class StageWorker:
             raise UnusableMessage(f"this worker knows no job type {due.type!r} with the stage {due.stage!r}")
         return due
 
-    def _hold(self, held: Delivery) -> None:
-        self._held[held.key] = held
+    def _hold(self, held: HeldJob) -> None:
+        self._held[held.delivery.key] = held
         self._by_job[held.due.job_id] = held
-        self._leases.add(held.msg.reply)
+        held.delivery.hold()
 
-    def _let_go(self, held: Delivery) -> None:
-        self._leases.remove(held.msg.reply)
-        self._held.pop(held.key, None)
+    def _let_go(self, held: HeldJob) -> None:
+        held.delivery.let_go()
+        self._held.pop(held.delivery.key, None)
         if self._by_job.get(held.due.job_id) is held:
             del self._by_job[held.due.job_id]
 
-    async def _outcome_of(self, held: Delivery) -> Outcome:
+    async def _outcome_of(self, held: HeldJob) -> Outcome:
         due, pipeline = held.due, held.pipeline
         if (held.redelivered or held.fired) and await self._is_overtaken(held):
             return Overtaken()
@@ -269,7 +241,7 @@ class StageWorker:
         override = self._process.settings.retry_backoff_seconds
         return pipeline.retry_backoff_seconds if override is None else override
 
-    async def _is_overtaken(self, held: Delivery) -> bool:
+    async def _is_overtaken(self, held: HeldJob) -> bool:
         """Whether the job has gone on since this message. Asks until it is answered: the lease is kept meanwhile.
 
         Raises LeaderBehind when the stream's leader does not know the message within BEHIND_SECONDS.
@@ -308,7 +280,7 @@ class StageWorker:
         except UnusableMessage:
             return False
 
-    async def _settle(self, held: Delivery, outcome: Outcome) -> None:
+    async def _settle(self, held: HeldJob, outcome: Outcome) -> None:
         backoff = self._backoff(held.pipeline)
         decision = settlement.settle(outcome, self._stage, held.attempt, backoff)
         try:
@@ -336,18 +308,20 @@ class StageWorker:
                         held.reporter.mark_end(vanished=isinstance(outcome, Errored) and outcome.vanished, at=at)
                     await self._publish_attempt(held, error, delay, at)
                     self._log_of(held).warning("attempt_failed", error=error, delay_seconds=delay)
-                    await self._answer(held, b'-NAK {"delay": %d}' % round(delay * subjects.NANOSECOND))
+                    await self._until_known()
+                    held.delivery.nak(delay)
                     return
         except Superseded as reason:
             self._log_of(held).info(
                 "delivery_superseded", message="the broker refused a late message", reason=str(reason)
             )
-        await self._answer(held, b"+ACK")
+        await self._until_known()
+        held.delivery.ack()
 
-    def _log_of(self, held: Delivery) -> Logger:
+    def _log_of(self, held: HeldJob) -> Logger:
         return self._log.bind(job_id=held.due.job_id, attempt=held.attempt)
 
-    async def _publish(self, held: Delivery, message: messages.AnyJobMessage) -> None:
+    async def _publish(self, held: HeldJob, message: messages.AnyJobMessage) -> None:
         while True:
             await self._until_whole(subjects.JOBS)
             try:
@@ -365,7 +339,7 @@ class StageWorker:
         if not self._topology.ready.is_set():
             await self._process.unless_stopped(self._topology.until_whole(stream))
 
-    async def _publish_attempt(self, held: Delivery, error: str, delay: float, at: datetime) -> None:
+    async def _publish_attempt(self, held: HeldJob, error: str, delay: float, at: datetime) -> None:
         """Store the failed attempt: the history must be whole, so the nak waits for it."""
         due = held.due
         payload = messages.encode(
@@ -402,15 +376,9 @@ class StageWorker:
                 raise BrokerUnavailable("the attempt could not be recorded before the worker stopped")
             await asyncio.sleep(0.5)
 
-    async def _answer(self, held: Delivery, answer: bytes) -> None:
-        reply = held.msg.reply
-        # Not while the broker is away: it may come back with a stream that knows this sequence by another message.
-        if not self._topology.known.is_set():
-            await self._process.unless_stopped(self._topology.known.wait())
-        self._leases.remove(reply)
-        if self._topology.is_current(reply, held.msg.place):
-            with contextlib.suppress(BrokerUnavailable):  # it comes back, and is dropped
-                self._broker.send(reply, answer)
+    async def _until_known(self) -> None:
+        """Before a delivery is settled: its lease is kept until NATS is there, and its stream known to be the same."""
+        await self._topology.until_known(self._process.stopping)
 
     async def _stop(self, stop_by: float) -> None:
         loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from heimdex_contracts.runtime import micro, process, settings
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
+from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.leases import Leases
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
@@ -85,8 +86,9 @@ async def serve(running: Process) -> None:
         return
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
     ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in required_streams if stream.consumers)
-    leases = Leases(broker, topology, ack_wait)
-    recorder = Recorder(broker, topology, database, leases, DeadLetters(broker, log), counters, log, ack_wait)
+    holder = Holder(broker, topology)
+    leases = Leases(holder, ack_wait)
+    recorder = Recorder(holder, database, DeadLetters(broker, log), counters, log, ack_wait)
 
     async def on_reconnect() -> None:
         leases.renew_all()

@@ -4,7 +4,6 @@ Each message is acknowledged by itself: with two stores on one durable, an ack-a
 """
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,12 +17,10 @@ from heimdex_contracts.callbacks import CallbackMessage, CallbackResult
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import callback_row, event_rows
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Due, End, Progress
-from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
-from heimdex_contracts.runtime.jetstream.leases import Leases
-from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
-from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.micro import Counters
 from heimdex_status_store import queries
@@ -42,12 +39,11 @@ CAPACITY: Final = 2000
 #: What an acknowledgement's subject looks like (with and without a domain and account): we publish to no other.
 _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\s*>]+")
 
-#: What came before what it belongs to comes again after this pause; after so many times, after a longer one.
-_AGAIN: Final = b'-NAK {"delay": %d}' % (subjects.NANOSECOND // 10)
-_AGAIN_AFTER_MANY: Final = b'-NAK {"delay": %d}' % subjects.NANOSECOND
+#: An attempt event that arrives before its hand-over is redelivered after this delay; after many deliveries, after a
+#: longer one.
+EARLY_DELAY_SECONDS: Final = 0.1
+EARLY_DELAY_AFTER_MANY_SECONDS: Final = 1.0
 MANY_DELIVERIES: Final = 50
-#: What could not be recorded, or an end whose callback could not be stored.
-_LATER: Final = b'-NAK {"delay": %d}' % round(AGAIN_SECONDS * subjects.NANOSECOND)
 #: How often it is let come again: its job may be a stranger's. A minute and more, as what a killed store held comes
 #: again after 30 s.
 MAX_DELIVERIES_SEEN: Final = 130
@@ -69,7 +65,7 @@ Decode = Callable[[str, bytes], AnyMessage | CallbackResult]
 class _Held:
     __slots__ = ("event", "msg", "puller")
 
-    def __init__(self, event: AnyMessage | CallbackResult, msg: Delivered, puller: PullConsumer) -> None:
+    def __init__(self, event: AnyMessage | CallbackResult, msg: Delivery, puller: PullConsumer) -> None:
         self.event = event
         self.msg = msg
         self.puller = puller
@@ -80,20 +76,18 @@ class Recorder:
 
     def __init__(
         self,
-        broker: Broker,
-        topology: Topology,
+        holder: Holder,
         database: Database,
-        leases: Leases,
         unusable: DeadLetters,
         counters: Counters,
         log: Logger,
         ack_wait_seconds: float = 30.0,
     ) -> None:
         self._ack_wait_seconds = ack_wait_seconds
-        self._broker = broker
-        self._topology = topology
+        self._holder = holder
+        self._broker = holder.broker
+        self._topology = holder.topology
         self._database = database
-        self._leases = leases
         self._unusable = unusable
         self._counters = counters
         self._log = log
@@ -102,7 +96,7 @@ class Recorder:
         self._stopping = asyncio.Event()
         #: Why events are tried again; said once.
         self._said = ""
-        self._owed = CallbackOutbox(broker, log)
+        self._owed = CallbackOutbox(holder.broker, log)
         self._asides: set[asyncio.Task[None]] = set()
         self._pullers: list[PullConsumer] = [
             self._puller(subjects.JOBS, messages.decode_job),
@@ -146,22 +140,22 @@ class Recorder:
         self._arrived.set()
 
     def _puller(self, stream: str, decode: Decode) -> PullConsumer:
-        def deliver(msg: Delivered) -> None:
+        def deliver(msg: Delivery) -> None:
             try:
                 event = decode(msg.subject, msg.data)
             except UnusableMessage as error:
                 self._set_aside(msg, puller, str(error))
                 return
-            self._leases.add(msg.reply)
+            msg.hold()
             self._waiting.append(_Held(event, msg, puller))
             self._arrived.set()
 
         puller = PullConsumer(
-            self._broker, stream, subjects.STATUS_STORE, CAPACITY, self._ack_wait_seconds, deliver, self._log
+            self._holder, stream, subjects.STATUS_STORE, CAPACITY, self._ack_wait_seconds, deliver, self._log
         )
         return puller
 
-    def _set_aside(self, msg: Delivered, puller: PullConsumer, reason: str) -> None:
+    def _set_aside(self, msg: Delivery, puller: PullConsumer, reason: str) -> None:
         async def aside() -> None:
             try:
                 await self._unusable.store(msg, reason)
@@ -210,74 +204,58 @@ class Recorder:
         held, reason = batch[0], f"{type(error).__name__}: {error}"
         self._counters.count(0, str(error))
         if isinstance(error, UNRECORDABLE):
-            self._leases.remove(held.msg.reply)
             self._set_aside(held.msg, held.puller, f"Postgres refused it: {reason}")
             return
         if self._said != reason:
             self._said = reason
             self._log.error("not_recorded_yet", message="Postgres failed: the event is tried again", error=reason)
-        self._answer(held, _LATER)
+        held.msg.nak(AGAIN_SECONDS)
         held.puller.release()
 
     async def _acknowledge(self, batch: list[_Held], recorded: WriteResult) -> None:
-        if not self._topology.known.is_set():
-            # Not while the broker is away: it may come back with streams that know these sequences by other messages.
-            await self._until_known()
+        await self._topology.until_known(self._stopping)
         done: dict[PullConsumer, int] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
             again = self._comes_again(held, recorded)
-            if isinstance(held.event, Canceled) and self._topology.is_current(held.msg.reply, held.msg.place):
+            if isinstance(held.event, Canceled) and held.msg.is_current:
                 again = not await self._has_no_predecessor(held.event)
             if needs_callback(held.event) and not again and (held.event.job_id, held.event.step) not in recorded.strays:
                 # In nobody's way: a stream that takes no callbacks must not hold up what has none.
                 self._beside(self._publish_callback(held, held.event))
                 continue
-            often = held.msg.place.num_delivered > MANY_DELIVERIES
-            self._answer(held, (_AGAIN_AFTER_MANY if often else _AGAIN) if again else b"+ACK")
+            if not again:
+                held.msg.ack()
+            elif held.msg.metadata.num_delivered > MANY_DELIVERIES:
+                held.msg.nak(EARLY_DELAY_AFTER_MANY_SECONDS)
+            else:
+                held.msg.nak(EARLY_DELAY_SECONDS)
             done[held.puller] = done.get(held.puller, 0) + 1
         for puller, count in done.items():
             puller.release(count)
 
-    def _acknowledge_predecessor(self, held: _Held) -> None:
+    @staticmethod
+    def _acknowledge_predecessor(held: _Held) -> None:
         """First, for a worker killed between its publish and its ack (messages.Follows)."""
-        event, is_current = held.event, self._topology.is_current
+        event = held.event
         predecessor = None if isinstance(event, (Progress, AttemptFailed, CallbackMessage)) else event.follows
-        if (
-            predecessor
-            and _ACK_SUBJECT.fullmatch(predecessor.ack)
-            and is_current(held.msg.reply, held.msg.place)
-            and is_current(predecessor.ack)
-        ):
-            with contextlib.suppress(BrokerUnavailable):
-                self._broker.send(predecessor.ack, b"+ACK")
-
-    def _answer(self, held: _Held, answer: bytes) -> None:
-        self._leases.remove(held.msg.reply)
-        if self._topology.is_current(held.msg.reply, held.msg.place):
-            # Where it cannot be answered it comes back, and its record changes nothing.
-            with contextlib.suppress(BrokerUnavailable):
-                self._broker.send(held.msg.reply, answer)
+        if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack):
+            held.msg.ack_predecessor(predecessor.ack)
 
     async def _publish_callback(self, held: _Held, end: End) -> None:
         """Acknowledge the end of a job once its callback is due; otherwise it comes again, and with it the callback."""
         try:
-            if not self._topology.known.is_set():
-                await self._until_known()
+            await self._topology.until_known(self._stopping)
             # A callback for which no gateway's consumer is there would be dropped.
             whole = self._topology.problem_of(subjects.CALLBACKS) is None
             stored = whole and not self._stopping.is_set() and await self._owed.publish(end)
-            self._answer(held, b"+ACK" if stored else _LATER)
+            if stored:
+                held.msg.ack()
+            else:
+                held.msg.nak(AGAIN_SECONDS)
         finally:
-            self._leases.remove(held.msg.reply)
+            held.msg.let_go()
             held.puller.release()
-
-    async def _until_known(self) -> None:
-        """Until it is known which streams are there, or the store is told to stop."""
-        waits = {asyncio.ensure_future(self._topology.known.wait()), asyncio.ensure_future(self._stopping.wait())}
-        _, left = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in left:
-            wait.cancel()
 
     async def _has_no_predecessor(self, canceled: Canceled) -> bool:
         """Take away what a cancel follows; False where that cannot be done now.
@@ -314,7 +292,7 @@ class Recorder:
             return False
         if event.job_id not in recorded.early and (event.job_id, event.step) not in recorded.ahead:
             return False
-        return held.msg.place.num_delivered < MAX_DELIVERIES_SEEN
+        return held.msg.metadata.num_delivered < MAX_DELIVERIES_SEEN
 
 
 async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackResult]) -> WriteResult:

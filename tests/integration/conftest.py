@@ -10,7 +10,8 @@ import pytest_asyncio
 from heimdex_contracts import streams, subjects
 from heimdex_contracts.runtime.jetstream.client import header_block
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.message import Delivered, Metadata, metadata_of
+from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
+from heimdex_contracts.runtime.jetstream.message import Metadata, metadata_of
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.settings import Settings
 from heimdex_status_store.database import migrate
@@ -73,6 +74,12 @@ async def ready(broker: Broker, topology: Topology) -> Broker:
 
 
 @pytest_asyncio.fixture
+async def holder(ready: Broker, topology: Topology) -> Holder:
+    """What holds the deliveries of `ready`."""
+    return Holder(ready, topology)
+
+
+@pytest_asyncio.fixture
 async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """To an empty database with the schema."""
     connection = await asyncpg.connect(database_url)
@@ -97,17 +104,30 @@ async def count(broker: Broker, name: str = subjects.JOBS) -> int:
     return int((await stream(broker, name))["state"]["messages"])
 
 
-async def take(broker: Broker, durable: str, number: int = 1) -> list[Delivered]:
+async def holder_on(broker: Broker, journal: Journal) -> Holder:
+    """With a topology that knows the streams as they are now."""
+    topology = make_topology(broker, journal)
+    await topology.ensure()
+    return Holder(broker, topology)
+
+
+async def take(holder: Holder, durable: str, number: int = 1) -> list[Delivery]:
     """Pull this many messages by hand."""
-    inbox = broker.nc.new_inbox()
-    subscription = await broker.nc.subscribe(inbox)
+    nc = holder.broker.nc
+    inbox = nc.new_inbox()
+    subscription = await nc.subscribe(inbox)
     body = b'{"batch": %d, "expires": 10000000000}' % number
-    await broker.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS}.{durable}", body, reply=inbox)
+    await nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{subjects.JOBS}.{durable}", body, reply=inbox)
     taken = [await subscription.next_msg(timeout=10) for _ in range(number)]
     await subscription.unsubscribe()
     return [
-        Delivered(
-            msg.subject, msg.reply, msg.data, header_block(msg.headers or {}), cast("Metadata", metadata_of(msg.reply))
+        Delivery(
+            msg.subject,
+            msg.reply,
+            msg.data,
+            header_block(msg.headers or {}),
+            cast("Metadata", metadata_of(msg.reply)),
+            holder,
         )
         for msg in taken
     ]

@@ -7,9 +7,11 @@ import pytest
 from heimdex_contracts import subjects
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
-from tests.integration.conftest import count, take
+from heimdex_contracts.runtime.jetstream.delivery import Holder
+from tests.integration.conftest import NewBroker, consumer, count, holder_on, take
 from tests.support.histories import new_id
 from tests.support.recording_logger import Journal
+from tests.support.servers import NatsServer
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.allows("unusable")
@@ -21,12 +23,12 @@ def aside(ready: Broker, journal: Journal) -> DeadLetters:
 
 
 async def test_an_unusable_message_is_kept_with_its_reason_and_logged_once_for_all_its_consumers(
-    ready: Broker, aside: DeadLetters, journal: Journal
+    ready: Broker, holder: Holder, aside: DeadLetters, journal: Journal
 ) -> None:
     subject = subjects.job_subject("extracting", new_id())
     await ready.publish(subject, b"rubbish", {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"})
     for durable in ("extracting", "status-store"):
-        (msg,) = await take(ready, durable)
+        (msg,) = await take(holder, durable)
         await aside.store(msg, "it is\nrubbish")
 
     async def gone() -> bool:
@@ -45,10 +47,12 @@ async def test_an_unusable_message_is_kept_with_its_reason_and_logged_once_for_a
     assert (entry["subject"], entry["reason"], entry["bytes"]) == (subject, "it is\nrubbish", 7)
 
 
-async def test_a_message_of_the_largest_size_is_kept_cut_off_and_says_so(ready: Broker, aside: DeadLetters) -> None:
+async def test_a_message_of_the_largest_size_is_kept_cut_off_and_says_so(
+    ready: Broker, holder: Holder, aside: DeadLetters
+) -> None:
     subject = subjects.job_subject("extracting", new_id())
     await ready.publish(subject, b"x" * (1024 * 1024 - 100), {})
-    (msg,) = await take(ready, "extracting")
+    (msg,) = await take(holder, "extracting")
     await aside.store(msg, "too long" * 1000)
     kept = await ready.last_message(subjects.UNUSABLE, subjects.unusable_subject(subject))
     assert kept is not None
@@ -56,8 +60,38 @@ async def test_a_message_of_the_largest_size_is_kept_cut_off_and_says_so(ready: 
 
 
 @pytest.mark.parametrize("reason", ["", "naïve — ☃", "a: b\r\nEvil: header", "\x00\x7f"])
-async def test_any_reason_can_be_given(ready: Broker, aside: DeadLetters, reason: str) -> None:
+async def test_any_reason_can_be_given(ready: Broker, holder: Holder, aside: DeadLetters, reason: str) -> None:
     await ready.publish(subjects.job_subject("extracting", new_id()), b"rubbish", {})
-    (msg,) = await take(ready, "extracting")
+    (msg,) = await take(holder, "extracting")
     await aside.store(msg, reason)
     assert await count(ready, subjects.UNUSABLE) == 1
+
+
+@pytest.mark.allows("topology")
+@pytest.mark.parametrize("settle", ["ack", "nak", "term"])
+async def test_a_delivery_of_a_stream_that_was_lost_settles_nothing_in_the_new_one(
+    holder: Holder, ready: Broker, new_broker: NewBroker, nats: NatsServer, journal: Journal, settle: str
+) -> None:
+    """Two stores: one still holds a delivery of before the loss, the other the new message of the same sequence."""
+    await ready.publish(subjects.job_subject("extracting", new_id()), b"rubbish", {})
+    (old,) = await take(holder, "status-store")
+    nats.kill()
+    await eventually(lambda: not ready.connected)
+    nats.wipe()
+    nats.start()
+    await eventually(lambda: ready.connected and holder.topology.known.is_set())
+    await ready.publish(subjects.job_subject("extracting", new_id()), b"{}", {})
+    (new,) = await take(await holder_on(await new_broker(), journal), "status-store")
+    assert new.metadata.sequence == old.metadata.sequence
+    if settle == "term":
+        await DeadLetters(ready, cast("Any", journal)).store(old, "it is rubbish")
+    else:
+        getattr(old, settle)()
+    await ready.nc.flush()
+    assert (await consumer(ready, "status-store"))["num_ack_pending"] == 1, "the other store holds it"
+    new.ack()
+
+    async def settled() -> bool:
+        return bool((await consumer(ready, "status-store"))["num_ack_pending"] == 0)
+
+    await eventually(settled)

@@ -15,6 +15,7 @@ from heimdex_contracts.errors import LeaderBehind, Superseded
 from heimdex_contracts.messages import Due
 from heimdex_contracts.runtime.jetstream import publisher
 from heimdex_contracts.runtime.jetstream.connection import NO_MESSAGE, ApiError, Broker, JetStreamError, PubAck, Stored
+from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from tests.integration.conftest import NewBroker, count, make_topology, take
 from tests.support.histories import due
@@ -90,12 +91,12 @@ async def test_a_leader_that_stays_behind_is_no_proof_that_a_job_went_on(
 
 
 async def test_a_message_that_is_gone_from_a_leader_that_knew_it_has_been_superseded(
-    ready: Broker, new_broker: NewBroker, journal: Journal
+    ready: Broker, holder: Holder, new_broker: NewBroker, journal: Journal
 ) -> None:
     job = due()
     first = await publisher_on(ready, journal).publish(job, expected=0)
     for durable in ("extracting", "status-store"):
-        (msg,) = await take(ready, durable)
+        (msg,) = await take(holder, durable)
         await ready.request(msg.reply, b"+ACK", timeout=5)
     broker = await held_back(new_broker, known=first - 1)
     with pytest.raises(Superseded):
@@ -133,17 +134,17 @@ class HeldBackTopology(HeldBack):
     ],
 )
 async def test_a_held_delivery_is_lost_only_to_a_leader_that_has_passed_it(
-    ready: Broker, new_broker: NewBroker, journal: Journal, is_gone: bool
+    ready: Broker, holder: Holder, new_broker: NewBroker, journal: Journal, is_gone: bool
 ) -> None:
     first = await publisher_on(ready, journal).publish(due(), expected=0)
-    (held,) = await take(ready, "extracting")
+    (held,) = await take(holder, "extracting")
     await publisher_on(ready, journal).publish(due(), expected=0)
     if is_gone:
         await ready.delete(subjects.JOBS, first)
     broker = cast("HeldBackTopology", await new_broker(HeldBackTopology))
     broker.known, broker.asked_before, broker.replicated = first - 1, 3, True
     topology = make_topology(broker, journal)
-    topology.held = {held.reply}
+    topology.held = {held}
     await topology.ensure()
     assert broker.asked_before == 0, "the leader was behind, and was asked until it was not"
     assert topology.is_current(held.reply) is not is_gone

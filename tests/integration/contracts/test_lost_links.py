@@ -12,10 +12,10 @@ from nats.aio.msg import Msg
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.delivery import Delivery
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.settings import Settings
-from tests.integration.conftest import consumer
+from tests.integration.conftest import consumer, holder_on
 from tests.support.links import Link
 from tests.support.recording_logger import Journal
 from tests.support.servers import NatsServer
@@ -105,8 +105,10 @@ async def test_what_was_not_written_when_the_link_broke_is_not_written_to_the_ne
 async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_reconnections(
     link: Link, linked: Broker, ready: Broker, journal: Journal
 ) -> None:
-    held: list[Delivered] = []
-    puller = PullConsumer(linked, subjects.JOBS, "extracting", 10, 20.0, held.append, cast("Any", journal))
+    held: list[Delivery] = []
+    puller = PullConsumer(
+        await holder_on(linked, journal), subjects.JOBS, "extracting", 10, 20.0, held.append, cast("Any", journal)
+    )
 
     async def reset() -> None:
         puller.reset()

@@ -9,6 +9,7 @@ from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import TOO_LARGE, Broker, PubAck
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
+from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from tests.integration.conftest import NewBroker, count, take
 from tests.support.histories import due
@@ -103,11 +104,11 @@ async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal:
 
 @pytest.mark.allows("unusable")
 async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
-    ready: Broker, nats: NatsServer, journal: Journal
+    ready: Broker, holder: Holder, nats: NatsServer, journal: Journal
 ) -> None:
     aside = DeadLetters(ready, cast("Any", journal))
     await ready.publish(SUBJECT, b"x" * 50_000, {})
-    (msg,) = await take(ready, "extracting")
+    (msg,) = await take(holder, "extracting")
     reload_nats(nats, "max_payload: 4096")
     await eventually(lambda: refused(ready, 5000))
     await aside.store(msg, "too long")
@@ -120,13 +121,13 @@ async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
 
 @pytest.mark.allows("unusable")
 async def test_an_unusable_message_with_a_subject_as_long_as_can_be_is_set_aside(
-    ready: Broker, journal: Journal
+    ready: Broker, holder: Holder, journal: Journal
 ) -> None:
     aside = DeadLetters(ready, cast("Any", journal))
     # Almost as long as the server takes it from whoever asks for no answer.
     subject = "heimdex.jobs.extracting.".ljust(4060, "x")
     ready.send(subject, b"rubbish")
-    (msg,) = await take(ready, "extracting")
+    (msg,) = await take(holder, "extracting")
     await aside.store(msg, "nobody's")
     kept = await ready.last_message(subjects.UNUSABLE, "heimdex.unusable.>")
     assert kept is not None

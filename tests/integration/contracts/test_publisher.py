@@ -10,6 +10,7 @@ from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, Superseded
 from heimdex_contracts.messages import Canceled, Due, Failed
 from heimdex_contracts.runtime.jetstream.connection import Broker, PubAck
+from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from tests.integration.conftest import NewBroker, count, take
 from tests.support.histories import START, due
@@ -75,13 +76,13 @@ async def test_a_new_job_is_refused_where_its_id_is_taken(publishing: Publisher)
 
 @pytest.mark.containers
 async def test_a_late_successor_is_refused_after_everything_was_acknowledged_and_removed(
-    ready: Broker, publishing: Publisher
+    ready: Broker, holder: Holder, publishing: Publisher
 ) -> None:
     job = due()
     first = await publishing.publish(job, expected=0)
     end = await publishing.publish(failed(job), expected=first)
     for durable, number in (("extracting", 1), ("status-store", 2)):
-        for msg in await take(ready, durable, number):
+        for msg in await take(holder, durable, number):
             await ready.request(msg.reply, b"+ACK", timeout=5)
 
     async def gone() -> bool:

@@ -1,7 +1,6 @@
 """The standing pull request against a real server: prompt, bounded, and nothing lost in its hands."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
@@ -9,12 +8,11 @@ import pytest
 import pytest_asyncio
 
 from heimdex_contracts import subjects
-from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
-from tests.integration.conftest import NewBroker, consumer
+from tests.integration.conftest import NewBroker, consumer, holder_on
 from tests.support.recording_logger import Journal
 from tests.support.servers import NatsServer
 from tests.support.waiting import PATIENCE_SECONDS, eventually
@@ -23,14 +21,13 @@ from tests.support.waiting import PATIENCE_SECONDS, eventually
 class Owner:
     """Holds what it is given until told to let go."""
 
-    def __init__(self, broker: Broker, capacity: int, journal: Journal, ack_wait_seconds: float = 20.0) -> None:
-        self.broker = broker
+    def __init__(self, holder: Holder, capacity: int, journal: Journal, ack_wait_seconds: float = 20.0) -> None:
         self.may_ask = True
-        self.held: list[Delivered] = []
+        self.held: list[Delivery] = []
         self.got: list[int] = []
         self.most_held = 0
         self.puller = PullConsumer(
-            broker,
+            holder,
             subjects.JOBS,
             "extracting",
             capacity,
@@ -40,17 +37,16 @@ class Owner:
             lambda: self.may_ask,
         )
 
-    def take(self, msg: Delivered) -> None:
+    def take(self, msg: Delivery) -> None:
         self.held.append(msg)
-        self.got.append(msg.place.sequence)
+        self.got.append(msg.metadata.sequence)
         self.most_held = max(self.most_held, len(self.held))
 
     async def let_go(self, number: int = 1_000_000) -> None:
         """Acknowledge and release this many of those held."""
         for _ in range(min(number, len(self.held))):
             msg = self.held.pop(0)
-            with contextlib.suppress(BrokerUnavailable):
-                self.broker.send(msg.reply, b"+ACK")
+            msg.ack()
             self.puller.release()
 
     async def serve(self) -> None:
@@ -64,11 +60,11 @@ MakeOwner = Callable[[int], Owner]
 
 
 @pytest_asyncio.fixture
-async def owner(ready: Broker, journal: Journal) -> AsyncIterator[MakeOwner]:
+async def owner(holder: Holder, journal: Journal) -> AsyncIterator[MakeOwner]:
     made: list[Owner] = []
 
     def make(capacity: int) -> Owner:
-        made.append(Owner(ready, capacity, journal))
+        made.append(Owner(holder, capacity, journal))
         return made[-1]
 
     yield make
@@ -103,8 +99,10 @@ async def test_messages_come_promptly_after_idleness(ready: Broker, owner: MakeO
     serving.cancel()
 
 
-async def test_nothing_is_asked_for_while_it_may_not_be_and_again_when_it_may(ready: Broker, journal: Journal) -> None:
-    one = Owner(ready, 10, journal, ack_wait_seconds=1)
+async def test_nothing_is_asked_for_while_it_may_not_be_and_again_when_it_may(
+    ready: Broker, holder: Holder, journal: Journal
+) -> None:
+    one = Owner(holder, 10, journal, ack_wait_seconds=1)
     await one.puller.start()
 
     async def waiting() -> int:
@@ -146,7 +144,7 @@ async def test_never_more_than_the_capacity_is_outstanding_and_each_message_come
 async def test_two_owners_share_the_queue_and_none_gets_what_the_other_has(
     ready: Broker, new_broker: NewBroker, owner: MakeOwner, journal: Journal
 ) -> None:
-    one, other = owner(5), Owner(await new_broker(), 5, journal)
+    one, other = owner(5), Owner(await holder_on(await new_broker(), journal), 5, journal)
     for each in (one, other):
         await each.puller.start()
     serving = [asyncio.create_task(each.serve()) for each in (one, other)]
@@ -230,7 +228,7 @@ async def test_a_stopped_puller_asks_for_nothing_more(ready: Broker, owner: Make
 async def test_start_before_the_durable_exists_works_once_it_does(
     broker: Broker, topology: Topology, journal: Journal
 ) -> None:
-    one = Owner(broker, 5, journal)
+    one = Owner(await holder_on(broker, journal), 5, journal)
     await one.puller.start()
     await topology.ensure()
     await publish(broker, 3)

@@ -13,6 +13,7 @@ from heimdex_contracts import messages, subjects
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Follows, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
+from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.leases import Leases
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.micro import Counters
@@ -39,9 +40,10 @@ async def start_recorder(new_broker: NewBroker, database_url: str, journal: Jour
         await topology.ensure()
         log = cast("Any", journal)
         database = Database(url or database_url, log)
-        leases = Leases(broker, topology, 2)
+        holder = Holder(broker, topology)
+        leases = Leases(holder, 2)
         counters = Counters("status-store", "heimdex.*.*.*", "status-store")
-        recorder = Recorder(broker, topology, database, leases, DeadLetters(broker, log), counters, log)
+        recorder = Recorder(holder, database, DeadLetters(broker, log), counters, log)
         leases.start()
         running.append((recorder, database, leases, asyncio.create_task(recorder.run())))
         await recorder.start()
@@ -223,14 +225,14 @@ async def test_a_failed_attempt_that_overtakes_its_hand_over_leaves_what_the_job
 
 
 async def test_a_message_acknowledges_the_one_that_it_follows(
-    ready: Broker, start_recorder: StartRecorder, database_url: str
+    ready: Broker, holder: Holder, start_recorder: StartRecorder, database_url: str
 ) -> None:
     """A worker killed between its publish and its ack leaves a predecessor that nobody else acknowledges."""
     writer = Writer()
     await publish(ready, writer.due)
-    (held,) = await take(ready, "extracting")
+    (held,) = await take(holder, "extracting")
     writer.finish_stage()
-    sequence = held.place.sequence
+    sequence = held.metadata.sequence
     following = msgspec.structs.replace(writer.events[-1], follows=Follows(sequence, held.reply))
     await publish(ready, following)
     await start_recorder()

@@ -4,20 +4,21 @@ They go to the stream HEIMDEX_UNUSABLE on `heimdex.unusable.<rest of the subject
 `nats stream view HEIMDEX_UNUSABLE` shows them, `nats pub <Heimdex-Subject> ...` replays one.
 """
 
-import contextlib
 from typing import Final
 
 from heimdex_contracts import subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.client import header_block
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.message import Delivered
+from heimdex_contracts.runtime.jetstream.delivery import Delivery
 from heimdex_contracts.runtime.logs import Logger
 
 #: What is kept of a message at most; less where the server's max_payload is smaller.
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024 - 16 * 1024
 #: Characters of a subject that are kept: the server ends the connection for too long a line.
 MAX_SUBJECT_LENGTH: Final = 800
+#: How long a message is put back whose copy NATS refuses.
+REFUSED_DELAY_SECONDS: Final = 30.0
 #: Room for a header that says what is missing.
 _TRUNCATED_BYTES: Final = 64
 
@@ -30,12 +31,12 @@ class DeadLetters:
         self._broker = broker
         self._log = log
 
-    async def store(self, msg: Delivered, reason: str) -> None:
+    async def store(self, msg: Delivery, reason: str) -> None:
         """Store a copy, log it once, acknowledge the original; leave it for a redelivery if NATS is away.
 
         Two consumers may find the same message unusable: its id makes the copy one, and only the first one logs it.
         """
-        place = msg.place
+        place = msg.metadata
         sequence = place.sequence
         # A header is one line.
         headers = {
@@ -59,6 +60,7 @@ class DeadLetters:
                 subject=msg.subject,
                 error=str(error),
             )
+            msg.let_go()
             return
         if ack.error is not None:
             self._log.error(
@@ -67,7 +69,7 @@ class DeadLetters:
                 subject=msg.subject,
                 error=ack.error.description,
             )
-            self._answer(msg, b'-NAK {"delay": %d}' % (30 * subjects.NANOSECOND))
+            msg.nak(REFUSED_DELAY_SECONDS)
             return
         if not ack.duplicate:
             self.count += 1
@@ -81,9 +83,4 @@ class DeadLetters:
                 reason=reason[:1000],
                 count=self.count,
             )
-        self._answer(msg, b"+TERM")
-
-    def _answer(self, msg: Delivered, answer: bytes) -> None:
-        # Where it cannot be told it comes back, and its copy is known by its id.
-        with contextlib.suppress(BrokerUnavailable):
-            self._broker.send(msg.reply, answer)
+        msg.term()

@@ -1,8 +1,6 @@
-"""One delivery of a stream's message to a consumer: what came, and its place as the subject that answers it tells."""
+"""What the subject that settles a delivery says of its message."""
 
 from typing import NamedTuple
-
-from heimdex_contracts.runtime.jetstream.client import headers_of
 
 
 class Metadata(NamedTuple):
@@ -28,21 +26,3 @@ def metadata_of(reply: str) -> Metadata | None:
         return Metadata(tokens[at], int(tokens[at + 3]), int(tokens[at + 5]), int(tokens[at + 2]))
     except (ValueError, IndexError):
         return None
-
-
-class Delivered:
-    """A message as its consumer's owner gets it; `reply` is where it is acknowledged."""
-
-    __slots__ = ("_block", "data", "place", "reply", "subject")
-
-    def __init__(self, subject: str, reply: str, data: bytes, block: bytes, place: Metadata) -> None:
-        self.subject = subject
-        self.reply = reply
-        self.data = data
-        self.place = place
-        self._block = block
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Read when they are asked for: few ask."""
-        return headers_of(self._block) if self._block else {}

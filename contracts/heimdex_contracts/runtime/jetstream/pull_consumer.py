@@ -15,8 +15,8 @@ import nats.errors
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.client import headers_of, status_of
-from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_contracts.runtime.jetstream.message import Delivered, metadata_of
+from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
+from heimdex_contracts.runtime.jetstream.message import metadata_of
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
 
@@ -30,12 +30,12 @@ class PullConsumer:
 
     def __init__(
         self,
-        broker: Broker,
+        holder: Holder,
         stream: str,
         durable: str,
         capacity: int,
         ack_wait_seconds: float,
-        deliver: Callable[[Delivered], None],
+        deliver: Callable[[Delivery], None],
         log: Logger,
         may_ask: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -44,7 +44,8 @@ class PullConsumer:
         self._expires_seconds = min(60.0, ack_wait_seconds / 2)
         # How often the server says on an idle request that it still has it.
         self._heartbeat_seconds = self._expires_seconds / 2.5
-        self._broker = broker
+        self._holder = holder
+        self._broker = holder.broker
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._capacity = capacity
         self._chunk = max(1, capacity // 2)
@@ -132,14 +133,14 @@ class PullConsumer:
     def _on_message(self, subject: bytes, reply: bytes, data: bytes, block: bytes) -> None:
         self._heard_at = time.monotonic()
         answer = reply.decode(errors="replace")
-        place = metadata_of(answer)
-        if place is None:
+        metadata = metadata_of(answer)
+        if metadata is None:
             if subject == self._inbox.encode():  # not of a request before the reconnection
                 self._on_status(block)
             return
         self._held += 1
         self._asked = max(0, self._asked - 1)
-        self._deliver(Delivered(subject.decode(errors="replace"), answer, data, block, place))
+        self._deliver(Delivery(subject.decode(errors="replace"), answer, data, block, metadata, self._holder))
         if self._asked == 0:
             self._ask()
 

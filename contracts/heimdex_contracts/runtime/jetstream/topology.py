@@ -10,7 +10,7 @@ an interest stream is created on a subject that nobody uses, its consumers are a
 import asyncio
 from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind
@@ -60,6 +60,13 @@ _ADVISED: Final = (
 
 class Unfit(HeimdexError):
     """A stream or a consumer that NATS does not configure as it must be; the text says what to do."""
+
+
+class HeldDelivery(Protocol):
+    """Of a `delivery.Delivery`, what is needed to find out whether its stream still has its message."""
+
+    reply: str
+    metadata: Metadata
 
 
 class Topology:
@@ -125,8 +132,8 @@ class Topology:
         self._damaged: set[str] = set()
         #: How many removals NATS has told of: one that comes during a look may be of what was looked at already.
         self._removals = 0
-        #: The answer subjects of the deliveries that this process holds: Leases keeps them.
-        self.held: Collection[str] = ()
+        #: The deliveries that this process holds (see `delivery.Holder`).
+        self.held: Collection[HeldDelivery] = ()
         #: Those of them whose messages the streams turned out not to have any more.
         self._lost: set[str] = set()
         # Both from the beginning: a connection that breaks while a service still starts must not leave it unready.
@@ -156,6 +163,18 @@ class Topology:
             return False
         place = place or metadata_of(reply)
         return place is not None and place.stored_ns >= self._created_ns.get(place.stream, 0)
+
+    async def until_known(self, stopping: asyncio.Event) -> None:
+        """Until it is known which streams are there, or `stopping` is set.
+
+        To be awaited before a delivery is settled: NATS may come back with a stream that has other messages.
+        """
+        if self.known.is_set():
+            return
+        waits = {asyncio.ensure_future(self.known.wait()), asyncio.ensure_future(stopping.wait())}
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
 
     def durables_created(self) -> dict[str, str]:
         """When each consumer was created, as NATS writes it, by `<stream>.<consumer>`; as of the newest look."""
@@ -417,7 +436,7 @@ class Topology:
         created = self._created_ns.get(stream.name)
         if not self.held or self.known.is_set() or created is None or stream.options["storage"] != "file":
             return  # what was in memory is a stream of its own each time
-        places = [(place, reply) for reply in self.held if (place := metadata_of(reply)) is not None]
+        places = [(delivery.metadata, delivery.reply) for delivery in self.held]
         mine = [(place, reply) for place, reply in places if place.stream == stream.name and place.stored_ns >= created]
         newest_first = sorted(mine, key=lambda entry: entry[0].sequence, reverse=True)
         lost: list[str] = []
