@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 
 from heimdex_contracts.errors import UnusableMessage
+from heimdex_contracts.job_spec import OfJob
 from heimdex_contracts.subjects import CANCELED, COMPLETED, FAILED, LATER
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -53,30 +54,30 @@ class Follows(msgspec.Struct, frozen=True):
 
 
 class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
-    """What every message on `heimdex.jobs.*.<job_id>` carries.
+    """What every message on `heimdex.jobs.*.<job_id>` carries. OfJob: the same in each of them (see `job_spec`).
 
     step: how many messages of this job came before this one; run: 1, and one more for each retry of an ended job.
     progress: percent of the whole job. finished: the stages that succeeded in this run, in order.
     not_before: a job for later starts then; its first message lies on `heimdex.jobs.later.<job_id>` until that time.
     trace: the W3C traceparent of this message, for those that are fired by the server, which sends no headers.
-    tenant: whose the job is; the same in each of its messages.
+    tenant: whose the job is.
     callback_url: where the job object is POSTed when the job ends.
     """
 
-    job_id: JobId
-    type: Name
-    tenant: Name = DEFAULT_TENANT
+    job_id: OfJob[JobId]
+    type: OfJob[Name]
+    tenant: OfJob[Name] = DEFAULT_TENANT
     step: Count
     run: Count = 1
-    created_at: Moment
+    created_at: OfJob[Moment]
     at: Moment
     progress: Percent = 0
-    fail_at_stage: Name | None = None
+    fail_at_stage: OfJob[Name | None] = None
     not_before: Moment | None = None
     finished: tuple[StageRun, ...] = ()
     follows: Follows | None = None
     trace: str | None = None
-    callback_url: Text | None = None
+    callback_url: OfJob[Text | None] = None
 
 
 class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
@@ -131,9 +132,9 @@ AnyJobMessage = Due | Completed | Failed | Canceled
 class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An attempt that ended in an error and will be retried after `delay_seconds`."""
 
-    job_id: JobId
-    type: Name
-    tenant: Name = DEFAULT_TENANT
+    job_id: OfJob[JobId]
+    type: OfJob[Name]
+    tenant: OfJob[Name] = DEFAULT_TENANT
     step: Count
     run: Count = 1
     stage: Name
@@ -142,7 +143,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     delay_seconds: Seconds
     started_at: Moment
     at: Moment
-    created_at: Moment
+    created_at: OfJob[Moment]
     progress: Percent = 0
 
 
@@ -152,16 +153,16 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     started_at: when this attempt began. ended: it is over and told its error (so nobody was lost).
     """
 
-    job_id: JobId
-    type: Name
-    tenant: Name = DEFAULT_TENANT
+    job_id: OfJob[JobId]
+    type: OfJob[Name]
+    tenant: OfJob[Name] = DEFAULT_TENANT
     step: Count
     run: Count = 1
     stage: Name
     attempt: Count
     progress: Percent
     at: Moment
-    created_at: Moment
+    created_at: OfJob[Moment]
     started_at: Moment | None = None
     ended: bool = False
 

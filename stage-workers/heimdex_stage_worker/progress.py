@@ -8,6 +8,7 @@ from typing import Final
 
 from heimdex_contracts import messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline
 from heimdex_contracts.runtime.jetstream.connection import Broker
@@ -74,16 +75,13 @@ class Reporter:
         due, ctx = self._due, self._ctx
         self._number += 1
         tick = messages.Progress(
-            job_id=due.job_id,
-            type=due.type,
-            tenant=due.tenant,
+            **spec_of(due, messages.Progress),
             step=due.step,
             run=due.run,
             stage=ctx.stage,
             attempt=ctx.attempt,
             progress=self.percent(),
             at=at or max(messages.now(), due.at),
-            created_at=due.created_at,
             started_at=self._started_at,
             ended=ended,
         )

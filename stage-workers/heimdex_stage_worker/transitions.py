@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from heimdex_contracts import messages, tracing
-from heimdex_contracts.messages import Completed, Due, Failed, Follows, StageRun
+from heimdex_contracts.job_spec import spec_of
+from heimdex_contracts.messages import Completed, Due, Failed, Follows, JobMessage, StageRun
 from heimdex_contracts.pipelines import Pipeline
 
 
@@ -24,21 +25,15 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 
 
 def _common(due: Due, held: Ended) -> dict[str, Any]:
-    return {
-        "job_id": due.job_id,
-        "type": due.type,
-        "tenant": due.tenant,
+    return spec_of(due, JobMessage) | {
         "step": due.step + 1,
         "run": due.run,
-        "created_at": due.created_at,
         "at": max(messages.now(), held.started_at),
         "progress": max(due.progress, held.percent),
-        "fail_at_stage": due.fail_at_stage,
         "not_before": due.not_before,
         "finished": due.finished,
         "follows": Follows(held.sequence, held.ack),
         "trace": tracing.child(due.trace),
-        "callback_url": due.callback_url,
     }
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from heimdex_contracts import messages, settlement, streams, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, LeaderBehind, Superseded, UnusableMessage
+from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_contracts.runtime import micro
@@ -344,9 +345,7 @@ class StageWorker:
         due = held.due
         payload = messages.encode(
             messages.AttemptFailed(
-                job_id=due.job_id,
-                type=due.type,
-                tenant=due.tenant,
+                **spec_of(due, messages.AttemptFailed),
                 step=due.step,
                 run=due.run,
                 stage=self._stage,
@@ -355,7 +354,6 @@ class StageWorker:
                 delay_seconds=delay,
                 started_at=held.started_at,
                 at=at,
-                created_at=due.created_at,
                 progress=held.reporter.percent() if held.reporter else held.told,
             )
         )

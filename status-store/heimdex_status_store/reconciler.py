@@ -187,18 +187,7 @@ class Reconciler:
             return False
         if not isinstance(last, Due):
             return False
-        again = msgspec.structs.replace(
-            last,
-            step=now.step + 1,
-            at=max(messages.now(), now.updated_at),
-            reason="restored",
-            # Being lost with the stream is no attempt; those that ended in an error stay counted.
-            attempts=max(last.attempts, now.failed_attempts),
-            progress=min(99, now.progress),
-            started=last.started or now.started,
-            follows=None,
-            trace=tracing.child(last.trace),
-        )
+        again = restored(last, now)
         try:
             await self._publisher.publish(again, expected=0, deadline=asyncio.get_running_loop().time() + 5)
         except Superseded:
@@ -208,3 +197,19 @@ class Reconciler:
             return None
         self._log.info("job_restored", job_id=row.job_id, stage=again.stage, step=again.step)
         return True
+
+
+def restored(last: Due, row: Unfinished) -> Due:
+    """The message that brings a job back whose messages are gone. last: its newest one that is recorded."""
+    return msgspec.structs.replace(
+        last,
+        step=row.step + 1,
+        at=max(messages.now(), row.updated_at),
+        reason="restored",
+        # Being lost with the stream is no attempt; those that ended in an error stay counted.
+        attempts=max(last.attempts, row.failed_attempts),
+        progress=min(99, row.progress),
+        started=last.started or row.started,
+        follows=None,
+        trace=tracing.child(last.trace),
+    )

@@ -34,7 +34,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def reserve(self, jobs: int = 1) -> AsyncIterator[None]:
-        """Room for so many jobs while they are published; counted in when that succeeds. Raises NoRoom."""
+        """Room for so many jobs while they are published; counted in when that succeeds. Raises QueueFull."""
         age = asyncio.get_running_loop().time() - self._counted_at
         if age > RENEW_AFTER_SECONDS:
             self._count()

@@ -1,11 +1,11 @@
 """Cancels a job: one publish, as the successor of its newest message."""
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from heimdex_contracts import messages, subjects, tracing
+from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Progress
@@ -23,8 +23,8 @@ ENDED: Final = "The job has ended ({}): only one that has not can be canceled."
 async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | None) -> Changed | None:
     """End the job as canceled; None where there is no such job.
 
-    A queued job never starts, a running stage is interrupted. Raises Conflict when the job has ended, Unanswerable or
-    BrokerUnavailable when it cannot be known.
+    A queued job never starts; a running stage is interrupted. Raises Conflict when the job has ended, StateUnavailable
+    or BrokerUnavailable when that cannot be determined.
     """
     answer_by = asyncio.get_running_loop().time() + change.ANSWERED_WITHIN_SECONDS
     missing = False
@@ -43,8 +43,7 @@ async def cancel(gateway: Gateway, tenant: str, job_id: str, traceparent: str | 
         if not isinstance(due, Due):
             continue  # its end was recorded, and it was run again, between our looks
         tick = await _running(gateway, due)
-        message = _canceled(due, change.carried(due, stored, job), job, tick)
-        message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
+        message = canceled(due, stored, job, tick, traceparent)
         try:
             await change.publish(gateway, message, stored.sequence)
         except Superseded:
@@ -73,10 +72,13 @@ async def _running(gateway: Gateway, due: Due) -> Progress | None:
     return tick if tick is not None and tick.step == due.step else None
 
 
-def _canceled(due: Due, carried: dict[str, Any], job: Snapshot, tick: Progress | None) -> Canceled:
+def canceled(
+    due: Due, stored: Stored, job: Snapshot, tick: Progress | None = None, traceparent: str | None = None
+) -> Canceled:
+    """The message that cancels the job. stored: where `due` lies; tick: the newest of the attempt that is running."""
     progress = max(due.progress, job.progress, tick.progress if tick else 0)
     message = Canceled(
-        **carried,
+        **change.succeed(due, stored, job, traceparent),
         progress=min(99, progress),
         finished=due.finished,
         not_before=due.not_before,
@@ -109,7 +111,7 @@ async def _removal(gateway: Gateway, stored: Stored) -> None:
 
 
 async def _check_it_held(gateway: Gateway, message: AnyJobMessage, stored: Stored, changed: Changed) -> None:
-    """Raise Conflict if the job had ended before its cancel was stored, Unanswerable if that cannot be told.
+    """Raise Conflict if the job had ended before its cancel was stored, StateUnavailable if that cannot be told.
 
     Between our looks and our publish all that came after `stored` may have been recorded, and left the stream.
     """

@@ -8,27 +8,20 @@ import msgspec
 
 from heimdex_contracts import lifecycle, messages, tracing
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
+from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.lifecycle import Snapshot
-from heimdex_contracts.messages import AnyJobMessage, Follows
+from heimdex_contracts.messages import AnyJobMessage, Follows, JobMessage
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError, Stored
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable
 
 #: How long an answer waits for the status store to record the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0
-
-
 TIMEOUT_SECONDS: Final = 2.0
-
-
 #: All of it together: less than `routes.answers` allows, so that a change that is stored is never answered with 500.
 ANSWERED_WITHIN_SECONDS: Final = 4.0
-
-
 #: Between two looks at a stream whose leader does not know yet what Postgres does.
 BEHIND_SECONDS: Final = 0.05
-
-
 #: A job that moves on between our look and our publish is looked at again; it has few stages to move through.
 LOOKS: Final = 20
 
@@ -45,19 +38,13 @@ class Changed(msgspec.Struct, frozen=True):
     asked: bool = True
 
 
-def carried(last: AnyJobMessage, stored: Stored | None, job: Snapshot) -> dict[str, Any]:
-    """What a successor takes over from `last`. stored: that message, where the stream still has it."""
-    return {
-        "job_id": last.job_id,
-        "type": last.type,
-        "tenant": last.tenant,
+def succeed(last: AnyJobMessage, stored: Stored | None, job: Snapshot, traceparent: str | None) -> dict[str, Any]:
+    """What the successor of `last` has in any case. stored: that message, where the stream still has it."""
+    return spec_of(last, JobMessage) | {
         "step": last.step + 1,
-        "created_at": last.created_at,
         "at": max(messages.now(), last.at, job.updated_at),
-        "fail_at_stage": last.fail_at_stage,
         "follows": Follows(stored.sequence) if stored else None,
-        "trace": tracing.child(last.trace),
-        "callback_url": last.callback_url,
+        "trace": tracing.start(traceparent) if traceparent else tracing.child(last.trace),
     }
 
 

@@ -31,7 +31,7 @@ FIRST_WITHIN_SECONDS: Final = 1.5
 SURELY_REMEMBERED_SECONDS: Final = 100.0
 
 
-class Made(msgspec.Struct, frozen=True, kw_only=True):
+class IdempotencyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the bucket keeps of a key. `others`: ids of a batch's further jobs, which the body of a repeat tells again.
 
     stored: they are known to be in the stream, or to have been.
@@ -57,12 +57,12 @@ def _of_tenant(key: str, tenant: str) -> str:
 async def submit_once(gateway: Gateway, key: str, body: str, jobs: Sequence[Due]) -> list[str]:
     """Submit these jobs, or find those that the key made; returns their ids. `body`: the digest of what was asked for.
 
-    Raises Problem 422 where the key was used with another body, and as `submit`; Unanswerable where it cannot be told
-    whether the jobs of a key are there.
+    Raises Problem 422 where the key was used with another body, StateUnavailable where it cannot be determined whether
+    the jobs of a key are there, and what `submit` raises.
     """
     await gateway.installation.check()
     subject = subjects.key_subject(_of_tenant(key, jobs[0].tenant))
-    made = Made(job=jobs[0], body=body, others=[job.job_id for job in jobs[1:]])
+    made = IdempotencyRecord(job=jobs[0], body=body, others=[job.job_id for job in jobs[1:]])
     if await _create(gateway, subject, made):
         await _store(gateway, jobs)
         await _mark(gateway, subject, made)
@@ -89,7 +89,7 @@ async def _store(gateway: Gateway, jobs: Sequence[Due]) -> None:
     await (submit(gateway, jobs[0]) if len(jobs) == 1 else submit_all(gateway, jobs))
 
 
-async def _create(gateway: Gateway, subject: str, made: Made) -> bool:
+async def _create(gateway: Gateway, subject: str, made: IdempotencyRecord) -> bool:
     """Whether we are the first with this key."""
     deadline = asyncio.get_running_loop().time() + 2.0
     while True:
@@ -127,17 +127,17 @@ async def _create(gateway: Gateway, subject: str, made: Made) -> bool:
         raise Refused(f"JetStream refused the Idempotency-Key: {ack.error.description}.")
 
 
-async def _read(gateway: Gateway, subject: str) -> Made:
+async def _read(gateway: Gateway, subject: str) -> IdempotencyRecord:
     try:
         stored = await gateway.broker.last_message(subjects.IDEMPOTENCY, subject)
     except JetStreamError as error:
         raise BrokerUnavailable(str(error)) from None
     if stored is None:
         raise BrokerUnavailable("the key expired while it was read")
-    return msgspec.json.decode(stored.data, type=Made)
+    return msgspec.json.decode(stored.data, type=IdempotencyRecord)
 
 
-async def _mark(gateway: Gateway, subject: str, made: Made) -> None:
+async def _mark(gateway: Gateway, subject: str, made: IdempotencyRecord) -> None:
     """Say that its job is stored: spares every repeat the search for it. Losing this costs nothing but that search."""
     payload = msgspec.json.encode(msgspec.structs.replace(made, stored=True))
     headers = {"Nats-Msg-Id": f"stored.{made.job.job_id}", "traceparent": made.job.trace or ""}

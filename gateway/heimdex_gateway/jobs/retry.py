@@ -3,12 +3,12 @@
 import asyncio
 from typing import Final, Literal
 
-import msgspec
-
-from heimdex_contracts import lifecycle, tracing
+from heimdex_contracts import lifecycle
 from heimdex_contracts.errors import HeimdexError, Superseded
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed
+from heimdex_contracts.pipelines import Pipeline
+from heimdex_contracts.runtime.jetstream.connection import Stored
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.change import Changed, Conflict
@@ -56,19 +56,7 @@ async def retry(
         pipeline = gateway.pipelines.by_type.get(last.type)
         if pipeline is None:
             raise Conflict(f"This gateway knows no job type {last.type!r} any more.")
-        stage = pipeline.first_stage
-        if start_from == "failed" and last.stage in pipeline.stage_names:
-            stage = last.stage or stage
-        kept = pipeline.stage_names.index(stage)
-        message = Due(
-            **change.carried(last, found[0] if found else None, job),
-            run=last.run + 1,
-            stage=stage,
-            reason="retried",
-            progress=pipeline.progress(stage),
-            finished=last.finished[:kept],
-        )
-        message = msgspec.structs.replace(message, trace=tracing.start(traceparent) if traceparent else message.trace)
+        message = retried(last, found[0] if found else None, job, pipeline, start_from, traceparent)
         try:
             async with gateway.admission.reserve():
                 await change.publish(gateway, message, found[0].sequence if found else 0)
@@ -81,6 +69,28 @@ async def retry(
             else Changed(lifecycle.snapshot(message), False)
         )
     raise StateUnavailable("The job's state changes too fast to run it again. Try again.")
+
+
+def retried(
+    last: Failed | Canceled,
+    stored: Stored | None,
+    job: Snapshot,
+    pipeline: Pipeline,
+    start_from: From = "failed",
+    traceparent: str | None = None,
+) -> Due:
+    """The first message of the job's next run. stored: where `last` lies, if the stream still has it."""
+    stage = pipeline.first_stage
+    if start_from == "failed" and last.stage in pipeline.stage_names:
+        stage = last.stage or stage
+    return Due(
+        **change.succeed(last, stored, job, traceparent),
+        run=last.run + 1,
+        stage=stage,
+        reason="retried",
+        progress=pipeline.progress(stage),
+        finished=last.finished[: pipeline.stage_names.index(stage)],
+    )
 
 
 async def retry_all(gateway: Gateway, tenant: str, status: str, job_type: str | None, most: int) -> tuple[int, bool]:

@@ -43,7 +43,7 @@ class StatusReader:
         self._database = database
 
     async def job(self, job_id: str, tenant: str) -> Snapshot | None:
-        """The job, or None where this tenant has no such job. Raises Unanswerable, within 5 s.
+        """The job, or None where this tenant has no such job. Raises StateUnavailable, within 5 s.
 
         Another tenant's job is looked for in the same places, and found in none of them: every answer, also the one
         that it cannot be told now, is that of a job that never was.
@@ -64,7 +64,7 @@ class StatusReader:
         """Whether the stream's leader knows all that the status store can have recorded by now.
 
         In a replicated stream the store's consumer may be ahead of it for a moment: what is asked of the stream after
-        a True is not older than what is asked of Postgres. Raises Unanswerable where NATS is away.
+        a True is not older than what is asked of Postgres. Raises StateUnavailable where NATS is away.
         """
         if not self._broker.replicated:
             return True
@@ -112,14 +112,14 @@ class StatusReader:
         return view
 
     async def _recorded(self) -> ConsumerPosition:
-        """How far the status store has got. Raises Unanswerable where NATS is away."""
+        """How far the status store has got. Raises StateUnavailable where NATS is away."""
         try:
             return await consumer_position(self._broker, subjects.JOBS)
         except (BrokerUnavailable, JetStreamError):
             raise StateUnavailable(NATS_DOWN) from None
 
     async def _tick(self, message: AnyJobMessage) -> Progress | None:
-        """The newest of this very hand-over. Raises Unanswerable where NATS is away."""
+        """The newest of this very hand-over. Raises StateUnavailable where NATS is away."""
         newest = subjects.progress_subject("*", message.job_id)
         try:
             last = await self._broker.last_message(subjects.PROGRESS, newest, timeout=1.0)
@@ -131,7 +131,7 @@ class StatusReader:
         return tick if tick is not None and tick.step == message.step else None
 
     async def _look(self, job_id: str, tenant: str) -> _InStream | None:
-        """The newest message of this tenant's job. Raises Unanswerable where NATS is away."""
+        """The newest message of this tenant's job. Raises StateUnavailable where NATS is away."""
         try:
             last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id), timeout=1.0)
             if last is None:

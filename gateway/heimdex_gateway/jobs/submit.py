@@ -49,7 +49,7 @@ def new_job(gateway: Gateway, tenant: str, request: JobRequest, traceparent: str
 async def submit(gateway: Gateway, job: Due) -> None:
     """Publish the job to its first stage, or for later.
 
-    Raises BrokerUnavailable when NATS did not store it in time (whether it did later is then not known), NoRoom or
+    Raises BrokerUnavailable when NATS did not store it in time (whether it did later is then not known), QueueFull or
     Refused when there is no room for it, Refused when the streams are another installation's.
     """
     await gateway.installation.check()

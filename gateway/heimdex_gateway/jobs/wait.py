@@ -14,7 +14,10 @@ RECORDED_WITHIN_SECONDS: Final = 2.0
 
 
 async def until_ended(gateway: Gateway, tenant: str, job_id: str, timeout: float) -> Snapshot | None:
-    """The job when it has ended, or as it is after `timeout` seconds; None where there is none. Raises as Reads.job."""
+    """The job once it has ended, or after `timeout` seconds as it is then; None where there is none.
+
+    Raises as StatusReader.job.
+    """
     deadline = asyncio.get_running_loop().time() + timeout
     try:
         return await _watch(gateway, tenant, job_id, deadline)

@@ -1,0 +1,134 @@
+"""A job's own fields are the same in each of its messages, whoever writes the next one, and in the same bytes."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heimdex_contracts import callbacks, messages
+from heimdex_contracts.job_spec import OfJob, spec_fields, spec_of
+from heimdex_contracts.lifecycle import snapshot
+from heimdex_contracts.messages import (
+    AnyJobMessage,
+    AttemptFailed,
+    Canceled,
+    Completed,
+    Due,
+    Failed,
+    JobMessage,
+    Progress,
+)
+from heimdex_contracts.runtime.jetstream.connection import Stored
+from heimdex_gateway.jobs.cancel import canceled
+from heimdex_gateway.jobs.idempotency import IdempotencyRecord
+from heimdex_gateway.jobs.retry import retried
+from heimdex_stage_worker.transitions import Ended, completed_or_next, failed, handed_back
+from heimdex_status_store.queries import Unfinished
+from heimdex_status_store.reconciler import restored
+from tests.support.histories import PIPELINE, START
+
+CORPUS = [json.loads(line) for line in (Path(__file__).parent / "corpus" / "messages.jsonl").read_text().splitlines()]
+#: What each message says for itself; every other field of a JobMessage must come out of every transition as it went in.
+OWN = {"step", "run", "at", "progress", "not_before", "finished", "follows", "trace"}
+
+#: By the type of a field: values that are not its default.
+VALUES: dict[Any, st.SearchStrategy[Any]] = {
+    messages.JobId: st.uuids().map(str),
+    messages.Name: st.from_regex(r"[a-z]{1,64}", fullmatch=True),
+    messages.Name | None: st.from_regex(r"[a-z]{1,64}", fullmatch=True),
+    messages.Text | None: st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1),
+    messages.Moment: st.datetimes(min_value=START.replace(tzinfo=None)).map(lambda at: at.replace(tzinfo=START.tzinfo)),
+}
+
+
+def submitted() -> st.SearchStrategy[Due]:
+    """A new job with a value for each field of its own, whatever fields there are."""
+    types = {field.name: field.type for field in msgspec.structs.fields(Due)}
+    own = {name: _values(types[name]) for name in spec_fields(Due)}
+    return st.fixed_dictionaries(own).map(
+        lambda spec: Due(**spec, step=0, at=START, stage=PIPELINE.first_stage, reason="submitted")
+    )
+
+
+def _values(of: Any) -> st.SearchStrategy[Any]:
+    return next((values for kind, values in VALUES.items() if of in (kind, OfJob[kind])), st.from_type(of))
+
+
+def held(percent: int = 20) -> Ended:
+    return Ended(1, 17, "$JS.ACK.some", START + timedelta(seconds=1), 0.0, percent, True)
+
+
+def stored(message: AnyJobMessage) -> Stored:
+    return Stored(subject="heimdex.jobs.any.id", sequence=7, data=messages.encode(message), headers={})
+
+
+def transitions(job: Due) -> dict[str, AnyJobMessage | AttemptFailed | Progress]:
+    """Every way in which a message follows this one, or one that follows it."""
+    end = failed(job, held(), "it failed")
+    cancel = canceled(job, stored(job), snapshot(job))
+    tick = Progress(**spec_of(job, Progress), step=0, stage=job.stage, attempt=1, progress=3, at=START)
+    last = msgspec.structs.replace(job, stage=PIPELINE.stages[-1].name)
+    row = Unfinished(job.job_id, 4, 30, job.stage, True, START, "", 2, False)
+    return {
+        "hand-over": completed_or_next(job, PIPELINE, held()),
+        "completion": completed_or_next(last, PIPELINE, held()),
+        "hand-back": handed_back(job, held()),
+        "failure": end,
+        "cancel": cancel,
+        "cancel of what runs": canceled(job, stored(job), snapshot(job), tick),
+        "retry of a failed job": retried(end, stored(end), snapshot(end), PIPELINE),
+        "retry of a canceled job, whose end left the stream": retried(
+            cancel, None, snapshot(cancel), PIPELINE, "start"
+        ),
+        "restoration": restored(job, row),
+        "firing, and what the streams and rows keep": messages.decode_stored(messages.encode(job)),
+        "tick": tick,
+    }
+
+
+@given(submitted())
+def test_the_jobs_own_fields_come_out_of_every_transition_as_they_went_in(job: Due) -> None:
+    assert {name: getattr(job, name) for name in spec_fields(Due)} == spec_of(job, Due)
+    for name, message in transitions(job).items():
+        for field in spec_fields(type(message)):
+            assert getattr(message, field) == getattr(job, field), (name, field)
+
+
+def test_every_field_is_the_jobs_own_or_known_to_be_the_messages_own() -> None:
+    assert set(spec_fields(JobMessage)) | OWN == set(JobMessage.__struct_fields__)
+    assert not set(spec_fields(JobMessage)) & OWN
+    for kind in (Due, Completed, Failed, Canceled):
+        assert spec_fields(kind) == spec_fields(JobMessage)
+    assert "fail_at_stage" in spec_fields(Due)
+    assert set(spec_fields(AttemptFailed)) == set(spec_fields(Progress)) < set(spec_fields(Due))
+
+
+@pytest.mark.parametrize("number", range(len(CORPUS)))
+def test_what_the_release_before_wrote_is_read_and_written_in_the_same_bytes(number: int) -> None:
+    subject, payload = CORPUS[number]["subject"], CORPUS[number]["payload"].encode()
+    match subject.split(".")[1]:
+        case "jobs":
+            assert messages.encode(messages.decode_job(subject, payload)) == payload
+        case "attempts":
+            assert messages.encode(messages.decode_attempt(subject, payload)) == payload
+        case "progress":
+            assert messages.encode(messages.decode_progress(subject, payload)) == payload
+        case "callbacks" if ".delivered." in subject:
+            assert callbacks.encode(callbacks.decode_told(subject, payload)) == payload
+        case "callbacks":
+            assert callbacks.encode(callbacks.decode_work(subject, payload)) == payload
+        case _:
+            record = msgspec.json.decode(payload, type=IdempotencyRecord)
+            assert msgspec.json.encode(record) == payload
+
+
+def test_the_corpus_has_every_kind_of_message() -> None:
+    seen = {line["subject"].split(".")[1] for line in CORPUS}
+    assert seen == {"jobs", "attempts", "progress", "callbacks", "HEIMDEX_IDEMPOTENCY"}
+    events = {json.loads(line["payload"]).get("event") for line in CORPUS}
+    assert {"due", "completed", "failed", "canceled", "delivered"} <= events
