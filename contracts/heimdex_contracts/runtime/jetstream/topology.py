@@ -8,6 +8,7 @@ an interest stream is created on a subject that nobody uses, its consumers are a
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -40,6 +41,11 @@ _WAIT_SECONDS: Final = 0.05
 UNREADABLE_TIMES: Final = 4
 #: How long the status store has to configure a stream again, before another service does.
 OTHERS_SECONDS: Final = 1.0
+#: Over how long the status stores, and the other services, are spread when they give streams their subjects.
+STORES_SPREAD_SECONDS: Final = 0.1
+OTHERS_SPREAD_SECONDS: Final = 1.0
+#: How long a service's turn lasts: for all streams that it finds to be without their subjects.
+TURN_LASTS_SECONDS: Final = 10.0
 #: Between the removal of a stream and its next creation.
 REMOVED_SECONDS: Final = 2.0
 #: Of two looks that NATS asks for, the second one waits this long, and sees what came in between too.
@@ -128,6 +134,8 @@ class Topology:
         self._changed_since: dict[str, float] = {}
         #: When each stream was first seen to be missing; event-loop time.
         self._missing_since: dict[str, float] = {}
+        #: When it is this service's turn to give streams their subjects; event-loop time.
+        self._turn_at = float("-inf")
         self._changed: set[str] = set()
         self._damaged: set[str] = set()
         #: How many removals NATS has told of: one that comes during a look may be of what was looked at already.
@@ -317,11 +325,35 @@ class Topology:
             self._broken(stream.name, f"{stream.name} was changed, and is being configured again.")
             self._leave_to_the_store(stream.name)
             self._damaged.add(stream.name)
+        if "subjects" in differs:
+            found = await self._take_turn(stream.name, found)
+            differs = config_drift.drift(found, wanted)
+            if not differs:
+                return  # another service had its turn before
         answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**found, **wanted})
         left = config_drift.drift(answer["config"], wanted)
         if left:
             raise Unfit(config_drift.sentence(stream.name, left, self._broker.server_version))
         self._log.info("stream_configured", message="configured a stream", stream=stream.name, changed=_shown(differs))
+
+    async def _take_turn(self, stream: str, config: dict[str, Any]) -> dict[str, Any]:
+        """The stream's configuration when it is this service's turn to give the stream its subjects.
+
+        Services that start together must not do so at the same moment: nats-server (2.12 to 2.15) then subscribes to
+        the subject twice, stores each message twice, and refuses every atomic batch until it is restarted (1 of 60
+        times with 8 updates at once).
+        """
+        now = asyncio.get_running_loop().time()
+        if now > self._turn_at + TURN_LASTS_SECONDS:
+            if subjects.STATUS_STORE in self._own:
+                self._turn_at = now + random.uniform(0.0, STORES_SPREAD_SECONDS)  # noqa: S311  # not a secret
+            else:
+                self._turn_at = now + OTHERS_SECONDS + random.uniform(0.0, OTHERS_SPREAD_SECONDS)  # noqa: S311
+        if now >= self._turn_at:
+            return config
+        await asyncio.sleep(self._turn_at - now)
+        found: dict[str, Any] = (await self._broker.api(f"STREAM.INFO.{stream}"))["config"]
+        return found
 
     def _leave_to_the_store(self, stream: str) -> None:
         """Raise BrokerUnavailable for a second: the status store, which has to know of it, configures it first."""
