@@ -14,7 +14,7 @@ from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMe
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
-from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
+from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, JobQuery
 from heimdex_gateway.jobs.store_progress import ConsumerPosition, consumer_position
 
 NATS_DOWN = "NATS cannot be reached, and the job's state cannot be told without it. Try again in a few seconds."
@@ -23,15 +23,30 @@ BOTH_NEEDED = (
 )
 
 
+class JobNotFound(HeimdexError):
+    """The tenant has no such job."""
+
+    def __init__(self) -> None:
+        super().__init__("Job not found")
+
+
 class StateUnavailable(HeimdexError):
     """The answer cannot be had now, or might be older than one already given; the text says why."""
 
 
-class _InStream(msgspec.Struct, frozen=True):
+class Unreadable(StateUnavailable):
+    """The newest message on the job's subjects is not one of ours."""
+
+
+class Newest(msgspec.Struct, frozen=True):
+    """A job's newest message in the stream: `sequence` and `subject` say where it lies."""
+
     message: AnyJobMessage
     sequence: int
+    subject: str
 
     def view(self) -> Snapshot:
+        """The job as this message alone shows it."""
         return lifecycle.snapshot(self.message)
 
 
@@ -55,6 +70,35 @@ class StatusReader:
             return await self._from_both(job_id, tenant, row)
         except DatabaseUnavailable:
             return await self._from_stream(job_id, tenant)
+
+    async def job_and_newest(self, job_id: str, tenant: str) -> tuple[Snapshot | None, Newest | None]:
+        """As `job`, with the job's newest message in the stream, which is read once. Raises StateUnavailable.
+
+        That message may be a leftover, which a frozen status store has not acknowledged while another one has recorded
+        all that follows it. So it is read first: the job is then seen to have gone on, or to be in a terminal state.
+        """
+        try:
+            newest = await self._newest(job_id)
+        except StateUnavailable:
+            job = await self.job(job_id, tenant)
+            if job is None or job.ended:
+                return job, None
+            raise
+        own = newest if newest is not None and newest.message.tenant == tenant else None
+        try:
+            return await self._with_rows(job_id, tenant, own), own
+        except DatabaseUnavailable:
+            return await self._from_stream(job_id, tenant), own
+
+    async def jobs(self, query: JobQuery, tenant: str) -> list[Snapshot]:
+        """One page of this tenant's jobs as they are recorded, newest first, and one more where there is another page.
+
+        Raises StateUnavailable without Postgres.
+        """
+        try:
+            return await self._database.jobs(query, tenant)
+        except DatabaseUnavailable:
+            raise StateUnavailable("Postgres cannot be reached, and jobs are listed from it. Try again.") from None
 
     async def is_unrecorded(self, sequence: int) -> bool:
         """Whether the status store has surely recorded neither this message nor any later one."""
@@ -81,8 +125,12 @@ class StatusReader:
             if before is not None and before.ended:
                 return before  # a next run could only have started through NATS
             raise
+        return await self._with_rows(job_id, tenant, found)
+
+    async def _with_rows(self, job_id: str, tenant: str, found: Newest | None) -> Snapshot | None:
+        """The job as its row and its newest message in the stream, which was read before, show it together."""
         row = await self._database.job(job_id, tenant)
-        if found is None:
+        if found is None or (row is not None and row.status == "completed"):
             return row
         view = found.view()
         if row is not None and row.ended and view.run <= row.run:
@@ -130,20 +178,27 @@ class StatusReader:
             return None
         return tick if tick is not None and tick.step == message.step else None
 
-    async def _look(self, job_id: str, tenant: str) -> _InStream | None:
+    async def _look(self, job_id: str, tenant: str) -> Newest | None:
         """The newest message of this tenant's job. Raises StateUnavailable where NATS is away."""
+        try:
+            newest = await self._newest(job_id)
+        except Unreadable:
+            return None  # its consumers set it aside
+        return newest if newest is not None and newest.message.tenant == tenant else None
+
+    async def _newest(self, job_id: str) -> Newest | None:
+        """The newest message of this job, whosever it is. Raises StateUnavailable, Unreadable for a stranger's."""
         try:
             last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id), timeout=1.0)
             if last is None:
                 return None
-            message = messages.decode_job(last.subject, last.data)
+            return Newest(messages.decode_job(last.subject, last.data), last.sequence, last.subject)
         except (BrokerUnavailable, JetStreamError):
             raise StateUnavailable(NATS_DOWN) from None
         except UnusableMessage:
-            return None  # a stranger's: its consumers set it aside
-        return _InStream(message, last.sequence) if message.tenant == tenant else None
+            raise Unreadable("A stranger's message is in the way of this job. Try again in a few seconds.") from None
 
 
-def _lacks(row: Snapshot | None, found: _InStream) -> bool:
+def _lacks(row: Snapshot | None, found: Newest) -> bool:
     """Whether Postgres does not have this message."""
     return row is None or row.step < found.message.step

@@ -14,7 +14,7 @@ from heimdex_callbacks.url import Receiver, UnusableUrl, parse_url
 from heimdex_callbacks.validation import CallbackUrlRefused, CallbackValidation
 from heimdex_contracts import pipelines
 from heimdex_contracts.runtime.outbound.address_policy import Address, AddressPolicy
-from heimdex_gateway.errors import on_callback_url_refused
+from heimdex_gateway.errors import on_error
 from heimdex_gateway.schemas import job_request
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
@@ -116,7 +116,7 @@ def acceptance(*allow: str, **names: list[str] | None) -> CallbackValidation:
 
 def status_and_field(error: CallbackUrlRefused) -> tuple[int, str]:
     """As the caller gets them."""
-    answer = on_callback_url_refused(cast("Any", None), error)
+    answer = on_error(cast("Any", None), error)
     return answer.status_code, json.loads(answer.content)["field"]
 
 
