@@ -96,7 +96,7 @@ def _changes(example: Example, conflict: str, full: str) -> dict[int, ResponseSp
             examples=[example],
         ),
         404: problem("The job does not exist.", "Job not found"),
-        409: problem("The job's state does not allow it.", conflict),
+        409: problem("The job's state does not allow the change.", conflict),
         500: UNAVAILABLE,
         503: problem(f"{full}; `Retry-After` gives the seconds to wait.", FULL),
     }
