@@ -53,7 +53,7 @@ class ReceiverSlots:
         """Take a slot for one call.
 
         Returns None if the call may start; the caller then calls `leave` when it has finished. Otherwise returns the
-        seconds after which to ask again.
+        seconds after which to retry.
         """
         receiver_calls = self._receivers.setdefault(receiver, _Calls())
         tenant_calls = self._tenants.setdefault(tenant, _Calls())

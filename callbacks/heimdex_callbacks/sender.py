@@ -84,7 +84,7 @@ class Sender:
         self._starting = asyncio.Semaphore(MAX_STARTS_AT_ONCE)
 
     async def post(self, receiver: Receiver, end: End) -> Answer:
-        """Make one attempt, within TIMEOUT_SECONDS. Every failure is returned as an Answer."""
+        """Make one attempt, within TIMEOUT_SECONDS. A failure of the receiver is returned as an Answer."""
         async with self._starting:
             await asyncio.sleep(0)
         try:

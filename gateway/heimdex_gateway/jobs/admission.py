@@ -21,7 +21,7 @@ class QueueFull(HeimdexError):
 class Admission:
     """Admission control of one gateway. most: the maximum number of unfinished jobs.
 
-    Several gateways together can exceed it by the jobs of about a second: the limit is a safeguard, not a quota.
+    Several gateways together can exceed it by the jobs of about one second: it is a safeguard, not a quota.
     """
 
     def __init__(self, broker: Broker, stages: tuple[str, ...], most: int) -> None:

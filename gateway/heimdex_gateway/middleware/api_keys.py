@@ -30,7 +30,8 @@ class Keys:
         self._tenants: dict[str, str] = {}
         for entry in entries:
             tenant, _, digest = entry.partition(":")
-            # Interned, the default tenant is the same object as the messages' default value, so they omit it.
+            # Interned: the default tenant is then the identical object to the default of the message field, and the
+            # encoder omits it.
             self._tenants[digest.lower()] = sys.intern(tenant)
 
     def __bool__(self) -> bool:

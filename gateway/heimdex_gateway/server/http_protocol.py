@@ -150,7 +150,7 @@ class BoundedHttpProtocol(CoalescedWrites):
             self.transport.close()  # no request was started
 
     def _refuse_large(self) -> None:
-        self._refuse(431, f"The path and the headers together exceed {self.head_bytes // 1024} KiB.")
+        self._refuse(431, f"The path and the headers together are over {self.head_bytes // 1024} KiB.")
 
     def _refuse(self, status: int, detail: str) -> None:
         """Send an error response if one is still possible, and parse nothing more of this connection."""
