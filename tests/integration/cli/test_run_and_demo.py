@@ -147,4 +147,4 @@ def test_an_unusable_port_is_refused(folder: Path, commands: Path, word: str) ->
     process = _start(folder, commands, word, HEIMDEX_PORT="x")
     text, _ = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert text == "heimdex: HEIMDEX_PORT='x' is not a port: a whole number from 1 to 65535 is needed.\n"
+    assert text == "heimdex: HEIMDEX_PORT='x' is not a port: use a whole number from 1 to 65535.\n"

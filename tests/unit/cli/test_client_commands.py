@@ -38,7 +38,7 @@ def test_list_says_when_there_are_more_than_its_limit(api: str, capsys: Printed)
     assert call(["list", "--limit", "4", "--json"]) == 0
     captured = capsys.readouterr()
     assert [json.loads(line)["id"] for line in captured.out.splitlines()] == made[:0:-1]
-    assert captured.err == "There are more: these are the newest 4 (--limit, --all).\n"
+    assert captured.err == "There are more jobs: these are the newest 4 (see --limit and --all).\n"
     assert call(["list", "--limit", "5"]) == 0
     assert capsys.readouterr().err == ""
 
