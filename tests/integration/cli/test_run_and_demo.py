@@ -86,7 +86,7 @@ def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, com
         third = _start(folder / "elsewhere", commands, "run", **ports)
         said, _ = third.communicate(timeout=30)
         assert third.returncode == 2
-        assert said == f"heimdex: Port {ports['HEIMDEX_PORT']} is taken: set HEIMDEX_PORT to choose another one.\n"
+        assert said == f"heimdex: Port {ports['HEIMDEX_PORT']} is in use: set HEIMDEX_PORT to choose another one.\n"
 
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) == 0
