@@ -103,7 +103,7 @@ async def post_all(port: int, jobs: int, accepted: list[str], refused: Counter[i
     async def post() -> None:
         connection = await connect(port)
         for _ in numbers:
-            status, body = await connection.ask(request)
+            status, body = await connection.request(request)
             if status == 202:
                 accepted.append(msgspec.json.decode(body)["job_id"])
             else:
