@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 
-class Journal:
+class RecordingLogger:
     """`bind` shares the entries."""
 
     def __init__(self, entries: list[dict[str, Any]] | None = None, **bound: Any) -> None:

@@ -2,7 +2,7 @@
 
 `killer` kills its worker, `raiser` raises, `steady` takes a while, `gated` waits for the test, `quick` returns,
 `tired` comes far and raises, and at once when it is tried again; `spinner` computes without a pause at `spinning`,
-which blocks. `Duties` is the test's side.
+which blocks. `Behaviours` is the test's side.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ PIPELINES = (
 )
 
 
-class Duties:
+class Behaviours:
     """`env` goes to every service: `system.env |= duties.env`."""
 
     def __init__(self, folder: Path, steady_seconds: float = 1.0) -> None:
