@@ -30,16 +30,16 @@ class Unusable(HeimdexError):
 class Unreachable(HeimdexError):
     """The API does not answer, or reports that it is unavailable."""
 
-    # Not 1: `heimdex watch` exits with 1 for a failed job, and an outage says nothing about the job.
+    # Not 1: `heimdex watch` exits with 1 for a failed job, and during an outage the job's state is unknown.
     exit_code = 4
 
 
 class ServerFailed(HeimdexError):
-    """A server of the embedded system did not start."""
+    """A server of the embedded system did not start; `detail` has the tail of its log."""
 
 
 class NotReady(HeimdexError):
-    """The embedded system did not become ready."""
+    """The embedded system did not become ready; `detail` has the tail of the log of the likely cause."""
 
 
 def tail(path: Path, lines: int = 15) -> str:

