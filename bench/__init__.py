@@ -1,1 +1,1 @@
-"""Benchmarks: what a job costs, how many go through, how soon the API answers. Run as `python -m bench.run`."""
+"""Benchmarks: the cost of a job, the throughput, and the latency of the API. Run them with `python -m bench.run`."""

@@ -1,7 +1,7 @@
-"""`make bench`: what a job costs, how many go through, and how soon an idle system answers.
+"""`make bench`: measures the cost of a job, the throughput, and the latency of an idle system.
 
-Starts nats-server, Postgres and the real services with stages that do nothing, loads them from a process of its own,
-and prints one table. A wrong outcome ends it with exit code 1; a time never does.
+It starts nats-server, Postgres and the real services with stages that do nothing, generates the load in a separate
+process, and prints one table. It exits with code 1 when a job has a wrong result; a slow run is never an error.
 """
 
 import argparse
@@ -20,34 +20,37 @@ from bench.support.report import Figures
 PROCESSES = ("gateway", *STAGES, "status-store", "nats-server", "postgres")
 
 
-def options() -> argparse.Namespace:
-    """What to measure, and how often."""
+def parse_options() -> argparse.Namespace:
+    """Parse the command line, and fill in the defaults that depend on other options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sync",
         choices=("default", "always"),
-        help="nats-server's sync_interval (default: its own default; with --cluster always)",
+        help="sync_interval of nats-server (default: nats-server's own default; with --cluster: always)",
     )
-    parser.add_argument("--cluster", action="store_true", help="three nats-servers, each stream on all of them")
-    parser.add_argument("--replicas", type=int, default=1, help="workers of each stage")
-    parser.add_argument("--jobs", type=int, help="jobs a run (default 5000)")
-    parser.add_argument("--runs", type=int, help="runs whose medians are shown (default 3)")
+    parser.add_argument("--cluster", action="store_true", help="three nats-servers, with each stream on all of them")
+    parser.add_argument("--replicas", type=int, default=1, help="workers per stage")
+    parser.add_argument("--jobs", type=int, help="jobs per run (default 5000)")
+    parser.add_argument("--runs", type=int, help="runs over which the medians are taken (default 3)")
     parser.add_argument("--connections", type=int, default=16, help="HTTP connections of the load generator")
-    parser.add_argument("--floor", action="store_true", help="measure also the least that the same messages can cost")
-    parser.add_argument("--short", action="store_true", help="about 20 s; less exact")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    found = parser.parse_args()
-    if found.cluster and found.floor:
-        # It repeats no hand-over that the stream's leader does not know the predecessor of yet.
-        parser.error("--floor is measured on one nats-server only: leave out --cluster")
-    found.sync = found.sync or ("always" if found.cluster else "default")
-    found.jobs = found.jobs or (2000 if found.short else 5000)
-    found.runs = found.runs or (1 if found.short else 3)
-    return found
+    parser.add_argument("--floor", action="store_true", help="also measure the minimum cost of the same messages")
+    parser.add_argument("--short", action="store_true", help="take about 20 s; less exact")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    options = parser.parse_args()
+    if options.cluster and options.floor:
+        # The floor does not retry a hand-over whose predecessor the stream's leader does not have yet.
+        parser.error("--floor is measured on one nats-server only: remove --cluster")
+    options.sync = options.sync or ("always" if options.cluster else "default")
+    options.jobs = options.jobs or (2000 if options.short else 5000)
+    options.runs = options.runs or (1 if options.short else 3)
+    return options
 
 
 def load_run(system: Servers, load: Load, jobs: int) -> tuple[Figures, list[str]]:
-    """POST `jobs` jobs, wait until all are completed and recorded; what that cost."""
+    """POST `jobs` jobs and wait until all are completed and recorded.
+
+    Returns rates per second, latencies in milliseconds and CPU seconds per 1,000 jobs; and the ids of the jobs.
+    """
     before, began = system.cpu_seconds(), time.perf_counter()
     posted = load.post(jobs)
     queue_state.wait_until_empty(system.nats.url, system.stream)
@@ -62,19 +65,25 @@ def load_run(system: Servers, load: Load, jobs: int) -> tuple[Figures, list[str]
 
 
 def get_run(system: Servers, load: Load, ids: list[str], count: int) -> Figures:
-    """GET them in turn, all of them completed."""
+    """Send `count` GETs for these completed jobs, in turn.
+
+    Returns the rate per second, latencies in milliseconds and CPU seconds per 1,000 GETs.
+    """
     before = system.cpu_seconds()
-    got = load.get(ids, count, "completed")
+    sample = load.get(ids, count, "completed")
     spent = spent_between(before, system.cpu_seconds())
     return {
-        "get_per_second": count / got["seconds"],
-        "get_ms": report.spread(got["ms"]),
+        "get_per_second": count / sample["seconds"],
+        "get_ms": report.spread(sample["ms"]),
         "get_cpu": {name: 1000 * spent[name] / count for name in ("gateway", "postgres", "nats-server")},
     }
 
 
 def idle_run(system: System, load: Load, *, short: bool) -> Figures:
-    """How soon an idle system answers, and what it costs when nobody asks."""
+    """Measure an idle system: the latency of one job, of two simultaneous jobs, and the CPU use without requests.
+
+    Returns milliseconds from POST to completed, and by process the CPU use in percent of a core.
+    """
     one = load.idle(rounds=20 if short else 200, together=1, silence=0.05)
     rounds, silence = (3, 2.0) if short else (6, 10.0)
     two = load.idle(rounds=rounds, together=2, silence=silence)
@@ -92,29 +101,31 @@ def idle_run(system: System, load: Load, *, short: bool) -> Figures:
 
 
 def per_thousand(spent: ByProcess, jobs: int) -> ByProcess:
-    """Seconds of CPU per 1,000 jobs by process, and their sum."""
-    found = {name: 1000 * seconds / jobs for name, seconds in spent.items()}
-    return {**found, "sum": sum(found.values())}
+    """Return the CPU seconds per 1,000 jobs by process, and their sum."""
+    costs = {name: 1000 * seconds / jobs for name, seconds in spent.items()}
+    return {**costs, "sum": sum(costs.values())}
 
 
-def measure(wanted: argparse.Namespace, directory: Path) -> Figures:
-    """Everything that was asked for. Raises RuntimeError for a wrong outcome."""
-    figures: Figures = {"machine": report.machine(), "options": vars(wanted)}
+def measure(options: argparse.Namespace, directory: Path) -> Figures:
+    """Run every requested measurement. Raises RuntimeError when a job has a wrong result or a process dies."""
+    figures: Figures = {"machine": report.machine(), "options": vars(options)}
     with ExitStack() as stack:
-        ours = System(directory / "ours", wanted.sync, wanted.replicas, clustered=wanted.cluster)
+        ours = System(directory / "ours", options.sync, options.replicas, clustered=options.cluster)
         system = stack.enter_context(ours)
-        load = stack.enter_context(Load(system.port, wanted.connections))
-        floor = stack.enter_context(Floor(directory / "floor", wanted.sync, wanted.replicas)) if wanted.floor else None
+        load = stack.enter_context(Load(system.port, options.connections))
+        floor = None
+        if options.floor:
+            floor = stack.enter_context(Floor(directory / "floor", options.sync, options.replicas))
         warm_up = 300
         load_run(system, load, warm_up)
         if floor:
             floor.run(warm_up)
         runs, floors = [], []
-        for _ in range(wanted.runs):
-            found, ids = load_run(system, load, wanted.jobs)
-            runs.append(found | get_run(system, load, ids, 2 * wanted.jobs))
+        for _ in range(options.runs):
+            run, ids = load_run(system, load, options.jobs)
+            runs.append(run | get_run(system, load, ids, 2 * options.jobs))
             if floor:
-                floors.append(floor.run(wanted.jobs))
+                floors.append(floor.run(options.jobs))
         figures["ours"] = report.median(runs)
         figures["ours"]["memory"] = system.memory_bytes()
         if floors:
@@ -123,9 +134,9 @@ def measure(wanted: argparse.Namespace, directory: Path) -> Figures:
                 [{"sum": run["cpu"]["sum"] / other["cpu"]["sum"]} for run, other in zip(runs, floors, strict=True)]
             )
             floor.close()  # type: ignore[union-attr]
-        idle = idle_run(system, load, short=wanted.short)
+        idle = idle_run(system, load, short=options.short)
         figures["ours"] |= idle
-        jobs = warm_up + wanted.runs * wanted.jobs + idle["idle_rounds"] + 2 * idle["two_rounds"]
+        jobs = warm_up + options.runs * options.jobs + idle["idle_rounds"] + 2 * idle["two_rounds"]
         queue_state.wait_until_empty(system.nats.url)
         queue_state.check_completed(system.postgres.url, jobs)
         figures["said"] = system.group.log_lines()
@@ -133,17 +144,17 @@ def measure(wanted: argparse.Namespace, directory: Path) -> Figures:
 
 
 def show(figures: Figures) -> str:
-    """The table."""
-    wanted, ours = figures["options"], figures["ours"]
+    """Return the table of the figures as text."""
+    options, ours = figures["options"], figures["ours"]
     floor = figures.get("floor")
     rows: list[list[str]] = [
-        [f"HTTP, {wanted['connections']} connections", "per second", "p50", "p99"],
+        [f"HTTP, {options['connections']} connections", "per second", "p50", "p99"],
         ["POST", f"{ours['post_per_second']:,.0f}", *_ms(ours["post_ms"])],
         ["GET", f"{ours['get_per_second']:,.0f}", *_ms(ours["get_ms"])],
         ["jobs, from the first POST to the last row", f"{ours['jobs_per_second']:,.0f}"],
-        [f"idle, GET every 2 ms, stages of 0 s, {ours['idle_rounds']} times", "", "p50", "p99"],
+        [f"idle system, stages of 0 s, GET every 2 ms, {ours['idle_rounds']} rounds", "", "p50", "p99"],
         ["POST to completed", "", *_ms(ours["idle_ms"])],
-        [f"two at once after {ours['two_silence']:g} s ({ours['two_rounds']} times)", "", *_ms(ours["two_ms"])],
+        [f"two at once after {ours['two_silence']:g} s idle ({ours['two_rounds']} rounds)", "", *_ms(ours["two_ms"])],
         ["by process", "CPU s / 1,000 jobs", "floor", "idle, % of a core", "MiB"],
     ]
     names = [name for name in PROCESSES if name in ours["cpu"]]
@@ -154,18 +165,19 @@ def show(figures: Figures) -> str:
     idle_sum = sum(ours["idle_percent"][name] for name in names)
     memory_sum = sum(ours["memory"][name] for name in names) / 2**20
     least = f"{floor['cpu']['sum']:.3f}" if floor else ""
-    rows.append(["together", f"{ours['cpu']['sum']:.3f}", least, f"{idle_sum:.1f}", f"{memory_sum:.0f}"])
+    rows.append(["total", f"{ours['cpu']['sum']:.3f}", least, f"{idle_sum:.1f}", f"{memory_sum:.0f}"])
     if floor:
-        rows.append(["ours / floor", f"{figures['ratio']['sum']:.2f}"])
+        rows.append(["Heimdex / floor", f"{figures['ratio']['sum']:.2f}"])
     services = sum(ours["idle_percent"][name] for name in PROCESSES[:5] if name in names)
-    rows.append(["the five services only, idle", "", "", f"{services:.1f}"])
+    rows.append(["total of the five services, idle", "", "", f"{services:.1f}"])
     get_cpu = ours["get_cpu"]
     rows.append(["GET: gateway, CPU s / 1,000", f"{get_cpu['gateway']:.3f}"])
     rows.append(["GET: postgres, CPU s / 1,000", f"{get_cpu['postgres']:.3f}"])
     rows.append(["(the load generator, CPU s / 1,000 POSTs)", f"{ours['load_generator']:.3f}"])
     title = (
-        f"{wanted['jobs']:,} jobs a run, medians of {wanted['runs']}; {3 if wanted['cluster'] else 1} nats-server(s), "
-        f"sync {wanted['sync']}, {wanted['replicas']} worker(s) a stage\n{figures['machine']}"
+        f"{options['jobs']:,} jobs per run, medians of {options['runs']} runs; "
+        f"{3 if options['cluster'] else 1} nats-server(s), sync {options['sync']}, "
+        f"{options['replicas']} worker(s) per stage\n{figures['machine']}"
     )
     return report.table(title, rows)
 
@@ -175,18 +187,18 @@ def _ms(spread: dict[str, float]) -> list[str]:
 
 
 def main() -> None:
-    """Exit code 1 for a wrong outcome."""
-    wanted = options()
+    """Run the benchmark and print the table. Exits with code 1 when a job has a wrong result or a process dies."""
+    options = parse_options()
     try:
         with folder("run") as directory:
-            figures: dict[str, Any] = measure(wanted, directory)
+            figures: dict[str, Any] = measure(options, directory)
     except RuntimeError as error:
-        print(f"Wrong: {error}", file=sys.stderr)
+        print(f"The benchmark failed: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     print(show(figures))
     for line in figures["said"][:20]:
         print(f"logged by {line}", file=sys.stderr)
-    report.save(wanted.json, figures)
+    report.save(options.json, figures)
 
 
 if __name__ == "__main__":

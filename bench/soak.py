@@ -1,11 +1,12 @@
-"""Does anything grow? Half an hour, or as long as is asked, of steady load at about half the maximum rate.
+"""Looks for growth of memory, streams and tables under a steady load of about half the maximum rate, for half an hour.
 
     python -m bench.soak [--minutes 30] [--rate JOBS_PER_SECOND] [--json FILE]
 
-Samples each process's memory every 10 s and prints the mean of the middle third beside that of the last third, and how
-many messages the streams and how many rows the tables hold. Ended jobs are pruned after three minutes here, at every
-round of the pruning, so that the tables too should come to rest (a round is ten minutes: below `--minutes 25` they have
-not). Exit code 1 when a job was lost, or when a process of ours grew by more than 10 % and 5 MiB from third to third.
+Samples the memory of each process, the number of messages in the streams and the number of rows in the tables every
+10 s. Prints the mean of the middle third of the samples beside that of the last third. The retention of finished jobs
+is three minutes here, so that the tables reach a steady size too. Because they are pruned every ten minutes, that takes
+`--minutes 25` or more. Exits with code 1 when a job was lost, or when a process of Heimdex grew by more than 10 % and
+5 MiB from the middle third to the last.
 """
 
 import argparse
@@ -26,34 +27,34 @@ from bench.support.processes import System, folder
 
 SAMPLE_SECONDS = 10.0
 BURST_SECONDS = 0.25
-#: Jobs that the maximum rate is taken from.
+#: The number of jobs in the trial that measures the maximum rate.
 TRIAL = 2_000
 RETENTION_DAYS = 3 / (24 * 60)
 STREAMS = ("HEIMDEX_JOBS", "HEIMDEX_ATTEMPTS", "HEIMDEX_PROGRESS", "HEIMDEX_UNUSABLE")
 MIB = 1024 * 1024
 
-#: Bytes by process, and counts by stream and table.
+#: Bytes by process, messages by stream and rows by table.
 Sample = dict[str, float]
 
 
-def options() -> argparse.Namespace:
-    """For how long, how fast."""
+def parse_options() -> argparse.Namespace:
+    """Parse the command line: the duration, the rate and the output file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--rate", type=float, help="jobs a second; by default half of what a trial shows")
-    parser.add_argument("--json", metavar="FILE", help="write the samples there")
+    parser.add_argument("--rate", type=float, help="jobs per second; by default half the maximum rate of a trial")
+    parser.add_argument("--json", metavar="FILE", help="write the samples to this file")
     return parser.parse_args()
 
 
-def ask(nats_url: str, call: str) -> dict[str, Any]:
-    """One request to JetStream's API."""
+def request_api(nats_url: str, call: str) -> dict[str, Any]:
+    """Send a request to `$JS.API.<call>` on a new connection, and return the decoded response."""
 
     async def request() -> dict[str, Any]:
         nc = Client()
         await nc.connect(nats_url)
         try:
-            answer: dict[str, Any] = json.loads((await nc.request(f"$JS.API.{call}", b"", timeout=30)).data)
-            return answer
+            response: dict[str, Any] = json.loads((await nc.request(f"$JS.API.{call}", b"", timeout=30)).data)
+            return response
         finally:
             await nc.close()
 
@@ -61,9 +62,9 @@ def ask(nats_url: str, call: str) -> dict[str, Any]:
 
 
 def counted(system: System) -> Sample:
-    """Messages by stream, rows by table."""
+    """Return the number of messages by stream and of rows by table."""
 
-    async def rows() -> Sample:
+    async def count_rows() -> Sample:
         connection = await asyncpg.connect(system.postgres.url)
         try:
             return {
@@ -72,14 +73,16 @@ def counted(system: System) -> Sample:
         finally:
             await connection.close()
 
-    found = {name: float(ask(system.nats.url, f"STREAM.INFO.{name}")["state"]["messages"]) for name in STREAMS}
-    return found | asyncio.run(rows())
+    messages = {
+        name: float(request_api(system.nats.url, f"STREAM.INFO.{name}")["state"]["messages"]) for name in STREAMS
+    }
+    return messages | asyncio.run(count_rows())
 
 
 def drained(system: System, seconds: float = 120) -> bool:
-    """Whether the stream came to hold nothing: every job has ended and is recorded."""
+    """Wait until the jobs stream is empty: every job is in a terminal state and recorded. Returns False on timeout."""
     deadline = time.monotonic() + seconds
-    while ask(system.nats.url, "STREAM.INFO.HEIMDEX_JOBS")["state"]["messages"]:
+    while request_api(system.nats.url, "STREAM.INFO.HEIMDEX_JOBS")["state"]["messages"]:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
@@ -87,25 +90,28 @@ def drained(system: System, seconds: float = 120) -> bool:
 
 
 def maximum_rate(system: System, load: Load) -> float:
-    """Jobs a second, from the first POST to the last record; the second trial counts, the first one warms up."""
+    """Measure the jobs per second, from the first POST to the last record, in a second trial after one to warm up.
+
+    Raises RuntimeError when the trial's jobs do not finish within 120 s.
+    """
     for _ in range(2):
         began = time.monotonic()
         load.post(TRIAL)
         if not drained(system):
-            raise RuntimeError("the trial's jobs did not end")
+            raise RuntimeError("the trial's jobs did not finish")
         rate = TRIAL / (time.monotonic() - began)
     return rate
 
 
 def soak(system: System, load: Load, rate: float, seconds: float) -> tuple[list[Sample], int]:
-    """Samples over this time, and the number of jobs that were accepted."""
+    """Load the system for this many seconds. Returns the samples and the number of accepted jobs."""
     samples: list[Sample] = []
     accepted = 0
     began = sampled_at = time.monotonic()
     while (now := time.monotonic()) - began < seconds:
-        wanted = int((now - began + BURST_SECONDS) * rate) - accepted
-        if wanted > 0:
-            accepted += len(load.post(wanted)["ids"])
+        due = int((now - began + BURST_SECONDS) * rate) - accepted
+        if due > 0:
+            accepted += len(load.post(due)["ids"])
         if time.monotonic() - sampled_at >= SAMPLE_SECONDS:
             sampled_at += SAMPLE_SECONDS
             samples.append({**system.memory_bytes(), **counted(system)})
@@ -114,14 +120,14 @@ def soak(system: System, load: Load, rate: float, seconds: float) -> tuple[list[
 
 
 def thirds(samples: list[Sample], name: str) -> tuple[float, float]:
-    """The mean over the middle third, and over the last one."""
+    """Return the mean of this figure over the middle third of the samples, and over the last third."""
     size = len(samples) // 3
     middle, last = samples[size : 2 * size], samples[-size:]
-    return statistics.mean(one[name] for one in middle), statistics.mean(one[name] for one in last)
+    return statistics.mean(sample[name] for sample in middle), statistics.mean(sample[name] for sample in last)
 
 
 def show(samples: list[Sample]) -> list[str]:
-    """Print the two tables; returns the names of the processes of ours that grew."""
+    """Print the two tables. Returns the names of the Heimdex processes that grew."""
     rows = [["resident memory, MiB", "start", "middle third", "last third", "change"]]
     grew = []
     counts = {*STREAMS, "jobs", "job_events"}
@@ -139,36 +145,39 @@ def show(samples: list[Sample]) -> list[str]:
         if name in counts:
             middle, last = thirds(samples, name)
             rows.append([name, *(f"{each:,.0f}" for each in (samples[0][name], middle, last, samples[-1][name]))])
-    print(report.table("What is kept", rows))
+    print(report.table("Messages and rows", rows))
     return grew
 
 
 def main() -> int:
-    """0 when nothing grew and nothing was lost."""
-    wanted = options()
+    """Run the soak test. Returns the exit code: 0 when no process grew and no job was lost, else 1."""
+    options = parse_options()
     environ = {"HEIMDEX_RETENTION_DAYS": str(RETENTION_DAYS), "HEIMDEX_LOG_LEVEL": "warning"}
     with folder("soak") as directory, System(directory, environ=environ) as system, Load(system.port) as load:
-        rate = wanted.rate or maximum_rate(system, load) / 2
-        print(f"{rate:.0f} jobs a second for {wanted.minutes:g} minutes", flush=True)
-        samples, accepted = soak(system, load, rate, 60 * wanted.minutes)
-        whole = drained(system)
-        ends = asyncio.run(_ends(system.postgres.url))
-        said = system.group.log_lines()
+        rate = options.rate or maximum_rate(system, load) / 2
+        print(f"{rate:.0f} jobs per second for {options.minutes:g} minutes", flush=True)
+        samples, accepted = soak(system, load, rate, 60 * options.minutes)
+        finished = drained(system)
+        statuses = asyncio.run(_count_by_status(system.postgres.url))
+        log_lines = system.group.log_lines()
     if len(samples) < 3:
-        print("too short to compare: at least half a minute is needed", file=sys.stderr)
+        print("too short to compare: use --minutes 0.5 or more", file=sys.stderr)
         return 1
     grew = show(samples)
-    print(f"{accepted:,} jobs were accepted; {'all have ended' if whole else 'NOT ALL HAVE ENDED'}; rows: {ends}")
-    for line in said[:20]:
+    print(
+        f"{accepted:,} jobs were accepted; {'all are finished' if finished else 'NOT ALL ARE FINISHED'}; "
+        f"jobs by status: {statuses}"
+    )
+    for line in log_lines[:20]:
         print(f"logged: {line[:300]}")
     for name in grew:
         print(f"GREW: {name}")
-    if wanted.json:
-        Path(wanted.json).write_text(json.dumps({"rate": rate, "accepted": accepted, "samples": samples}))
-    return 1 if grew or not whole or set(ends) - {"completed"} else 0
+    if options.json:
+        Path(options.json).write_text(json.dumps({"rate": rate, "accepted": accepted, "samples": samples}))
+    return 1 if grew or not finished or set(statuses) - {"completed"} else 0
 
 
-async def _ends(url: str) -> dict[str, int]:
+async def _count_by_status(url: str) -> dict[str, int]:
     connection = await asyncpg.connect(url)
     try:
         rows = await connection.fetch("SELECT status, count(*) FROM jobs GROUP BY 1")

@@ -1,1 +1,1 @@
-"""The least that the same work can cost: our figures are quoted as multiples of theirs."""
+"""Baselines: minimal programs that do the same work. Heimdex's figures are given as multiples of theirs."""

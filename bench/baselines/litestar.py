@@ -1,4 +1,4 @@
-"""What the gateway is compared with: Litestar handlers that decode the same body and run the same SELECT, no more.
+"""The baseline of the gateway: Litestar handlers that only decode the same body and run the same SELECT.
 
 python -m bench.baselines.litestar PORT DATABASE_URL
 """
@@ -40,7 +40,7 @@ class Job(msgspec.Struct):
     updated_at: str
 
 
-def _moment(at: datetime) -> str:
+def _format_time(at: datetime) -> str:
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
@@ -61,7 +61,7 @@ def application(database_url: str) -> Litestar:
         if row is None:
             raise NotFoundException
         result = None if row[7] is None else msgspec.json.decode(row[7])
-        return Job(job_id, row[5], row[6], row[4], result, row[8], _moment(row[9]), _moment(row[10]))
+        return Job(job_id, row[5], row[6], row[4], result, row[8], _format_time(row[9]), _format_time(row[10]))
 
     async def connect() -> None:
         nonlocal pool

@@ -1,10 +1,10 @@
-"""The floor: the least that the messages and rows of our jobs can cost. No HTTP, no validation, no features.
+"""The floor: the minimum cost of the messages and rows of Heimdex's jobs, without HTTP, validation or other features.
 
-One process a role, as in the real system: a submitter, a worker for each stage, a store. nats-py alone publishes,
-fetches and acknowledges the same payloads with the same headers on the same streams and consumers; the store writes
-the same rows to the same tables, in batches, and acknowledges after the commit.
+There is a process per role, as in the real system: a submitter, a worker for each stage, a store. They publish, fetch
+and acknowledge the same payloads with the same headers on the same streams and consumers, with nats-py only. The store
+writes the same rows to the same tables, in batches, and acknowledges after the commit.
 
-    python -m bench.baselines.nats ROLE          one of these processes; `Floor` starts them
+    python -m bench.baselines.nats ROLE          runs one of these processes; `Floor` starts them
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from heimdex_status_store.database import migrate
 
 STAGE_BATCH = 100
 STORE_BATCH = 500
-#: Publishes of the submitter that wait for their answer at a time: the load generator's connections in the real one.
+#: The submitter's maximum number of publishes in flight: as many as the load generator has HTTP connections.
 SUBMIT_WINDOW = 16
 
 STAGES = PIPELINES[0].stage_names
@@ -74,24 +74,24 @@ async def _publish(js: JetStreamContext, template: Template, job_id: str, expect
 
 
 async def submit(js: JetStreamContext) -> None:
-    """Publish as many jobs as each line on stdin says; answer with a line when they are stored."""
+    """Read numbers from stdin, one per line. For each, publish that many jobs and print a line when they are stored."""
     first = templates()[0]
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
-        left = iter(range(int(line)))
+        remaining = iter(range(int(line)))
 
-        async def one_after_another(left: Iterator[int] = left) -> None:
-            for _ in left:
+        async def publish_in_turn(remaining: Iterator[int] = remaining) -> None:
+            for _ in remaining:
                 await _publish(js, first, str(uuid7()), 0)
 
-        await asyncio.gather(*(one_after_another() for _ in range(SUBMIT_WINDOW)))
+        await asyncio.gather(*(publish_in_turn() for _ in range(SUBMIT_WINDOW)))
         print("stored", flush=True)
 
 
 async def work(js: JetStreamContext, stage: str) -> None:
-    """Take the jobs due at this stage, hand each over, acknowledge it."""
-    pulled = await js.pull_subscribe_bind(durable=stage, stream=subjects.JOBS)
+    """Fetch the jobs that are due at this stage, publish the hand-over of each, then acknowledge it."""
+    subscription = await js.pull_subscribe_bind(durable=stage, stream=subjects.JOBS)
     following = templates()[STAGES.index(stage) + 1]
 
     async def hand_over(msg: Msg) -> None:
@@ -101,20 +101,20 @@ async def work(js: JetStreamContext, stage: str) -> None:
 
     while True:
         try:
-            fetched = await pulled.fetch(STAGE_BATCH, timeout=5)
+            fetched = await subscription.fetch(STAGE_BATCH, timeout=5)
         except (nats.errors.TimeoutError, TimeoutError):
             continue
         await asyncio.gather(*map(hand_over, fetched))
 
 
 async def store(js: JetStreamContext) -> None:
-    """Write each message as a row of the history, and the newest of each job as its row."""
+    """Write a row of the history for each message, and the job's row for the newest message of each job."""
     connection = await asyncpg.connect(os.environ[DATABASE_URL])
-    pulled = await js.pull_subscribe_bind(durable=subjects.STATUS_STORE, stream=subjects.JOBS)
+    subscription = await js.pull_subscribe_bind(durable=subjects.STATUS_STORE, stream=subjects.JOBS)
     steps = {template.token: template for template in templates()}
     while True:
         try:
-            fetched = await pulled.fetch(STORE_BATCH, timeout=5)
+            fetched = await subscription.fetch(STORE_BATCH, timeout=5)
         except (nats.errors.TimeoutError, TimeoutError):
             continue
         events = [(msg.subject[-36:], steps[msg.subject[13:-37]], msg.data.decode()) for msg in fetched]
@@ -129,24 +129,24 @@ _Event = tuple[str, Template, str]
 def _job_columns(events: list[_Event]) -> list[list[object]]:
     newest: dict[str, _Event] = {}
     for event in events:
-        other = newest.get(event[0])
-        if other is None or event[1].step > other[1].step:
+        known = newest.get(event[0])
+        if known is None or event[1].step > known[1].step:
             newest[event[0]] = event
     rows = []
     for job_id, template, text in sorted(newest.values(), key=lambda event: event[0]):
-        seen = snapshot(template.message)
-        result = None if seen.result is None else RESULT
+        state = snapshot(template.message)
+        result = None if state.result is None else RESULT
         message = text if result is None else None
         rows.append(
             (
                 job_id,
-                seen.step,
-                seen.progress,
-                seen.status,
-                seen.stage,
+                state.step,
+                state.progress,
+                state.status,
+                state.stage,
                 result,
-                seen.created_at,
-                seen.updated_at,
+                state.created_at,
+                state.updated_at,
                 message,
             )
         )
@@ -172,7 +172,7 @@ def _event_columns(events: list[_Event]) -> list[list[object]]:
 
 
 async def role(name: str) -> None:
-    """Be this process until told to stop."""
+    """Run the process of this role until SIGTERM."""
     client = await nats.connect(os.environ[NATS_URL])
     js = client.jetstream(timeout=30)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)
@@ -185,7 +185,7 @@ async def role(name: str) -> None:
 
 
 async def _prepare(nats_url: str, database_url: str) -> None:
-    """The same streams, consumers and tables as ours."""
+    """Create the same streams, consumers and tables as Heimdex."""
     log = logs.configure("warning", "bench")
     broker = Broker(Settings(nats_url=nats_url), "bench", log)
     await broker.connect()
@@ -198,7 +198,7 @@ async def _prepare(nats_url: str, database_url: str) -> None:
 
 
 class Floor(Servers):
-    """The floor's processes, on servers of their own."""
+    """The floor's processes, with their own NATS and Postgres servers; a context manager."""
 
     def __init__(self, directory: Path, sync: str = "default", replicas: int = 1) -> None:
         super().__init__(directory, sync)
@@ -219,7 +219,10 @@ class Floor(Servers):
         return self
 
     def run(self, jobs: int) -> report.Figures:
-        """Seconds of CPU per 1,000 jobs by role (the submitter in the gateway's place), and jobs per second."""
+        """Run this many jobs. Returns the jobs per second, and the CPU seconds per 1,000 jobs by role.
+
+        The submitter's name is `gateway`, because it takes its place. Raises RuntimeError when a job is not completed.
+        """
         before, began = self._all_cpu(), time.perf_counter()
         self._submitter.submit(jobs)
         queue_state.wait_until_empty(self.nats.url)
@@ -230,7 +233,7 @@ class Floor(Servers):
         return {"jobs_per_second": jobs / seconds, "cpu": {**spent, "sum": sum(spent.values())}}
 
     def close(self) -> None:
-        """End everything."""
+        """Stop the submitter, the other processes and the servers."""
         if hasattr(self, "_submitter"):
             self._submitter.close()
         super().close()
@@ -240,7 +243,7 @@ class Floor(Servers):
 
 
 class Submitter:
-    """The submitter's process, which is told on its stdin how many jobs to publish."""
+    """The submitter's process, which reads from its stdin how many jobs to publish."""
 
     def __init__(self, floor: Servers, environ: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -249,10 +252,10 @@ class Submitter:
             stdout=subprocess.PIPE,
             env=dict(os.environ) | environ,
         )
-        self._measured = psutil.Process(self._process.pid)
+        self._psutil_process = psutil.Process(self._process.pid)
 
     def submit(self, jobs: int) -> None:
-        """Returns when so many jobs are stored."""
+        """Publish this many jobs, and return when they are stored. Raises RuntimeError when the process has ended."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(b"%d\n" % jobs)
@@ -261,12 +264,12 @@ class Submitter:
             raise RuntimeError("the floor's submitter ended")
 
     def cpu_seconds(self) -> float:
-        """Since it started."""
-        times = self._measured.cpu_times()
+        """Return the user and system time of the process since its start."""
+        times = self._psutil_process.cpu_times()
         return float(times.user + times.system)
 
     def close(self) -> None:
-        """End it."""
+        """Terminate the process and wait until it has ended."""
         self._process.terminate()
         self._process.wait(10)
 

@@ -1,1 +1,1 @@
-"""The same work done by other job systems."""
+"""The same work implemented with other job systems, for comparison."""

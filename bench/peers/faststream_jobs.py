@@ -1,10 +1,11 @@
-"""The same three stages in FastStream on JetStream, as its documentation writes them, with a status row in Postgres.
+"""The same three stages in FastStream on JetStream, written as in its documentation, with a status row in Postgres.
 
     python faststream_jobs.py gateway PORT
     python faststream_jobs.py extracting | analyzing | indexing
 
-Pull subscriptions of 100 run concurrently; a message is acknowledged after its row is written and its successor
-stored. No history, no fence, no validation beyond the body's types, no tracing: what a small team would write first.
+A pull subscription handles batches of 100 messages concurrently. A message is acknowledged after its row is written and
+its successor is stored. There is no history, no successor fence, no tracing, and no validation beyond the types of the
+body: this is what a small team would write first.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from litestar.exceptions import NotFoundException
 from nats.js.api import ConsumerConfig, RetentionPolicy
 
 STAGES = ("extracting", "analyzing", "indexing")
-#: Percent of the job when a stage begins.
+#: The progress of the job, in percent, at the start of each stage.
 PROGRESS = {"extracting": 0, "analyzing": 33, "indexing": 83}
 STREAM = JStream(name="JOBS", subjects=["jobs.*"], retention=RetentionPolicy.WORK_QUEUE)
 

@@ -1,1 +1,1 @@
-"""One question each, on the whole system."""
+"""Benchmarks of the whole system, each of which answers one question."""

@@ -1,10 +1,11 @@
-"""Does anything get dearer as the system fills? Cost per job and GET latency at a growing backlog and a growing table,
-and throughput with 1, 2 and 4 workers of a stage that sleeps.
+"""Measures how the cost of a job and the latency of GET grow with the backlog and with the table, and the throughput
+with 1, 2 and 4 workers of a stage that sleeps.
 
     python -m bench.scenarios.scaling [--max N] [--only backlog|rows|workers] [--json FILE]
 
-`--max` bounds the backlog and the rows (default 100,000; 10,000,000 rows need 6 GB of disk and some minutes). The cost
-is that of a window of 2,000 jobs at that depth: each process's CPU, divided by the jobs that it did meanwhile.
+`--max` limits the backlog and the rows (default 100,000; 10,000,000 rows need 6 GB of disk and some minutes). The cost
+is measured over a window of 2,000 jobs at each size: the CPU time of each process, divided by the number of jobs that
+it processed in the window.
 """
 
 import argparse
@@ -27,13 +28,13 @@ BACKLOGS = (1_000, 100_000, 1_000_000)
 ROWS = (10_000, 1_000_000, 10_000_000)
 WORKERS = (1, 2, 4)
 SLEEPING_CONCURRENCY = 10
-#: Jobs that pass before a window begins: the workers start, their code gets warm.
+#: The number of jobs that newly started workers process before a window begins, to warm up.
 WARM_UP = 1_000
 GETS = 2_000
 GET_ROUNDS = 5
 
 INSERT_ROWS = """
-WITH made AS (
+WITH inserted AS (
     INSERT INTO jobs (id, type, run, step, attempt, progress, status, stage, result, created_at, updated_at)
     SELECT uuidv7(-make_interval(secs => n * 0.001)), 'mock_process', 1, 3, 0, 100, 'completed', 'indexing',
            '{"stages_completed": ["extracting", "analyzing", "indexing"], "total_duration_seconds": 0.012345}',
@@ -42,22 +43,22 @@ WITH made AS (
     RETURNING id, updated_at
 )
 INSERT INTO job_events (job_id, step, attempt, run, kind, stage, at, ended_stage, ended_attempt, started_at, seconds)
-SELECT id, 3, 0, 1, 'completed', 'indexing', updated_at, 'indexing', 1, updated_at, 1.0 FROM made
+SELECT id, 3, 0, 1, 'completed', 'indexing', updated_at, 'indexing', 1, updated_at, 1.0 FROM inserted
 """
 
 
-def options() -> argparse.Namespace:
-    """What to measure, and how far."""
+def parse_options() -> argparse.Namespace:
+    """Parse the command line: the measurements, their maximum size, and the output file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max", type=int, default=100_000, help="the longest backlog and the largest table")
-    parser.add_argument("--only", choices=("backlog", "rows", "workers"), help="one of the three")
-    parser.add_argument("--sync", choices=("default", "always"), default="default", help="nats-server's sync_interval")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--max", type=int, default=100_000, help="maximum backlog and number of rows")
+    parser.add_argument("--only", choices=("backlog", "rows", "workers"), help="run only this measurement")
+    parser.add_argument("--sync", choices=("default", "always"), default="default", help="sync_interval of nats-server")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     return parser.parse_args()
 
 
 def fill(nats_url: str, jobs: int) -> list[str]:
-    """Queue so many jobs, as the gateway would, without HTTP. Returns a sample of at most 2,000 ids."""
+    """Publish this many jobs as the gateway does, without HTTP. Returns a random sample of at most 2,000 ids."""
     first = templates()[0]
     sample: list[str] = []
 
@@ -72,12 +73,12 @@ def fill(nats_url: str, jobs: int) -> list[str]:
         random.shuffle(sample)
         del sample[GETS:]
 
-    queue_state.ask(nats_url, publish)
+    queue_state.with_client(nats_url, publish)
     return sample
 
 
 def wait_for(nats_url: str, consumer: str, acknowledged: int) -> None:
-    """Until this consumer's acknowledgements are so many."""
+    """Wait until this consumer has this many acknowledgements. Raises RuntimeError after 600 s."""
     deadline = time.monotonic() + 600
     while queue_state.acknowledged(nats_url, (consumer,))[consumer] < acknowledged:
         if time.monotonic() > deadline:
@@ -86,7 +87,10 @@ def wait_for(nats_url: str, consumer: str, acknowledged: int) -> None:
 
 
 def settle(system: System) -> None:
-    """Until the status store has recorded everything, and a moment more."""
+    """Wait until the status store has recorded every message, and one second more.
+
+    Raises RuntimeError after 1200 s.
+    """
     deadline = time.monotonic() + 1200
     while queue_state.waiting(system.nats.url, "status-store") > 0:
         if time.monotonic() > deadline:
@@ -96,7 +100,10 @@ def settle(system: System) -> None:
 
 
 def window(system: System, load: Load) -> report.Figures:
-    """CPU milliseconds of one job by process, while 2,000 are posted and at least as many are done."""
+    """POST 2,000 jobs while the workers process at least as many. Returns the CPU milliseconds per job by process.
+
+    For a system without workers, it starts one per stage and stops them at the end.
+    """
     consumers = (*STAGES, "status-store")
     done = queue_state.acknowledged(system.nats.url, consumers)
     if system.replicas == 0:
@@ -108,45 +115,45 @@ def window(system: System, load: Load) -> report.Figures:
     after, spent = queue_state.acknowledged(system.nats.url, consumers), spent_between(cpu, system.cpu_seconds())
     if system.replicas == 0:
         system.group.stop(*STAGES)
-    # A job is four messages on the stream; every stage and the gateway see one of it.
+    # A job has four messages on the stream. The gateway and each stage process one of them.
     jobs: dict[str, float] = {name: after[name] - before[name] for name in STAGES}
     jobs["gateway"] = WINDOW
     jobs["status-store"] = (after["status-store"] - before["status-store"]) / 4
     jobs["nats-server"] = jobs["postgres"] = (after["published"] - before["published"]) / 4
-    found = {name: 1000 * spent[name] / jobs[name] for name in spent}
-    return {**found, "sum": sum(found.values())}
+    costs = {name: 1000 * spent[name] / jobs[name] for name in spent}
+    return {**costs, "sum": sum(costs.values())}
 
 
 def gets(load: Load, ids: list[str]) -> dict[str, float]:
-    """p50 and p99 of GET in milliseconds: medians of some rounds."""
+    """Return p50 and p99 of GET in milliseconds, as medians of five rounds after one to warm up."""
     load.get(ids, GETS)
     return report.median([report.spread(load.get(ids, GETS)["ms"]) for _ in range(GET_ROUNDS)])
 
 
-def backlog(directory: Path, wanted: argparse.Namespace, found: dict[str, report.Figures]) -> None:
-    """At each depth: GET of queued jobs with the workers away, then a window with them."""
-    # The gateway's own limit is what a million queued jobs would meet otherwise.
+def backlog(directory: Path, options: argparse.Namespace, figures: dict[str, report.Figures]) -> None:
+    """At each depth, measure GET of queued jobs without workers, then a window with them. Adds to `figures`."""
+    # Above the default, because a million queued jobs would exceed the gateway's admission limit.
     environ = {"HEIMDEX_MAX_PENDING_JOBS": str(10 * BACKLOGS[-1])}
-    with System(directory, wanted.sync, 0, environ) as system, Load(system.port, 4) as load:
-        for depth in (each for each in BACKLOGS if each <= wanted.max):
+    with System(directory, options.sync, 0, environ) as system, Load(system.port, 4) as load:
+        for depth in (each for each in BACKLOGS if each <= options.max):
             began = time.monotonic()
             queued = queue_state.waiting(system.nats.url, STAGES[0])
-            # So that the window ends at the depth that it is named after, not far below.
+            # The window consumes jobs: with these added, it ends at this depth and not below it.
             sample = fill(system.nats.url, depth + WARM_UP + WINDOW - queued)
             settle(system)
-            seen = gets(load, sample)
+            latencies = gets(load, sample)
             memory = system.memory_bytes()["nats-server"] / 2**20
-            found[f"{depth:,}"] = {"get": seen, "cpu": window(system, load), "nats_mib": memory}
-            say(f"backlog {depth:,}", began)
+            figures[f"{depth:,}"] = {"get": latencies, "cpu": window(system, load), "nats_mib": memory}
+            log_progress(f"backlog {depth:,}", began)
 
 
-def rows(directory: Path, wanted: argparse.Namespace, found: dict[str, report.Figures]) -> None:
-    """At each size of the table: GET of rows anywhere in it, and a window."""
-    with System(directory, wanted.sync) as system, Load(system.port, 4) as load:
+def rows(directory: Path, options: argparse.Namespace, figures: dict[str, report.Figures]) -> None:
+    """At each size of the table, measure GET of random rows, then a window. Adds to `figures`."""
+    with System(directory, options.sync) as system, Load(system.port, 4) as load:
         load.post(WARM_UP)
         queue_state.wait_until_empty(system.nats.url)
         present = WARM_UP
-        for count in (each for each in ROWS if each <= wanted.max):
+        for count in (each for each in ROWS if each <= options.max):
             began = time.monotonic()
             while present < count:
                 step = min(500_000, count - present)
@@ -159,21 +166,23 @@ def rows(directory: Path, wanted: argparse.Namespace, found: dict[str, report.Fi
             percent = min(100.0, 100 * 20 * GETS / count)
             query = f"SELECT id::text FROM jobs TABLESAMPLE BERNOULLI ({percent}) ORDER BY random() LIMIT {GETS}"
             sample = [row[0] for row in queue_state.sql(system.postgres.url, query)]
-            found[f"{count:,}"] = {"get": gets(load, sample), "cpu": window(system, load), "database_mib": size}
+            figures[f"{count:,}"] = {"get": gets(load, sample), "cpu": window(system, load), "database_mib": size}
             queue_state.wait_until_empty(system.nats.url)
             present += WINDOW
-            say(f"rows {count:,}", began)
+            log_progress(f"rows {count:,}", began)
 
 
-def workers(directory: Path, wanted: argparse.Namespace, found: dict[str, report.Figures]) -> None:
-    """Jobs per second of 1, 2 and 4 workers of a stage that sleeps, each with ten jobs at a time."""
+def workers(directory: Path, options: argparse.Namespace, figures: dict[str, report.Figures]) -> None:
+    """Measure the jobs per second of 1, 2 and 4 workers of a stage that sleeps, each with ten jobs at a time. Adds to
+    `figures`.
+    """
     environ = {
         "HEIMDEX_PIPELINES": sleeping.__name__,
         "PYTHONPATH": str(ROOT),
         "HEIMDEX_STAGE_CONCURRENCY": str(SLEEPING_CONCURRENCY),
     }
     seconds, stage = 8, "sleeping"
-    with System(directory, wanted.sync, 0, environ, stages=(stage,)) as system, Load(system.port) as load:
+    with System(directory, options.sync, 0, environ, stages=(stage,)) as system, Load(system.port) as load:
         for count in WORKERS:
             began = time.monotonic()
             most = count * SLEEPING_CONCURRENCY / sleeping.SECONDS
@@ -188,57 +197,57 @@ def workers(directory: Path, wanted: argparse.Namespace, found: dict[str, report
             queue_state.wait_until_empty(system.nats.url)
             system.group.stop(stage)
             rate = (last - first) / spent
-            times = rate / found["1"]["per_second"] if found else 1.0
-            found[str(count)] = {"per_second": rate, "times": times, "most": most}
-            say(f"{count} worker(s)", began)
+            times = rate / figures["1"]["per_second"] if figures else 1.0
+            figures[str(count)] = {"per_second": rate, "times": times, "most": most}
+            log_progress(f"{count} worker(s)", began)
 
 
-def say(what: str, began: float) -> None:
-    """One line on stderr: the long ones take minutes."""
-    print(f"{what}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
+def log_progress(measurement: str, began: float) -> None:
+    """Print a line to stderr after each measurement, because the long ones take minutes."""
+    print(f"{measurement}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
-def show(found: dict[str, dict[str, report.Figures]], machine: str) -> str:
-    """The tables."""
+def show(figures: dict[str, dict[str, report.Figures]], machine: str) -> str:
+    """Return the tables of the figures as text."""
     rows_shown: list[list[str]] = []
     for part, label in (("backlog", "queued jobs"), ("rows", "rows")):
-        if not found.get(part):
+        if not figures.get(part):
             continue
-        names = next(iter(found[part].values()))["cpu"].keys()
-        short = {"sum": "together", "status-store": "store", "nats-server": "nats"}
-        rows_shown.append([label, "GET p50", "p99", *(short.get(name, name) for name in names), "of the first"])
-        first = next(iter(found[part].values()))
-        for depth, each in found[part].items():
+        names = next(iter(figures[part].values()))["cpu"].keys()
+        short = {"sum": "total", "status-store": "store", "nats-server": "nats"}
+        rows_shown.append([label, "GET p50", "p99", *(short.get(name, name) for name in names), "ratio to first"])
+        first = next(iter(figures[part].values()))
+        for depth, each in figures[part].items():
             ratio = each["cpu"]["sum"] / first["cpu"]["sum"]
             get = [f"{each['get'][name]:.1f} ms" for name in ("p50", "p99")]
             rows_shown.append([depth, *get, *(f"{value:.3f}" for value in each["cpu"].values()), f"{ratio:.2f}"])
-    if found.get("workers"):
-        rows_shown.append(["workers of a stage that sleeps 50 ms, ten at a time", "jobs/s", "times one", "at most"])
-        for count, each in found["workers"].items():
+    if figures.get("workers"):
+        rows_shown.append(["workers of a stage that sleeps 50 ms, ten at a time", "jobs/s", "ratio to one", "maximum"])
+        for count, each in figures["workers"].items():
             rows_shown.append([count, f"{each['per_second']:.0f}", f"{each['times']:.2f}", f"{each['most']:.0f}"])
-    return report.table(f"CPU ms a job by process, in a window of {WINDOW:,} jobs\n{machine}", rows_shown)
+    return report.table(f"CPU ms per job by process, in a window of {WINDOW:,} jobs\n{machine}", rows_shown)
 
 
 def main() -> None:
-    """Exit code 1 for a wrong outcome."""
-    wanted = options()
+    """Run the benchmark and print the tables. Exits with code 1 when a measurement failed."""
+    options = parse_options()
     machine = report.machine()
-    found: dict[str, dict[str, report.Figures]] = {}
-    wrong = False
+    figures: dict[str, dict[str, report.Figures]] = {}
+    failed = False
     for name, part in (("workers", workers), ("rows", rows), ("backlog", backlog)):
-        if wanted.only not in (None, name):
+        if options.only not in (None, name):
             continue
-        found[name] = {}
+        figures[name] = {}
         try:
             with folder(name) as directory:
-                part(directory, wanted, found[name])
+                part(directory, options, figures[name])
         except RuntimeError as error:
-            # What was measured until then is shown all the same.
-            print(f"Wrong: {name}: {error}", file=sys.stderr)
-            wrong = True
-    print(show(found, machine))
-    report.save(wanted.json, {"machine": machine, **found})
-    if wrong:
+            # The figures that were measured before are still printed.
+            print(f"The measurement of {name} failed: {error}", file=sys.stderr)
+            failed = True
+    print(show(figures, machine))
+    report.save(options.json, {"machine": machine, **figures})
+    if failed:
         raise SystemExit(1)
 
 

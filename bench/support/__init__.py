@@ -1,1 +1,1 @@
-"""Servers, processes under test, the load generator, and the figures."""
+"""Shared parts of the benchmarks: servers, processes under test, the load generator, and the figures."""

@@ -1,4 +1,4 @@
-"""Three nats-servers on this machine that are one cluster, as compose.cluster.yaml has them on one."""
+"""A cluster of three nats-servers on this machine, as in compose.cluster.yaml."""
 
 from pathlib import Path
 
@@ -9,20 +9,24 @@ SIZE = 3
 
 
 class Node(EmbeddedNats):
-    """One of them. routes: the ports that all of them listen on for each other, its own is the one at `number`."""
+    """One server of the cluster.
+
+    routes: the ports on which the servers listen for each other; that of this server is `routes[number]`.
+    """
 
     def __init__(self, directory: Path, sync_interval: str, number: int, routes: list[int]) -> None:
         super().__init__(directory / f"nats-{number + 1}", sync_interval=sync_interval)
-        self._own, self._routes = routes[number], routes
+        self._route_port, self._routes = routes[number], routes
 
     def _config(self) -> str:
         routes = ", ".join(f"nats-route://127.0.0.1:{port}" for port in self._routes)
-        cluster = f"cluster {{ name: bench, listen: 127.0.0.1:{self._own}, routes: [{routes}], no_advertise: true }}\n"
+        address = f"127.0.0.1:{self._route_port}"
+        cluster = f"cluster {{ name: bench, listen: {address}, routes: [{routes}], no_advertise: true }}\n"
         return super()._config() + cluster
 
 
 class NatsCluster:
-    """In the place of one EmbeddedNats. `url` names all three."""
+    """Three servers with the interface of one EmbeddedNats. `url` has the addresses of all three."""
 
     def __init__(self, directory: Path, sync_interval: str) -> None:
         routes: list[int] = []
@@ -34,20 +38,20 @@ class NatsCluster:
 
     @property
     def url(self) -> str:
-        """Comma-separated, as in HEIMDEX_NATS_URL."""
+        """The URLs of the servers, comma-separated as in HEIMDEX_NATS_URL."""
         return ",".join(node.url for node in self._nodes)
 
     @property
     def pids(self) -> list[int]:
-        """Of those that run."""
+        """The process ids of the servers that run."""
         return [node.pid for node in self._nodes if node.pid]
 
     def start(self) -> None:
-        """Start all of them; the services wait until JetStream has a leader."""
+        """Start all servers. JetStream may not have a leader yet on return; the services wait for that."""
         for node in self._nodes:
             node.start()
 
     def stop(self) -> None:
-        """End all of them."""
+        """Stop all servers, one after the other."""
         for node in self._nodes:
             node.stop()

@@ -1,7 +1,7 @@
-"""The load generator: a process of its own that speaks just enough HTTP, so that it is not the bottleneck.
+"""The load generator: a separate process that implements only the HTTP it needs, so that it is not the bottleneck.
 
-It reads one JSON request a line on stdin and answers each with one JSON line: seconds of wall time and of its own
-CPU, latencies in milliseconds. `Load` is the other end, for the process that measures.
+It reads one JSON request per line from stdin and answers each with one JSON line: seconds of wall time and of its own
+CPU time, and latencies in milliseconds. `Load` is the client for the process that measures.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from typing import Any, cast
 
 import uvloop
 
-#: How often a follower asks, from one question to the next.
-FOLLOW_EVERY_SECONDS = 0.002
-#: No answer may take longer than this.
-ANSWER_SECONDS = 30.0
+#: The interval between the starts of two GETs of `follow`.
+POLL_SECONDS = 0.002
+#: The timeout of a response, and of a job that `follow` polls.
+RESPONSE_SECONDS = 30.0
 
 BODY = b'{"type": "mock_process"}'
 
 
 class Connection(asyncio.Protocol):
-    """One kept-alive connection with one request under way at a time."""
+    """A keep-alive connection with at most one request in flight."""
 
     def __init__(self) -> None:
         self.answered: Callable[[int, bytes], None] = lambda status, body: None
@@ -56,17 +56,20 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self.answered(int(buffer[9:12]), buffer[head_end + 4 : end])
 
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """One request and its answer."""
+    async def request(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request, and return the status and the body of the response.
+
+        Raises ConnectionError when the connection closes, TimeoutError after 30 s.
+        """
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
-        self.answered = lambda status, body: answer.set_result((status, body))
-        self.lost = lambda: _fail(answer, ConnectionError("the connection was closed"))
+        response: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+        self.answered = lambda status, body: response.set_result((status, body))
+        self.lost = lambda: _fail(response, ConnectionError("the connection was closed"))
         self.send(request)
-        return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        return await asyncio.wait_for(response, RESPONSE_SECONDS)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection without a call of `lost`."""
         self.lost = lambda: None
         self.transport.close()
 
@@ -77,24 +80,28 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 async def connect(port: int) -> Connection:
-    """To this port of the loopback interface."""
+    """Open a connection to this port of the loopback interface."""
     _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
     return connection
 
 
 def post_request(body: bytes = BODY, path: str = "/jobs") -> bytes:
-    """POST /jobs, or another path."""
+    """Return the bytes of a POST request with this JSON body."""
     head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return f"{head}\r\n\r\n".encode() + body
 
 
 def get_request(job_id: str) -> bytes:
-    """GET /jobs/{job_id}."""
+    """Return the bytes of the request GET /jobs/{job_id}."""
     return f"GET /jobs/{job_id} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
 
 
 async def hammer(port: int, requests: list[bytes], connections: int, expected: int) -> dict[str, Any]:
-    """Send all of these, as fast as they are answered; `bodies` are the answers. Raises on any other status."""
+    """Send all requests over this many connections, each as soon as the one before has been answered.
+
+    Returns `seconds` of wall time, `cpu` seconds of this process, `ms` (the latencies) and `bodies` (the responses).
+    Raises RuntimeError when a response does not have the expected status, ConnectionError when a connection closes.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     latencies: list[float] = []
@@ -105,7 +112,7 @@ async def hammer(port: int, requests: list[bytes], connections: int, expected: i
     def serve(connection: Connection) -> None:
         sent_at = clock()
 
-        def next_one() -> None:
+        def send_next() -> None:
             nonlocal sent_at
             request = next(pending, None)
             if request is not None:
@@ -116,14 +123,14 @@ async def hammer(port: int, requests: list[bytes], connections: int, expected: i
             latencies.append(clock() - sent_at)
             bodies.append(body)
             if status != expected:
-                _fail(done, RuntimeError(f"answered {status}, not {expected}: {body[:200]!r}"))
+                _fail(done, RuntimeError(f"the status was {status}, not {expected}: {body[:200]!r}"))
             if len(latencies) == len(requests) and not done.done():
                 done.set_result(None)
-            next_one()
+            send_next()
 
         connection.answered = answered
         connection.lost = lambda: _fail(done, ConnectionError("a connection was closed"))
-        next_one()
+        send_next()
 
     opened = [await connect(port) for _ in range(min(connections, len(requests)))]
     cpu, began = time.process_time(), clock()
@@ -138,57 +145,61 @@ async def hammer(port: int, requests: list[bytes], connections: int, expected: i
 
 
 async def follow(connection: Connection) -> float:
-    """POST, then GET every 2 ms until the job has completed; milliseconds from the first byte to that answer."""
+    """POST a job, then GET it every 2 ms until it has completed.
+
+    Returns the milliseconds from the start of the POST to the response that shows it completed. Raises RuntimeError
+    when a request or the job fails, or the job has not completed after 30 s.
+    """
     clock = time.perf_counter
     began = clock()
-    status, body = await connection.ask(post_request())
+    status, body = await connection.request(post_request())
     if status != 202:
-        raise RuntimeError(f"POST answered {status}: {body[:200]!r}")
+        raise RuntimeError(f"POST returned {status}: {body[:200]!r}")
     request = get_request(json.loads(body)["job_id"])
     while True:
-        asked_at = clock()
-        status, body = await connection.ask(request)
+        requested_at = clock()
+        status, body = await connection.request(request)
         now = clock()
         if status != 200 or b'"failed"' in body:
-            raise RuntimeError(f"GET answered {status}: {body[:200]!r}")
+            raise RuntimeError(f"GET returned {status}: {body[:200]!r}")
         if b'"completed"' in body:
             return 1000 * (now - began)
-        if now - began > ANSWER_SECONDS:
-            raise RuntimeError(f"not completed after {ANSWER_SECONDS:g} s: {body[:200]!r}")
-        await asyncio.sleep(max(0.0, asked_at + FOLLOW_EVERY_SECONDS - now))
+        if now - began > RESPONSE_SECONDS:
+            raise RuntimeError(f"the job was not completed after {RESPONSE_SECONDS:g} s: {body[:200]!r}")
+        await asyncio.sleep(max(0.0, requested_at + POLL_SECONDS - now))
 
 
 async def _post(port: int, count: int, connections: int, body: str | None = None) -> dict[str, Any]:
     request = post_request(body.encode()) if body else post_request()
-    found = await hammer(port, [request] * count, connections, 202)
-    found["ids"] = [json.loads(body)["job_id"] for body in found.pop("bodies")]
-    return found
+    sample = await hammer(port, [request] * count, connections, 202)
+    sample["ids"] = [json.loads(body)["job_id"] for body in sample.pop("bodies")]
+    return sample
 
 
 async def _batch(port: int, count: int, size: int, connections: int) -> dict[str, Any]:
     request = post_request(b'{"jobs": [%s]}' % b", ".join([BODY] * size), "/jobs/batch")
-    found = await hammer(port, [request] * count, connections, 202)
-    found["ids"] = [job_id for body in found.pop("bodies") for job_id in json.loads(body)["job_ids"]]
-    return found
+    sample = await hammer(port, [request] * count, connections, 202)
+    sample["ids"] = [job_id for body in sample.pop("bodies") for job_id in json.loads(body)["job_ids"]]
+    return sample
 
 
 async def _get(port: int, ids: list[str], count: int, connections: int, status: str | None) -> dict[str, Any]:
     requests = [get_request(job_id) for job_id in ids]
-    found = await hammer(port, (requests * (count // len(ids) + 1))[:count], connections, 200)
+    sample = await hammer(port, (requests * (count // len(ids) + 1))[:count], connections, 200)
     if status is not None:
-        wrong = [body for body in found["bodies"] if json.loads(body)["status"] != status]
+        wrong = [body for body in sample["bodies"] if json.loads(body)["status"] != status]
         if wrong:
             raise RuntimeError(f"{len(wrong)} of {count} jobs are not {status}: {wrong[0]!r}")
-    del found["bodies"]
-    return found
+    del sample["bodies"]
+    return sample
 
 
 async def _idle(port: int, rounds: int, together: int, silence: float) -> dict[str, Any]:
-    """`together` jobs at once after `silence` seconds, so many rounds."""
+    """In each of `rounds` rounds, wait `silence` seconds, then follow `together` jobs at the same time."""
     ms: list[float] = []
     for _ in range(rounds):
         await asyncio.sleep(silence)
-        # New ones: a server closes connections that are silent for long. Connecting is not measured.
+        # New connections, because a server closes idle ones. The time to connect is not measured.
         connections = [await connect(port) for _ in range(together)]
         ms += await asyncio.gather(*(follow(connection) for connection in connections))
         for connection in connections:
@@ -208,14 +219,18 @@ async def _serve() -> None:
     while line := await reader.readline():
         request = json.loads(line)
         try:
-            answer = await actions[request.pop("do")](**request)
+            response = await actions[request.pop("do")](**request)
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+            response = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(response), flush=True)
 
 
 class Load:
-    """The load generator of one HTTP port. Every method raises RuntimeError for a wrong answer."""
+    """The client of a load generator for one HTTP port; a context manager that starts and stops its process.
+
+    `post`, `batch` and `get` return `seconds` of wall time, `cpu` seconds of the load generator and `ms`, the latency
+    of each request. Every method raises RuntimeError when a response is not the expected one, or a connection fails.
+    """
 
     def __init__(self, port: int, connections: int = 16) -> None:
         self._port = port
@@ -233,31 +248,34 @@ class Load:
         self._process.wait(10)
 
     def post(self, count: int, body: str | None = None) -> dict[str, Any]:
-        """POST so many jobs; also `ids`."""
-        return self._ask(do="post", count=count, connections=self._connections, body=body)
+        """POST this many jobs. The result also has `ids`, those of the jobs."""
+        return self._call(do="post", count=count, connections=self._connections, body=body)
 
     def batch(self, count: int, size: int) -> dict[str, Any]:
-        """POST so many batches of this size; also `ids`, of all jobs."""
-        return self._ask(do="batch", count=count, size=size, connections=self._connections)
+        """POST this many batches of `size` jobs. The result also has `ids`, those of all jobs."""
+        return self._call(do="batch", count=count, size=size, connections=self._connections)
 
     def get(self, ids: list[str], count: int, status: str | None = None) -> dict[str, Any]:
-        """GET these jobs in turn; each must have this status."""
-        return self._ask(do="get", ids=ids, count=count, connections=self._connections, status=status)
+        """Send `count` GETs for these jobs, in turn. Each job must have this status, unless it is None."""
+        return self._call(do="get", ids=ids, count=count, connections=self._connections, status=status)
 
     def idle(self, rounds: int, together: int, silence: float) -> dict[str, Any]:
-        """`ms`: of each job from POST to the GET that shows it completed."""
-        return self._ask(do="idle", rounds=rounds, together=together, silence=silence)
+        """In each round, wait `silence` seconds, then run `together` jobs at the same time.
 
-    def _ask(self, **request: Any) -> dict[str, Any]:
+        The result has `ms`: for each job the milliseconds from the POST to the GET that shows it completed.
+        """
+        return self._call(do="idle", rounds=rounds, together=together, silence=silence)
+
+    def _call(self, **request: Any) -> dict[str, Any]:
         request["port"] = self._port
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline() or b'{"error": "it ended"}')
-        if "error" in answer:
-            raise RuntimeError(f"the load generator: {answer['error']}")
-        return answer
+        response: dict[str, Any] = json.loads(self._process.stdout.readline() or b'{"error": "its process ended"}')
+        if "error" in response:
+            raise RuntimeError(f"the load generator failed: {response['error']}")
+        return response
 
 
 if __name__ == "__main__":

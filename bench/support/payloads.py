@@ -1,4 +1,4 @@
-"""The messages of one job as our services write them, with a place for the job's id: what the floor sends."""
+"""The messages of one job as Heimdex's services write them, with a placeholder for the job's id; sent by the floor."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,10 @@ _ACK = "$JS.ACK.HEIMDEX_JOBS.{stage}.1.1234567.1234567.1760000000000000000.123"
 
 @dataclass(frozen=True)
 class Template:
-    """One message. `payload` is `before` + the job's id + `after`; `stage`: None for the last, completed."""
+    """One message of a job. Its payload is `before`, the job's id and `after`.
+
+    stage: the stage at which the job is due; None for the last message, `completed`.
+    """
 
     step: int
     stage: str | None
@@ -23,11 +26,14 @@ class Template:
     message: AnyJobMessage
 
     def payload(self, job_id: str) -> bytes:
-        """Its bytes for this job."""
+        """Return the payload of the message for this job."""
         return self.before + job_id.encode() + self.after
 
     def headers(self, job_id: str, expected: int) -> dict[str, str]:
-        """The four headers that every message of ours carries: its id, the fence, the trace."""
+        """Return the four headers of every job message: the message id, the two of the successor fence, the trace.
+
+        expected: the stream sequence of the job's newest message, 0 for none.
+        """
         return {
             "Nats-Msg-Id": f"{job_id}.{self.step}.{self.token}",
             "Nats-Expected-Last-Subject-Sequence": str(expected),
@@ -37,7 +43,7 @@ class Template:
 
 
 def templates() -> list[Template]:
-    """In the order of their steps: due at each stage, then completed."""
+    """Return the messages of a job in the order of their steps: due at each stage, then completed."""
     pipeline = PIPELINES[0]
     at = messages.now()
     common: dict[str, Any] = {
@@ -48,7 +54,7 @@ def templates() -> list[Template]:
         "trace": tracing.start(),
     }
     first = Due(**common, step=0, stage=pipeline.first_stage, reason="submitted")
-    found = [_template(first)]
+    job_messages = [_template(first)]
     finished: tuple[StageRun, ...] = ()
     for step, stage in enumerate(pipeline.stage_names, start=1):
         finished = (*finished, StageRun(stage, 1, at, at, 0.001234))
@@ -57,11 +63,12 @@ def templates() -> list[Template]:
         following = pipeline.stage_after(stage)
         if following is None:
             result = {"stages_completed": list(pipeline.stage_names), "total_duration_seconds": 0.012345}
-            found.append(_template(Completed(**rest, progress=100, stage=stage, result=result)))
+            job_messages.append(_template(Completed(**rest, progress=100, stage=stage, result=result)))
         else:
             progress = pipeline.progress(following)
-            found.append(_template(Due(**rest, progress=progress, stage=following, reason="handed_over", started=True)))
-    return found
+            due = Due(**rest, progress=progress, stage=following, reason="handed_over", started=True)
+            job_messages.append(_template(due))
+    return job_messages
 
 
 def _template(message: AnyJobMessage) -> Template:

@@ -1,6 +1,6 @@
-"""The processes under test: starts the real console scripts on free loopback ports, and tells what they cost.
+"""The processes under test: starts the real console scripts on free loopback ports, and measures their CPU and memory.
 
-Everything lives in a folder of its own under `.heimdex/bench/`, which is removed in the end.
+Their data and logs are in a new folder below `.heimdex/bench/`, which is removed at the end.
 """
 
 import os
@@ -23,16 +23,19 @@ from heimdex_cli.embedded.ports import free_port
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = Path(sys.executable).parent
 STAGES = ("extracting", "analyzing", "indexing")
-#: What nats-server's `sync_interval` is for our option `--sync`: its own default, or each publish.
+#: nats-server's `sync_interval` by the value of the option `--sync`: its own default, or a sync at each publish.
 SYNC_INTERVALS = {"default": "2m", "always": "always"}
 
-#: Seconds of CPU, or bytes, by the name of a process (a stage's replicas together, Postgres with its children).
+#: CPU seconds, or bytes, by process name. The replicas of a stage are added up, and so are Postgres and its children.
 ByProcess = dict[str, float]
 
 
 @contextmanager
 def folder(name: str) -> Iterator[Path]:
-    """A folder on the checkout's disk (a temporary folder may be memory, where a sync costs nothing)."""
+    """Create a folder on the checkout's disk, and remove it at the end.
+
+    Not a temporary folder: that may be in memory, where a sync costs nothing.
+    """
     path = ROOT / ".heimdex" / "bench" / f"{name}-{os.getpid()}"
     path.mkdir(parents=True)
     try:
@@ -42,14 +45,14 @@ def folder(name: str) -> Iterator[Path]:
 
 
 class Group:
-    """Processes whose cost is told in one sum by name; each is a ChildProcess, so that none outlives us."""
+    """Processes that are measured by name. Each is a ChildProcess, so that none outlives the benchmark."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._children: list[tuple[str, ChildProcess]] = []
 
     def start(self, name: str, argv: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> ChildProcess:
-        """Start one more process; several may share a name."""
+        """Start a process. Several processes may share a name; their figures are then added up."""
         log_path = self.directory / f"{name}.log"
         child = ChildProcess(argv, log_path=log_path, env=dict(os.environ) | dict(environ or {}), stop_seconds=15)
         child.start()
@@ -57,7 +60,7 @@ class Group:
         return child
 
     def pids(self) -> list[tuple[str, int]]:
-        """Name and pid of each running process. Raises RuntimeError when one has died."""
+        """Return the name and pid of each running process. Raises RuntimeError when one has died."""
         for name, child in self._children:
             if child.died() is not None:
                 tail = "\n".join(child.log_path.read_text(errors="replace").splitlines()[-10:])
@@ -65,11 +68,11 @@ class Group:
         return [(name, child.pid) for name, child in self._children if child.pid]
 
     def pid(self, name: str) -> int:
-        """The first process of this name."""
-        return next(pid for found, pid in self.pids() if found == name)
+        """Return the pid of the first process with this name."""
+        return next(pid for process, pid in self.pids() if process == name)
 
     def stop(self, *names: str) -> None:
-        """End the processes with these names, or all of them."""
+        """Stop the processes with these names, or without names all of them."""
         chosen = [each for each in self._children if not names or each[0] in names]
         for _, child in chosen:
             child.ask_to_stop()
@@ -78,7 +81,7 @@ class Group:
         self._children = [each for each in self._children if each not in chosen]
 
     def log_lines(self) -> list[str]:
-        """What the processes said: at log level warning nothing, if all is well."""
+        """Return the lines that the processes logged. At log level warning there are none unless something failed."""
         return [
             f"{name}: {line}"
             for name in dict.fromkeys(name for name, _ in self._children)
@@ -87,9 +90,9 @@ class Group:
 
 
 class Servers:
-    """One nats-server and one Postgres, and a group of processes on them. `stream`: empty when all jobs are done.
+    """A nats-server and a Postgres, and the processes that use them; a context manager.
 
-    clustered: three nats-servers instead of one.
+    `stream` is the stream that is empty when all jobs are done. clustered: three nats-servers instead of one.
     """
 
     stream = "HEIMDEX_JOBS"
@@ -116,27 +119,33 @@ class Servers:
         self.close()
 
     def close(self) -> None:
-        """End everything, the servers last."""
+        """Stop the processes, then the servers."""
         self.group.stop()
         self.nats.stop()
         self.postgres.stop()
 
-    def _everything(self) -> list[tuple[str, int]]:
+    def _all_processes(self) -> list[tuple[str, int]]:
         nodes = self.nats.pids if isinstance(self.nats, NatsCluster) else [self.nats.pid]
         servers = [*(("nats-server", pid) for pid in nodes), ("postgres", self.postgres.pid)]
         return [*self.group.pids(), *((name, pid) for name, pid in servers if pid)]
 
     def cpu_seconds(self) -> ByProcess:
-        """User and system time since each process started."""
-        return _summed(self._everything(), _cpu_seconds)
+        """Return the user and system time of each process since its start."""
+        return _sum_by_name(self._all_processes(), _cpu_seconds)
 
     def memory_bytes(self) -> ByProcess:
-        """Resident memory; of Postgres the proportional share (its processes share most of their pages)."""
-        return _summed(self._everything(), _memory_bytes)
+        """Return the resident memory of each process.
+
+        For Postgres it is the proportional set size, because its processes share most of their pages.
+        """
+        return _sum_by_name(self._all_processes(), _memory_bytes)
 
 
 class System(Servers):
-    """The whole of ours. `replicas`: workers of each stage; `environ`: added to the services' environment."""
+    """The whole Heimdex system. It is ready when the context is entered.
+
+    replicas: workers per stage. environ: added to the services' environment.
+    """
 
     def __init__(
         self,
@@ -176,42 +185,45 @@ class System(Servers):
         return self
 
     def start(self, script: str, name: str, *arguments: str) -> None:
-        """Start one of our console scripts."""
+        """Start a console script of Heimdex as the process `name`."""
         self.group.start(name, [COMMANDS / script, *arguments], self.environ)
 
     def start_workers(self, replicas: int) -> None:
-        """This many more workers of each stage."""
+        """Start this many additional workers of each stage."""
         for stage in self.stages:
             for _ in range(replicas):
                 self.start("heimdex-stage-worker", stage, stage)
 
 
 def wait_for_http(url: str, group: Group, seconds: float = 60) -> None:
-    """Until this URL answers 200. Raises RuntimeError when a process of the group dies first."""
+    """Wait until this URL returns 200.
+
+    Raises RuntimeError when a process of the group dies first, or after `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while True:
         group.pids()
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                if response.status == 200:
                     return
         except (OSError, urllib.error.URLError):
             pass
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{url} did not answer 200 within {seconds:g} s")
+            raise RuntimeError(f"{url} did not return 200 within {seconds:g} s")
         time.sleep(0.05)
 
 
-def _summed(processes: list[tuple[str, int]], measure: Callable[[psutil.Process], float]) -> ByProcess:
-    found: ByProcess = {}
+def _sum_by_name(processes: list[tuple[str, int]], measure: Callable[[psutil.Process], float]) -> ByProcess:
+    sums: ByProcess = {}
     for name, pid in processes:
-        found[name] = found.get(name, 0.0) + measure(psutil.Process(pid))
-    return found
+        sums[name] = sums.get(name, 0.0) + measure(psutil.Process(pid))
+    return sums
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
-    # A postmaster's reaped children are in its own account; the others are asked.
+    # The times of the children that a postmaster has reaped are in its own; those of running children are added below.
     spent = times.user + times.system + times.children_user + times.children_system
     for child in process.children(recursive=True):
         try:
@@ -237,5 +249,5 @@ def _memory_bytes(process: psutil.Process) -> float:
 
 
 def spent_between(before: ByProcess, after: ByProcess) -> ByProcess:
-    """Seconds of CPU by process between two readings."""
+    """Return the CPU seconds by process between two readings."""
     return {name: after[name] - before.get(name, 0.0) for name in after}

@@ -1,4 +1,6 @@
-"""Asks nats-server how far the queue is: when every job has ended and is recorded, and what each stage has done."""
+"""Reads the state of the queue and of the tables: whether every job is finished and recorded, and the acknowledged and
+waiting messages of each consumer.
+"""
 
 import asyncio
 import json
@@ -16,8 +18,8 @@ POLL_SECONDS = 0.02
 _T = TypeVar("_T")
 
 
-def ask(url: str, work: Callable[[Client], Awaitable[_T]]) -> _T:
-    """Run `work` with a connection of its own."""
+def with_client(url: str, work: Callable[[Client], Awaitable[_T]]) -> _T:
+    """Run `work` with a new NATS connection, and return its result. `url` may be comma-separated."""
 
     async def connected() -> _T:
         client = await nats.connect(url.split(","))
@@ -30,29 +32,32 @@ def ask(url: str, work: Callable[[Client], Awaitable[_T]]) -> _T:
 
 
 async def api(client: Client, call: str) -> dict[str, Any]:
-    """One question to `$JS.API.<call>`. Raises RuntimeError for an error."""
-    reply = await client.request(f"$JS.API.{call}", b"", timeout=10)
-    answer: dict[str, Any] = json.loads(reply.data)
-    if "error" in answer:
-        raise RuntimeError(f"{call}: {answer['error']['description']}")
-    return answer
+    """Send a request to `$JS.API.<call>` and return the decoded response. Raises RuntimeError for an error response."""
+    message = await client.request(f"$JS.API.{call}", b"", timeout=10)
+    response: dict[str, Any] = json.loads(message.data)
+    if "error" in response:
+        raise RuntimeError(f"{call}: {response['error']['description']}")
+    return response
 
 
 def wait_until_empty(url: str, stream: str = JOBS, seconds: float = 600) -> None:
-    """Until the stream holds no message: every job has ended and is recorded. Raises RuntimeError after `seconds`."""
+    """Wait until the stream is empty: every job is in a terminal state and recorded.
+
+    Raises RuntimeError after `seconds`.
+    """
 
     async def wait(client: Client) -> None:
         deadline = time.monotonic() + seconds
         while (left := (await api(client, f"STREAM.INFO.{stream}"))["state"]["messages"]) > 0:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{stream} still holds {left} messages after {seconds:g} s: jobs are not completed")
+                raise RuntimeError(f"{stream} still has {left} messages after {seconds:g} s: jobs are not completed")
             await asyncio.sleep(POLL_SECONDS)
 
-    ask(url, wait)
+    with_client(url, wait)
 
 
 def wait_for_consumer(url: str, stream: str, consumer: str, seconds: float = 60) -> None:
-    """Until this consumer exists. Raises RuntimeError after `seconds`."""
+    """Wait until this consumer exists. Raises RuntimeError after `seconds`."""
 
     async def wait(client: Client) -> None:
         deadline = time.monotonic() + seconds
@@ -65,34 +70,37 @@ def wait_for_consumer(url: str, stream: str, consumer: str, seconds: float = 60)
                     raise
                 await asyncio.sleep(POLL_SECONDS)
 
-    ask(url, wait)
+    with_client(url, wait)
 
 
 def acknowledged(url: str, consumers: tuple[str, ...]) -> dict[str, int]:
-    """Messages delivered for the first time and acknowledged, by consumer of HEIMDEX_JOBS, and `published`."""
+    """Return the number of acknowledged deliveries by consumer of HEIMDEX_JOBS.
 
-    async def look(client: Client) -> dict[str, int]:
-        found = {"published": (await api(client, f"STREAM.INFO.{JOBS}"))["state"]["last_seq"]}
+    The key `published` has the number of messages that were published to the stream.
+    """
+
+    async def read(client: Client) -> dict[str, int]:
+        counts = {"published": (await api(client, f"STREAM.INFO.{JOBS}"))["state"]["last_seq"]}
         for consumer in consumers:
             info = await api(client, f"CONSUMER.INFO.{JOBS}.{consumer}")
-            found[consumer] = info["delivered"]["consumer_seq"] - info["num_ack_pending"]
-        return found
+            counts[consumer] = info["delivered"]["consumer_seq"] - info["num_ack_pending"]
+        return counts
 
-    return ask(url, look)
+    return with_client(url, read)
 
 
 def waiting(url: str, consumer: str) -> int:
-    """Messages that this consumer has neither delivered nor seen acknowledged."""
+    """Return the number of messages that this consumer has not delivered yet, or whose acknowledgement is pending."""
 
-    async def look(client: Client) -> int:
+    async def read(client: Client) -> int:
         info = await api(client, f"CONSUMER.INFO.{JOBS}.{consumer}")
         return int(info["num_pending"]) + int(info["num_ack_pending"])
 
-    return ask(url, look)
+    return with_client(url, read)
 
 
 def sql(url: str, statement: str, *arguments: Any, timeout: float = 600) -> list[asyncpg.Record]:
-    """Run one statement in Postgres."""
+    """Run one statement in Postgres on a new connection, and return its rows."""
 
     async def run() -> list[asyncpg.Record]:
         connection = await asyncpg.connect(url)
@@ -105,7 +113,7 @@ def sql(url: str, statement: str, *arguments: Any, timeout: float = 600) -> list
 
 
 def script(url: str, statements: str) -> None:
-    """Run statements without arguments, as one transaction."""
+    """Run several statements without arguments in Postgres, as one transaction."""
 
     async def run() -> None:
         connection = await asyncpg.connect(url)
@@ -118,7 +126,7 @@ def script(url: str, statements: str) -> None:
 
 
 def check_completed(database_url: str, jobs: int) -> None:
-    """Raises RuntimeError unless the table holds exactly so many jobs, all completed."""
-    found = {row[0]: row[1] for row in sql(database_url, "SELECT status, count(*) FROM jobs GROUP BY status")}
-    if found != {"completed": jobs}:
-        raise RuntimeError(f"{jobs} jobs were accepted, but the table holds {found}")
+    """Raise RuntimeError unless the table has exactly this many jobs, all completed."""
+    counts = {row[0]: row[1] for row in sql(database_url, "SELECT status, count(*) FROM jobs GROUP BY status")}
+    if counts != {"completed": jobs}:
+        raise RuntimeError(f"{jobs} jobs were accepted, but the table has {counts}")

@@ -1,4 +1,4 @@
-"""Figures: percentiles, medians over runs, and the table that is printed."""
+"""Computes percentiles and medians over runs, and formats and saves the results."""
 
 import json
 import math
@@ -13,30 +13,33 @@ Figures = dict[str, Any]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that `percent` of all do not exceed (nearest rank)."""
+    """Return the value that `percent` percent of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
 
 def spread(ms: Sequence[float]) -> dict[str, float]:
-    """p50 and p99, in the values' unit."""
+    """Return p50 and p99 of the values, in their unit."""
     return {"p50": percentile(ms, 50), "p99": percentile(ms, 99)}
 
 
 def median(runs: Sequence[Figures]) -> Figures:
-    """The median of each figure over runs of one shape (dictionaries within dictionaries)."""
-    found: Figures = {}
+    """Return the median of each figure over runs with the same keys, also in nested dictionaries.
+
+    A figure that is not a number is that of the first run.
+    """
+    medians: Figures = {}
     for name, first in runs[0].items():
         values = [run[name] for run in runs]
         if isinstance(first, dict):
-            found[name] = median(values)
+            medians[name] = median(values)
         else:
-            found[name] = statistics.median(values) if isinstance(first, (int, float)) else first
-    return found
+            medians[name] = statistics.median(values) if isinstance(first, (int, float)) else first
+    return medians
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: the first to the left, the others to the right; a row of one cell is a heading."""
+    """Return a text table: the first column is aligned left, the others right; a row of one cell is a heading."""
     width = max(len(row) for row in rows)
     widths = [max(len(row[i]) for row in rows if len(row) > max(1, i)) for i in range(width)]
     lines = [title, ""]
@@ -50,7 +53,7 @@ def table(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> str:
-    """The machine, in one line."""
+    """Describe the machine in one line: its cores, the version of Python, and the load average."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -71,6 +74,6 @@ def _read(path: str) -> str:
 
 
 def save(path: str | None, figures: Figures) -> None:
-    """As JSON, where a path was given."""
+    """Write the figures to the file as JSON, unless `path` is None."""
     if path:
         Path(path).write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A job type of one stage that sleeps 50 ms: for measuring how throughput grows with workers (scenarios/scaling.py)."""
+"""A job type of one stage that sleeps 50 ms; scenarios/scaling.py measures with it the throughput by workers."""
 
 import asyncio
 
@@ -12,5 +12,5 @@ PIPELINES = (
 
 
 async def run(_: object) -> None:
-    """Sleep."""
+    """Sleep 50 ms, without using CPU or a thread."""
     await asyncio.sleep(SECONDS)

@@ -1,18 +1,17 @@
-"""Everything the `heimdex` command can say instead of doing its work; main.py prints it and exits with its
-code.
+"""The errors of the `heimdex` command; main.py prints their sentence and exits with their exit code.
 
-HeimdexError          exit code 1: it was tried and did not work
-|-- Unusable          exit code 2: what the user gave cannot be used (an argument, a setting, a port, an id)
-|-- Unreachable       exit code 4: the API does not answer, or answers that it cannot
-|-- ServerFailed      a server of the embedded system did not start; carries the tail of its log
-`-- NotReady          the embedded system did not become ready; carries the tail of a log
+HeimdexError          exit code 1: the command failed
+|-- Unusable          exit code 2: the user's input cannot be used (an argument, a setting, a port, an id)
+|-- Unreachable       exit code 4: the API does not answer, or reports that it is unavailable
+|-- ServerFailed      exit code 1: a server of the embedded system did not start; carries the tail of its log
+`-- NotReady          exit code 1: the embedded system did not become ready; carries the tail of a log
 """
 
 from pathlib import Path
 
 
 class HeimdexError(Exception):
-    """One sentence for the person at the terminal; `detail` may follow it on lines of its own."""
+    """An error with one sentence for the user at the terminal; `detail` is printed below it on separate lines."""
 
     exit_code = 1
 
@@ -23,28 +22,28 @@ class HeimdexError(Exception):
 
 
 class Unusable(HeimdexError):
-    """What the user gave cannot be used."""
+    """The user's input cannot be used: an argument, a setting, a port or an id."""
 
     exit_code = 2
 
 
 class Unreachable(HeimdexError):
-    """The API does not answer, or answers that it cannot."""
+    """The API does not answer, or reports that it is unavailable."""
 
-    # Not 1: `heimdex watch` answers 1 for a failed job, and an outage says nothing about the job.
+    # Not 1: `heimdex watch` exits with 1 for a failed job, and during an outage the job's state is unknown.
     exit_code = 4
 
 
 class ServerFailed(HeimdexError):
-    """A server of the embedded system did not start."""
+    """A server of the embedded system did not start; `detail` has the tail of its log."""
 
 
 class NotReady(HeimdexError):
-    """The embedded system did not become ready."""
+    """The embedded system did not become ready; `detail` has the tail of the log of the likely cause."""
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, each indented by two spaces; empty when there is no such file."""
+    """Return the last lines of a log, each indented by two spaces; the empty string when the file does not exist."""
     try:
         with path.open("rb") as log:
             log.seek(0, 2)

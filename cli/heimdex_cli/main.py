@@ -1,8 +1,7 @@
-"""The console script `heimdex`: reads the command line, and turns every error into one sentence and an exit
-code.
+"""The console script `heimdex`: parses the command line, and turns every error into one sentence and an exit code.
 
-Exit codes: 0 done (watch: completed), 1 it did not work (watch: failed), 2 unusable input, 3 watch: canceled,
-4 the API does not answer, 130 interrupted, 141 nobody reads what it prints.
+Exit codes: 0 success (watch: the job completed), 1 failure (watch: the job failed), 2 invalid input, 3 watch: the job
+was canceled, 4 the API does not answer, 130 interrupted, 141 the reader of standard output closed the pipe.
 """
 
 import json
@@ -41,17 +40,17 @@ def _version() -> str:
 app = App(
     name="heimdex",
     help="Submit media jobs and follow them, or run the whole system on this machine. "
-    "HEIMDEX_URL says where the API is (default http://localhost:8000), HEIMDEX_API_KEY is the key for it, where it "
-    "wants one.",
+    "HEIMDEX_URL is the address of the API (default http://localhost:8000). HEIMDEX_API_KEY is the API key, if the API "
+    "requires one.",
     version=_version,
 )
-app.register_install_completion_command(help="Let your shell complete the words of this command.")
+app.register_install_completion_command(help="Install shell completion for this command.")
 
 
 @app.command
 def run() -> int:
-    """Run the whole system here until Ctrl-C; its data live under .heimdex/ and survive a restart."""
-    # Here, because it imports what only the embedded system needs.
+    """Run the whole system on this machine until Ctrl-C. Its data are in .heimdex/ and survive a restart."""
+    # Imported here because it loads packages that only the embedded system needs.
     from heimdex_cli.commands.run import run as run_system
 
     return run_system()
@@ -59,9 +58,7 @@ def run() -> int:
 
 @app.command
 def demo() -> int:
-    """Start the whole system on free ports, run one job that completes and one that fails, stop
-    everything.
-    """
+    """Start the whole system on free ports, run one job that completes and one that fails, then stop everything."""
     from heimdex_cli.commands.demo import demo as run_demo
 
     return run_demo()
@@ -83,13 +80,13 @@ def submit(
     job_type
         The job's type.
     fail_at
-        A stage at which the job shall fail, on every attempt.
+        The stage at which the job fails, on every attempt.
     callback_url
-        Where the API shall POST the job, signed, when it ends.
+        The URL to which the API POSTs the finished job, signed.
     watch
-        Follow the job to its end, as `heimdex watch` does.
+        Follow the job until it reaches a terminal state, as `heimdex watch` does.
     as_json
-        Print the API's answer instead (with --watch: the job as it ended).
+        Print the API's response instead (with --watch: the finished job).
     """
     with JobsApi.from_environment() as api:
         job_id = api.submit(job_type, fail_at, callback_url)
@@ -101,14 +98,14 @@ def submit(
 
 @app.command
 def get(job_id: str, *, as_json: JsonFlag = False) -> int:
-    """Print a job as it is now.
+    """Print the current state of a job.
 
     Parameters
     ----------
     job_id
-        As `heimdex submit` printed it.
+        The id that `heimdex submit` printed.
     as_json
-        Print the API's answer.
+        Print the API's response.
     """
     with JobsApi.from_environment() as api:
         job = api.get(job_id)
@@ -118,14 +115,14 @@ def get(job_id: str, *, as_json: JsonFlag = False) -> int:
 
 @app.command
 def watch(job_id: str, *, as_json: JsonFlag = False) -> int:
-    """Follow a job until it ends. Exit code: 0 completed, 1 failed, 3 canceled.
+    """Follow a job until it reaches a terminal state. Exit code: 0 completed, 1 failed, 3 canceled.
 
     Parameters
     ----------
     job_id
-        As `heimdex submit` printed it.
+        The id that `heimdex submit` printed.
     as_json
-        Print the job as it ended, as the API's answer; what it does on the way goes to standard error.
+        Print the finished job as the API returns it. The progress goes to standard error.
     """
     with JobsApi.from_environment() as api:
         return _watch(api, job_id, as_json=as_json)
@@ -145,40 +142,40 @@ def list_jobs(
     Parameters
     ----------
     status
-        Only jobs that are so now.
+        Only jobs that have this status now.
     job_type
         Only jobs of this type.
     limit
-        How many at most.
+        The maximum number of jobs to list.
     all_jobs
-        All of them, however many.
+        List all jobs, without a limit.
     as_json
-        Print the jobs as the API tells them, one a line.
+        Print the jobs as the API returns them, one per line.
     """
     with JobsApi.from_environment() as api:
-        # One more than is shown, to know whether there are more.
-        found = api.jobs(status, job_type, None if all_jobs else limit + 1)
-        shown = found if all_jobs else islice(found, limit)
+        # Requests one job more than is shown, to learn whether there are more.
+        jobs = api.jobs(status, job_type, None if all_jobs else limit + 1)
+        shown = jobs if all_jobs else islice(jobs, limit)
         if as_json:
             for job in shown:
                 _print_json(job)
         else:
             print_jobs(shown)
-        if not all_jobs and next(found, None) is not None:
-            print(f"There are more: these are the newest {limit} (--limit, --all).", file=sys.stderr)
+        if not all_jobs and next(jobs, None) is not None:
+            print(f"There are more jobs: these are the newest {limit} (see --limit and --all).", file=sys.stderr)
     return 0
 
 
 @app.command
 def cancel(job_id: str, *, as_json: JsonFlag = False) -> int:
-    """Cancel a job that has not ended: it never starts, or its stage is interrupted.
+    """Cancel an unfinished job. A pending job never starts; a running stage is interrupted.
 
     Parameters
     ----------
     job_id
-        As `heimdex submit` printed it.
+        The id that `heimdex submit` printed.
     as_json
-        Print the API's answer.
+        Print the API's response.
     """
     with JobsApi.from_environment() as api:
         job = api.cancel(job_id)
@@ -188,18 +185,18 @@ def cancel(job_id: str, *, as_json: JsonFlag = False) -> int:
 
 @app.command
 def retry(job_id: str, *, from_start: Flag = False, watch: Flag = False, as_json: JsonFlag = False) -> int:
-    """Run a failed or canceled job again, from the stage where it ended.
+    """Run a failed or canceled job again, from the stage where it failed or was canceled.
 
     Parameters
     ----------
     job_id
-        As `heimdex submit` printed it.
+        The id that `heimdex submit` printed.
     from_start
-        From the first stage instead.
+        Run it from the first stage instead.
     watch
-        Follow the job to its end, as `heimdex watch` does.
+        Follow the job until it reaches a terminal state, as `heimdex watch` does.
     as_json
-        Print the API's answer (with --watch: the job as it ended).
+        Print the API's response (with --watch: the finished job).
     """
     with JobsApi.from_environment() as api:
         job = api.retry(job_id, from_start=from_start)
@@ -211,14 +208,14 @@ def retry(job_id: str, *, from_start: Flag = False, watch: Flag = False, as_json
 
 @app.command
 def events(job_id: str, *, as_json: JsonFlag = False) -> int:
-    """Print what happened to a job: every hand-over and every attempt that failed.
+    """Print the history of a job: every hand-over and every failed attempt.
 
     Parameters
     ----------
     job_id
-        As `heimdex submit` printed it.
+        The id that `heimdex submit` printed.
     as_json
-        Print the events as the API tells them, one a line.
+        Print the events as the API returns them, one per line.
     """
     with JobsApi.from_environment() as api:
         history = api.events(job_id)
@@ -232,27 +229,27 @@ def events(job_id: str, *, as_json: JsonFlag = False) -> int:
 
 @app.command
 def key(tenant: str, *, as_json: JsonFlag = False) -> int:
-    """Make a key for a tenant: the first line is for its holder alone, the second for the gateway.
+    """Create an API key for a tenant. The first line is the secret key, the second the entry for the gateway.
 
-    It is kept nowhere. A tenant may have several; add the entry, after a comma, to those that are there.
+    The key is not stored. A tenant may have several keys: append the entry to HEIMDEX_API_KEYS, after a comma.
 
     Parameters
     ----------
     tenant
-        Whose jobs the key is for; `default` owns those that were submitted without a key.
+        The tenant whose jobs the key gives access to. `default` owns the jobs that were submitted without a key.
     as_json
-        Print both as an object.
+        Print both as a JSON object.
     """
-    made, entry = new_key(tenant)
+    api_key, entry = new_key(tenant)
     if as_json:
-        _print_json({"key": made, "entry": entry})
+        _print_json({"key": api_key, "entry": entry})
     else:
-        print(f"HEIMDEX_API_KEY={made}\nHEIMDEX_API_KEYS={entry}")
+        print(f"HEIMDEX_API_KEY={api_key}\nHEIMDEX_API_KEYS={entry}")
     return 0
 
 
 def _watch(api: JobsApi, job_id: str, *, as_json: bool = False) -> int:
-    # With --json, standard output is for the answer alone.
+    # With --json, standard output carries only the response.
     with open_board(sys.stderr if as_json else sys.stdout) as board:
         job = follow(api, job_id, board)
     _print_json(job) if as_json else print(describe_end(job))
@@ -264,22 +261,23 @@ def _check_text(arguments: Sequence[str]) -> None:
         try:
             argument.encode()
         except UnicodeEncodeError as error:
-            raise Unusable(f"The argument {argument[:80]!r} is no UTF-8, and cannot be sent.") from error
+            raise Unusable(f"The argument {argument[:80]!r} is not valid UTF-8 and cannot be sent.") from error
 
 
-def _print_json(answer: Any) -> None:
-    print(json.dumps(answer, ensure_ascii=False))
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))
 
 
 def call(arguments: Sequence[str]) -> int:
-    """Run one command line, given without the program's name. Returns the exit code; an error's sentence is
-    printed.
+    """Run one command line, given without the program's name. Prints the sentence of an error to standard error.
+
+    Returns the exit code.
     """
     try:
         _check_text(arguments)
-        answer = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
-        return answer if isinstance(answer, int) else 0
+        return result if isinstance(result, int) else 0
     except CycloptsError as error:
         problem: HeimdexError = Unusable(f"{' '.join(str(error).split())} See `heimdex --help`.")
     except HeimdexError as error:
@@ -287,7 +285,7 @@ def call(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # As in `heimdex list --all | head`: nobody is left to be told.
+        # As in `heimdex list --all | head`. Standard output goes to /dev/null, so that the flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
     print(f"heimdex: {problem.sentence}", file=sys.stderr)
@@ -297,5 +295,5 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line of this process and exit with its exit code."""
     sys.exit(call(sys.argv[1:]))

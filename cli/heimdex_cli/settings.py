@@ -1,6 +1,4 @@
-"""The environment variables that `heimdex run` and `heimdex demo` read themselves; the services read their
-own.
-"""
+"""The environment variables that `heimdex run` and `heimdex demo` read; each service reads its own."""
 
 import math
 import os
@@ -17,29 +15,32 @@ GRACE = "HEIMDEX_SHUTDOWN_GRACE_SECONDS"
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the embedded system listens. A port of 0 means: choose a free one."""
+    """The addresses on which the embedded system listens. Port 0 means that a free port is chosen at the start."""
 
     host: str = "127.0.0.1"
     port: int = 0
     nats_port: int = 0
     monitor_port: int | None = None
-    """None: no HTTP monitoring."""
+    """None means no HTTP monitoring."""
 
     @property
     def url(self) -> str:
-        """The API's address, as a person on this machine types it."""
+        """The API's URL for a user on this machine, with `localhost` in place of 127.0.0.1."""
         return self.local_url.replace("://127.0.0.1:", "://localhost:")
 
     @property
     def local_url(self) -> str:
-        """The API's address without a name to look up: `localhost` may mean ::1 first."""
-        # "Any address" is a place to listen, not one to connect to.
+        """The API's URL with an IP address: `localhost` may resolve to ::1 first."""
+        # A server can listen on the wildcard address, but a client cannot connect to it.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def addresses_for_run(environ: Mapping[str, str] = os.environ) -> Addresses:
-    """The fixed ports of `heimdex run`. Raises Unusable, naming the variable."""
+    """Read the addresses of `heimdex run`, with its fixed default ports.
+
+    Raises Unusable, naming the variable, for an invalid port or when two variables have the same port.
+    """
     chosen = Addresses(
         host=environ.get("HEIMDEX_HOST") or "127.0.0.1",
         port=_port(environ, API_PORT, 8000),
@@ -60,12 +61,18 @@ def addresses_for_run(environ: Mapping[str, str] = os.environ) -> Addresses:
 
 
 def addresses_for_demo(environ: Mapping[str, str] = os.environ) -> Addresses:
-    """Free ports, but HEIMDEX_PORT where it is set. Raises Unusable, naming the variable."""
+    """Read the addresses of `heimdex demo`: free ports, except for HEIMDEX_PORT if it is set.
+
+    Raises Unusable, naming the variable, for an invalid port.
+    """
     return Addresses(host=environ.get("HEIMDEX_HOST") or "127.0.0.1", port=_port(environ, API_PORT, 0))
 
 
 def shutdown_grace_seconds(environ: Mapping[str, str] = os.environ) -> float:
-    """How long the services have to end. Raises Unusable, naming the variable."""
+    """Read how long, in seconds, the services may take to shut down.
+
+    Raises Unusable, naming the variable, unless it is a finite number that is not negative.
+    """
     text = environ.get(GRACE) or "10"
     try:
         seconds = float(text)
@@ -82,5 +89,5 @@ def _port(environ: Mapping[str, str], name: str, default: int, *, zero_means_non
         return default
     lowest = 0 if zero_means_none else 1
     if not (text.isascii() and text.isdigit() and lowest <= int(text) <= 65_535):
-        raise Unusable(f"{name}={text!r} is not a port: a whole number from {lowest} to 65535 is needed.")
+        raise Unusable(f"{name}={text!r} is not a port: use a whole number from {lowest} to 65535.")
     return int(text)

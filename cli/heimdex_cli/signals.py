@@ -1,6 +1,4 @@
-"""Turn Ctrl-C, SIGTERM and a closed terminal into a count that run.py and demo.py look at between their
-steps.
-"""
+"""Counts Ctrl-C, SIGTERM and the closing of the terminal, for run.py and demo.py, which check between their steps."""
 
 import os
 import signal
@@ -11,10 +9,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequests:
-    """A context manager, for the main thread: while it is open these signals only count.
+    """A context manager for the main thread. While it is open, SIGINT, SIGTERM and SIGHUP are only counted.
 
-    The first asks for an orderly end and the second for a quick one. The third ends this process at once; the
-    watchdog then ends the children.
+    The first signal requests an orderly shutdown, the second an immediate one. The third exits this process at once;
+    the watchdog then ends the child processes.
     """
 
     def __init__(self) -> None:
@@ -23,11 +21,11 @@ class StopRequests:
         self._previous: dict[int, Any] = {}
 
     def stop(self) -> bool:
-        """Whether it is time to end."""
+        """Whether a shutdown was requested."""
         return self._count >= 1
 
     def hurry(self) -> bool:
-        """Whether it is time to end without waiting for anybody."""
+        """Whether an immediate shutdown was requested: the remaining processes are killed without a wait."""
         return self._count >= 2
 
     def __enter__(self) -> Self:

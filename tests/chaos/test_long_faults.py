@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import NewSystem
 from tests.support.api import Api
 from tests.support.cluster import Cluster
-from tests.support.pipelines.behaviours import Duties
+from tests.support.pipelines.behaviours import Behaviours
 from tests.support.servers import NatsServer
 from tests.support.services import System
 from tests.system.faults import test_cluster, test_nats_lost, test_postgres_lost, test_retry_storm
@@ -29,7 +29,7 @@ async def test_postgres_is_of_no_use_for_twenty_seconds(
 
 
 async def test_three_thousand_jobs_fail_at_one_stage(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     await test_retry_storm.fail(3000, system, api, nats, duties, database_url)
 

@@ -17,7 +17,7 @@ from heimdex_contracts.runtime.settings import Settings
 from heimdex_status_store.database import migrate
 from tests.conftest import allowed
 from tests.support.auditor import Auditor, Line
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer
 
 STAGES = ("extracting", "analyzing", "indexing")
@@ -28,9 +28,9 @@ NewBroker = Callable[..., Awaitable[Broker]]
 
 
 @pytest.fixture
-def journal(request: pytest.FixtureRequest) -> Iterator[Journal]:
+def journal(request: pytest.FixtureRequest) -> Iterator[RecordingLogger]:
     """What the code under test logged; audited afterwards, as the logs of services are."""
-    made = Journal()
+    made = RecordingLogger()
     yield made
     auditor = Auditor()
     if kinds := allowed(request.node):
@@ -39,7 +39,7 @@ def journal(request: pytest.FixtureRequest) -> Iterator[Journal]:
 
 
 @pytest_asyncio.fixture
-async def new_broker(nats: NatsServer, journal: Journal) -> AsyncIterator[NewBroker]:
+async def new_broker(nats: NatsServer, journal: RecordingLogger) -> AsyncIterator[NewBroker]:
     """Makes connected brokers, of a subclass if wanted; closes them."""
     made: list[Broker] = []
 
@@ -61,7 +61,7 @@ async def broker(new_broker: NewBroker) -> Broker:
 
 
 @pytest.fixture
-def topology(broker: Broker, journal: Journal) -> Topology:
+def topology(broker: Broker, journal: RecordingLogger) -> Topology:
     """The whole topology, not ensured yet."""
     return make_topology(broker, journal)
 
@@ -90,7 +90,7 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 def make_topology(
     broker: Broker,
-    journal: Journal,
+    journal: RecordingLogger,
     stages: tuple[str, ...] = STAGES,
     own: tuple[str, ...] = (subjects.STATUS_STORE,),
 ) -> Topology:
@@ -109,7 +109,7 @@ async def count(broker: Broker, name: str = subjects.JOBS) -> int:
     return int((await stream(broker, name))["state"]["messages"])
 
 
-async def holder_on(broker: Broker, journal: Journal) -> Holder:
+async def holder_on(broker: Broker, journal: RecordingLogger) -> Holder:
     """With a topology that knows the streams as they are now."""
     topology = make_topology(broker, journal)
     await topology.ensure()

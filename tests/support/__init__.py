@@ -1,1 +1,1 @@
-"""What the tests share: servers, the real services as processes, an HTTP client, and waiting for conditions."""
+"""Shared parts of the tests: servers, the real services as processes, an HTTP client, and waiting for conditions."""

@@ -1,4 +1,4 @@
-"""A small HTTP client of the API, for the tests."""
+"""A small client of the HTTP API for the tests."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ TERMINAL = {"completed", "failed", "canceled"}
 
 
 class Api:
-    """Talks to one gateway. `http` is the bare client, for what the methods do not say. `key`: "" for none."""
+    """A client of one gateway. `http` is the underlying HTTP client, for other requests. key: "" means no API key."""
 
     def __init__(self, url: str, key: str = "") -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -27,22 +27,22 @@ class Api:
         await self.close()
 
     async def submit(self, type: str = "mock_process", headers: dict[str, str] | None = None, **fields: Any) -> str:
-        """Submit a job, which must be accepted; returns its id."""
+        """Submit a job, which must be accepted, and return its id."""
         response = await self.http.post("/jobs", json={"type": type, **fields}, headers=headers)
-        assert response.status_code == 202, f"POST /jobs answered {response.status_code} {response.text}"
+        assert response.status_code == 202, f"POST /jobs returned {response.status_code} {response.text}"
         job_id = response.json()["job_id"]
         assert isinstance(job_id, str)
         return job_id
 
     async def get(self, job_id: str) -> dict[str, Any]:
-        """The job, which must be found."""
+        """Return the job, which must exist."""
         response = await self.http.get(f"/jobs/{job_id}")
-        assert response.status_code == 200, f"GET /jobs/{job_id} answered {response.status_code} {response.text}"
+        assert response.status_code == 200, f"GET /jobs/{job_id} returned {response.status_code} {response.text}"
         job: dict[str, Any] = response.json()
         return job
 
     async def wait_until(self, job_id: str, *statuses: str, timeout: float = PATIENCE_SECONDS) -> dict[str, Any]:
-        """The job, once it has one of these statuses. An end that was not asked for fails at once."""
+        """Wait until the job has one of these statuses, and return it. Another terminal state fails at once."""
         seen: dict[str, Any] = {}
 
         async def reached() -> bool:
@@ -55,23 +55,23 @@ class Api:
         return dict(seen)
 
     async def wait_until_listed(self, job_ids: Iterable[str], timeout: float = PATIENCE_SECONDS, **wanted: Any) -> None:
-        """Until `GET /jobs` shows all of these, each with these fields.
+        """Wait until `GET /jobs` returns all of these jobs, each with these fields.
 
-        GET by id knows first: the list is told from Postgres alone, which the status store writes a moment later.
+        GET by id is ahead of the list, which is read only from Postgres: the status store writes that a moment later.
         """
         query = {"limit": 1000} | ({"status": wanted["status"]} if "status" in wanted else {})
         missing = set(job_ids)
 
         async def shown() -> bool:
             response = await self.http.get("/jobs", params=query)
-            assert response.status_code == 200, f"GET /jobs answered {response.status_code} {response.text}"
+            assert response.status_code == 200, f"GET /jobs returned {response.status_code} {response.text}"
             missing.difference_update(job["id"] for job in response.json()["jobs"] if wanted.items() <= job.items())
             return not missing
 
-        await eventually(shown, timeout, lambda: f"GET /jobs shows {missing} {wanted}")
+        await eventually(shown, timeout, lambda: f"GET /jobs returns {missing} with {wanted}")
 
     async def is_up(self) -> bool:
-        """Whether /healthz answers 200."""
+        """Whether /healthz returns 200."""
         try:
             return (await self.http.get("/healthz")).status_code == 200
         except httpx.HTTPError:

@@ -1,6 +1,6 @@
-"""Looks through what services log for what must not happen where a test makes no fault.
+"""Searches the logs of the services for events that must not happen unless a test injects a fault.
 
-On by default for every `System`. A test that makes a fault names what the fault may cause, and nothing else:
+It is on by default for every `System`. A test that injects a fault allows what the fault may cause, and nothing else:
 `@pytest.mark.allows("superseded")` for the whole test or module, `system.allow("superseded", job_id=...)` within one.
 """
 
@@ -9,40 +9,40 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-#: What a test may allow, and what each kind says when it is found.
+#: The kinds of findings, which a test may allow, with their descriptions.
 KINDS: Final = {
-    "superseded": "the broker refused a hand-over, since the job had another successor",
-    "dropped": "a delivery was dropped, since its job had gone on without it, and no caller had canceled it",
+    "superseded": "the broker rejected a hand-over, because the message already had another successor",
+    "dropped": "a delivery was dropped, because its job had moved on without it and was not canceled",
     "restored": "a job was published again from its row",
     "callbacks_restored": "a callback was published again from its row",
-    "lost": "deliveries were gone from their stream while they were held",
-    "given_up": "a message was published again, or recorded, since NATS would not deliver it any more",
-    "behind": "a delivery was put back, since the stream's leader did not know of it in time",
-    "left": "a delivery was left to come back after its ack wait",
-    "handed_back": "a process that nobody told to stop handed work back",
-    "stray": "a message that was in a job's way was removed",
-    "unusable": "a message was set aside",
-    "repeated": "a stage began again though its attempt before had neither failed nor been handed back",
-    "errors": "an attempt failed for a reason that no test asked for",
-    "worker_lost": "an attempt or a job ended as 'worker lost'",
-    "isolated": "an attempt was suspected of ending its worker, and ran in a process of its own",
-    "topology": "a stream or a consumer was made or changed after the start",
-    "defect": "the code met what it does not expect",
-    "not_json": "a line of a log is no JSON object",
+    "lost": "deliveries disappeared from their stream while they were held",
+    "given_up": "a message was published again, or recorded, because NATS had stopped delivering it",
+    "behind": "a delivery was returned to the stream, because the stream's leader did not have it in time",
+    "left": "a delivery was left to be redelivered after its lease",
+    "handed_back": "a process that was not asked to stop handed work back",
+    "stray": "a leftover message that blocked a job was removed",
+    "unusable": "a message became a dead letter",
+    "repeated": "a stage started again although its earlier attempt had neither failed nor been handed back",
+    "errors": "an attempt failed for a reason that no test had requested",
+    "worker_lost": "an attempt or a job failed with 'worker lost'",
+    "isolated": "an attempt was suspected of killing its worker, and ran in a subprocess",
+    "topology": "a stream or a consumer was created or changed after the start",
+    "defect": "the code reached a state that it does not expect",
+    "not_json": "a line of a log is not a JSON object",
 }
 
-#: What a test may name instead, where its fault is one of these: all the kinds that it may cause.
+#: Common faults, which a test may name in place of the kinds that they may cause.
 CAUSES: Final = {
-    # What nats-server has not written yet is gone: the last acknowledgements, but no message, since the kernel has it.
-    # The streams and consumers in memory are made again.
+    # nats-server loses what it has not written to the kernel: the last acknowledgements, but no message. Streams and
+    # consumers in memory are created again.
     "nats_killed": ("topology", "dropped", "repeated", "superseded", "lost"),
-    # The same for one node of three, while the others keep the streams in memory too.
+    # The same for one node of three, but the other nodes keep the streams in memory.
     "node_killed": ("dropped", "repeated", "superseded", "lost"),
-    # Nothing is lost; what was acknowledged meanwhile comes again, and what was held is delivered to others.
+    # Nothing is lost. Messages that were acknowledged meanwhile are redelivered, and held ones go to other workers.
     "nats_silent": ("dropped", "repeated", "superseded", "left"),
 }
 
-#: The events that are findings by themselves.
+#: The events that are always findings, with their kinds.
 _EVENTS: Final = {
     "delivery_superseded": "superseded",
     "job_restored": "restored",
@@ -64,7 +64,7 @@ _EVENTS: Final = {
     **{f"{work}_broken": "defect" for work in ("delivery", "pruning", "reconnection", "request", "sweep", "topology")},
     "not_json": "not_json",
 }
-#: Those that need a look at what was logged before, or at what they say.
+#: The events whose meaning depends on earlier entries, or on their own fields.
 _JUDGED: Final = {
     "starting",
     "ready",
@@ -78,7 +78,7 @@ _JUDGED: Final = {
     "attempt_failed",
     "job_failed",
 }
-#: In the error of an attempt that a test told to fail: `fail_at_stage`, and the pipelines beside this file.
+#: Parts of the errors of attempts that fail on request: by `fail_at_stage`, or in the pipelines beside this file.
 ASKED_FOR: Final = (
     "fail_at_stage asked this job to fail",
     "the script says",
@@ -89,7 +89,7 @@ ASKED_FOR: Final = (
 
 
 class Line(NamedTuple):
-    """What one process logged. told_to_stop: by the test, at any time."""
+    """A log entry of one process. told_to_stop: whether the test has asked the process to stop, at any time."""
 
     process: str
     entry: dict[str, Any]
@@ -97,20 +97,20 @@ class Line(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Something that no fault of the test explains."""
+    """A log entry that no fault of the test explains."""
 
     kind: str
     line: Line
 
 
 def describe(findings: list[Finding]) -> str:
-    """Each kind with its number, and the first few of what was logged."""
-    told = ["The logs tell of what no fault of this test explains (tests/support/auditor.py):"]
+    """Return a text with each kind, the number of its findings, and the first three of them."""
+    text = ["The logs have entries that no fault of this test explains (tests/support/auditor.py):"]
     for kind, number in Counter(finding.kind for finding in findings).items():
-        told.append(f"{kind} ({number}): {KINDS[kind]}:")
+        text.append(f"{kind} ({number}): {KINDS[kind]}:")
         lines = [finding.line for finding in findings if finding.kind == kind]
-        told += [f"    {line.process} logged {line.entry}" for line in lines[:3]]
-    return "\n".join(told)
+        text += [f"    {line.process} logged {line.entry}" for line in lines[:3]]
+    return "\n".join(text)
 
 
 class _Allowance(NamedTuple):
@@ -123,72 +123,72 @@ class _Allowance(NamedTuple):
 
 
 def known(kinds: Iterable[str]) -> frozenset[str]:
-    """These kinds, and those of these causes. Raises ValueError where one of them is neither."""
-    wanted = frozenset(kind for name in kinds for kind in CAUSES.get(name, (name,)))
-    if unknown := wanted - KINDS.keys():
-        there_are = ", ".join((*KINDS, *CAUSES))
-        raise ValueError(f"The auditor knows no {', '.join(sorted(unknown))}; there are {there_are}.")
-    return wanted
+    """Return these kinds and the kinds of these causes. Raises ValueError for a name that is neither."""
+    expanded = frozenset(kind for name in kinds for kind in CAUSES.get(name, (name,)))
+    if unknown := expanded - KINDS.keys():
+        names = ", ".join((*KINDS, *CAUSES))
+        raise ValueError(f"Unknown kind or cause: {', '.join(sorted(unknown))}. Known are {names}.")
+    return expanded
 
 
 class Auditor:
-    """Of one system. It remembers what it has heard, so that `look` may be called again while the services go on."""
+    """Audits the logs of one system. It keeps its state, so that `look` can be called again while the services run."""
 
     def __init__(self) -> None:
         self._allowed: list[_Allowance] = []
         self._later: list[Line] = []
         self._starting: set[str] = set()
         self._ready: set[str] = set()
-        #: Of each job, run and stage: that it has begun.
+        #: The (job, run, stage) that have started.
         self._began: set[tuple[str, int, str]] = set()
-        #: Of each job and stage: the attempts that may begin, since the one before failed.
+        #: By (job, stage): the attempts that may start because the one before failed.
         self._due: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
-        #: Of each job, stage and attempt: how often it may begin again, since it was handed back.
+        #: By (job, stage, attempt): how often it may start again because it was handed back.
         self._handed_back: Counter[tuple[str, str, int]] = Counter()
 
     def allow(self, *kinds: str, **fields: Any) -> None:
-        """Pass over findings of these kinds, where fields are given only over those whose log entry has them.
+        """Ignore findings of these kinds or causes; with fields, only those whose log entry has them.
 
-        Raises ValueError for an unknown kind, or none.
+        Raises ValueError for an unknown kind, or when there is none.
         """
         if not kinds:
-            raise ValueError("An allowance names what it allows.")
+            raise ValueError("An allowance must name at least one kind or cause.")
         self._allowed.append(_Allowance(known(kinds), fields))
 
     def forbid(self) -> None:
-        """Take every allowance back."""
+        """Remove every allowance."""
         self._allowed.clear()
 
     def check(self, lines: Iterable[Line], until: datetime | None = None) -> None:
-        """As `look`, which must find nothing: else AssertionError says what."""
-        if found := self.look(lines, until):
-            raise AssertionError(describe(found))
+        """Call `look`, and raise AssertionError with a description when it returns findings."""
+        if findings := self.look(lines, until):
+            raise AssertionError(describe(findings))
 
     def look(self, lines: Iterable[Line], until: datetime | None = None) -> list[Finding]:
-        """What is found in these lines, which follow those of the calls before.
+        """Return the findings in these lines, which follow the lines of earlier calls.
 
-        until: keep what was logged from then on for the next call. Only so can the lines of several processes that
-        still run be put in order.
+        until: keep the entries from this time on for the next call. While several processes run, only this allows to
+        put their lines in order.
         """
         new = [line for line in lines if line.entry.get("event") in _JUDGED | _EVENTS.keys()]
         for line in new:
             if line.entry["event"] == "job_handed_back":
-                # Whatever its time: a worker logs it when it has published it, and another may have begun by then.
+                # Regardless of its time: a worker logs it after the publish, and another may have started by then.
                 self._handed_back[line.entry["job_id"], line.entry["stage"], line.entry["attempt"]] += 1
-        heard = sorted((*self._later, *new), key=lambda line: _time(line.entry))
-        self._later = [line for line in heard if until is not None and _time(line.entry) >= until]
-        found = [
+        ordered = sorted((*self._later, *new), key=lambda line: _time(line.entry))
+        self._later = [line for line in ordered if until is not None and _time(line.entry) >= until]
+        findings = [
             Finding(kind, line)
-            for line in heard[: len(heard) - len(self._later)]
+            for line in ordered[: len(ordered) - len(self._later)]
             if (kind := _EVENTS.get(line.entry["event"]) or self._judge(line)) is not None
         ]
-        return [finding for finding in found if not any(allowance.covers(finding) for allowance in self._allowed)]
+        return [finding for finding in findings if not any(allowance.covers(finding) for allowance in self._allowed)]
 
     def _judge(self, line: Line) -> str | None:
         entry, process = line.entry, line.process
         match entry["event"]:
             case "starting":
-                # Those that start together make the streams and consumers together.
+                # Processes that start together create the streams and consumers together.
                 if not self._ready:
                     self._starting.add(process)
             case "ready":
@@ -222,11 +222,11 @@ class Auditor:
 def _judge_error(error: str) -> str | None:
     if "worker lost" in error:
         return "worker_lost"
-    return None if any(asked in error for asked in ASKED_FOR) else "errors"
+    return None if any(part in error for part in ASKED_FOR) else "errors"
 
 
 def _time(entry: dict[str, Any]) -> datetime:
-    """When it was logged; what has no time comes first."""
+    """Return the time of the entry, or the earliest time when it has none."""
     try:
         return datetime.fromisoformat(entry["timestamp"])
     except (KeyError, TypeError, ValueError):

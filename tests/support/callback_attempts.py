@@ -1,4 +1,4 @@
-"""One try to call back, without a system around it, for the tests."""
+"""What a test needs to make one callback attempt without a running system."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,12 +6,12 @@ from heimdex_callbacks.sender import Answer
 from heimdex_contracts.messages import Completed
 from tests.support.histories import Writer
 
-#: Makes a try to a URL.
+#: Makes one callback attempt to a URL and returns its result.
 Post = Callable[[str], Awaitable[Answer]]
 
 
 def completed() -> Completed:
-    """How a job ended."""
+    """Return the terminal event of a job that completed."""
     writer = Writer()
     while writer.finish_stage():
         pass

@@ -1,4 +1,4 @@
-"""Callers who cancel some of the jobs of a load, at any moment of their lives."""
+"""Clients that cancel some of the jobs of a load, at random times."""
 
 import asyncio
 import random
@@ -11,9 +11,10 @@ from tests.support.load import Load
 
 
 class Cancels:
-    """Cancels about one job a second, in turn at each of these gateways.
+    """Cancels about one job per second, at each of these gateways in turn.
 
-    `done`: answered that it is canceled. `unknown`: no answer, or one of 500, which says that it is not known.
+    `done` has the jobs whose cancel succeeded. `unknown` has every job for which a cancel was sent: without a response,
+    or with a 500, its result is unknown.
     """
 
     def __init__(self, urls: list[str], load: Load, seed: int) -> None:
@@ -34,7 +35,7 @@ class Cancels:
             await client.aclose()
 
     async def stop(self) -> None:
-        """Cancel nothing more. A cancel without its answer by now counts as unknown."""
+        """Cancel no further job. The result of a cancel without a response by now is unknown."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -51,10 +52,10 @@ class Cancels:
             job_id = self._random.choice(newest)
             self.unknown.add(job_id)
             try:
-                answer = await self._clients[number % len(self._clients)].post(f"/jobs/{job_id}/cancel")
+                response = await self._clients[number % len(self._clients)].post(f"/jobs/{job_id}/cancel")
             except httpx.HTTPError:
                 continue
-            if answer.status_code in {200, 202}:
+            if response.status_code in {200, 202}:
                 self.done.add(job_id)
-            elif answer.status_code != 500:
-                assert answer.status_code == 409, f"{answer.status_code} {answer.text}"
+            elif response.status_code != 500:
+                assert response.status_code == 409, f"{response.status_code} {response.text}"

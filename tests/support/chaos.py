@@ -1,4 +1,4 @@
-"""Kills and freezes everything at random, by a seed, and brings it back."""
+"""Kills and freezes processes at random, with a seed, and starts them again."""
 
 import asyncio
 import random
@@ -14,15 +14,15 @@ from tests.support.services import Service, System
 
 
 async def _at_once() -> None:
-    """It needs no time to be whole again."""
+    """Return at once: the default `whole` of a target that needs no recovery."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that can be hit. `weight`: how often, compared with the others.
+    """A process that can be killed or frozen.
 
-    group: of the targets of one group, one is hit at a time, and the next one after `whole`: when all of what they are
-    together has recovered.
+    weight: how often it is hit, relative to the other targets. group: only one target of a group is hit at a time, and
+    the next one only after `whole` has returned: when the whole group has recovered.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Target:
 
 
 def service_target(system: System, name: str, weight: float, port: int | None = None) -> Target:
-    """A replica of a service, started now."""
+    """Start a replica of a service, and return it as a target."""
     current: list[Service] = [system.start(name, port=port)]
 
     async def kill() -> None:
@@ -48,7 +48,7 @@ def service_target(system: System, name: str, weight: float, port: int | None = 
 
 
 def server_target(server: Any, name: str, weight: float, pid: Callable[[], int | None]) -> Target:
-    """NATS or Postgres."""
+    """Return a running NATS or Postgres server as a target."""
 
     async def kill() -> None:
         await asyncio.to_thread(server.kill)
@@ -60,7 +60,10 @@ def server_target(server: Any, name: str, weight: float, pid: Callable[[], int |
 
 
 def node_targets(cluster: Cluster, weight: float) -> list[Target]:
-    """The nodes of a NATS cluster, of which a majority always stays: the promise is about one at a time."""
+    """Return the nodes of a NATS cluster as targets of one group.
+
+    Only one node is hit at a time, because the system's guarantees hold only while a majority of the nodes runs.
+    """
 
     def target(node: Node) -> Target:
         async def kill() -> None:
@@ -78,7 +81,7 @@ def node_targets(cluster: Cluster, weight: float) -> list[Target]:
 
 
 class Storm:
-    """`blow` hits targets for some seconds; afterwards all of them run. `diary`: what happened when."""
+    """Hits random targets. After `blow` and `calm`, all targets run. `diary` has the actions with their times."""
 
     def __init__(self, targets: list[Target], seed: int) -> None:
         self.diary: list[str] = []
@@ -91,55 +94,58 @@ class Storm:
         self._began = time.monotonic()
 
     async def blow(self, seconds: float) -> None:
-        """The sequence of what is hit, how and for how long follows from the seed alone."""
+        """Hit targets for this many seconds, and wait until they are started or thawed again.
+
+        The seed alone determines the sequence of targets, whether each is killed or frozen, and for how long.
+        """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             await asyncio.sleep(self._random.uniform(0.2, 0.9))
             index = self._random.choices(range(len(self._targets)), [one.weight for one in self._targets])[0]
             kill = self._random.random() < 0.55
-            pause = self._random.uniform(0, 1.5) if kill else self._random.uniform(0.2, 4)
-            if self._place(index) in self._busy:
+            seconds_down = self._random.uniform(0, 1.5) if kill else self._random.uniform(0.2, 4)
+            if self._group_of(index) in self._busy:
                 continue
-            self._busy.add(self._place(index))
-            task = asyncio.create_task(self._hit(index, kill, pause))
+            self._busy.add(self._group_of(index))
+            task = asyncio.create_task(self._hit(index, kill, seconds_down))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if self._tasks:
             await asyncio.gather(*self._tasks)
 
     def note(self, text: str) -> None:
-        """With the seconds since the start."""
+        """Add a line to the diary, with the seconds since the start."""
         self.diary.append(f"{time.monotonic() - self._began:6.1f} {text}")
 
-    async def _hit(self, index: int, kill: bool, pause: float) -> None:
+    async def _hit(self, index: int, kill: bool, seconds_down: float) -> None:
         target = self._targets[index]
         name = f"{target.name} ({index})"
         try:
             pid = target.pid()
             if kill or pid is None:
                 self.kills += 1
-                self.note(f"kill {name}, start it after {pause:.1f} s")
+                self.note(f"kill {name}, start it after {seconds_down:.1f} s")
                 await target.kill()
-                await asyncio.sleep(pause)
+                await asyncio.sleep(seconds_down)
                 await target.start()
             else:
                 self.freezes += 1
-                self.note(f"freeze {name} for {pause:.1f} s")
+                self.note(f"freeze {name} for {seconds_down:.1f} s")
                 freeze(pid)
                 try:
-                    await asyncio.sleep(pause)
+                    await asyncio.sleep(seconds_down)
                 finally:
                     thaw(pid)
-            self.note(f"{name} goes on")
+            self.note(f"{name} runs again")
             await target.whole()
         finally:
-            self._busy.discard(self._place(index))
+            self._busy.discard(self._group_of(index))
 
-    def _place(self, index: int) -> int | str:
+    def _group_of(self, index: int) -> int | str:
         return self._targets[index].group or index
 
     async def calm(self) -> None:
-        """Whatever ended by itself is started."""
+        """Start every target that has ended by itself."""
         for index, target in enumerate(self._targets):
             if target.pid() is None:
                 self.note(f"{target.name} ({index}) had ended by itself")

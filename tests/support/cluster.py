@@ -1,4 +1,4 @@
-"""Three nats-servers on this machine that are one cluster: killed, frozen, stopped and started one at a time."""
+"""A cluster of three nats-servers on this machine, which can be killed, frozen, stopped and started one by one."""
 
 import asyncio
 import json
@@ -23,16 +23,16 @@ SIZE = 3
 
 
 class Node:
-    """One server of the cluster; its address and its store survive `stop`, `kill` and `start`.
+    """One server of the cluster. Its address and its store survive `stop`, `kill` and `start`.
 
-    ports: of each node: for clients, for routes, and where the others reach its routes.
+    ports: three ports per node: for clients, for routes, and the port at which the other nodes reach its routes.
     """
 
     def __init__(
         self, folder: Path, number: int, ports: list[tuple[int, int, int]], sync_interval: str, version: str, nice: int
     ) -> None:
         self.name = f"node-{number}"
-        self.port, routes, reached = ports[number]
+        self.port, routes, advertised = ports[number]
         self.url = f"nats://127.0.0.1:{self.port}"
         self.folder = folder / self.name
         self.folder.mkdir(parents=True)
@@ -42,7 +42,7 @@ class Node:
             f"server_name: {self.name}\n"
             f"listen: 127.0.0.1:{self.port}\n"
             f"jetstream {{ store_dir: {json.dumps(str(self.folder))}, sync_interval: {sync_interval} }}\n"
-            f"cluster {{ name: tests, listen: 127.0.0.1:{routes}, advertise: '127.0.0.1:{reached}'\n"
+            f"cluster {{ name: tests, listen: 127.0.0.1:{routes}, advertise: '127.0.0.1:{advertised}'\n"
             f"          routes: [{others}], no_advertise: true }}\n"
             "accounts { $SYS { users: [{ user: system, password: system }] }\n"
             "           TESTS { jetstream: enabled, users: [{ user: tests, password: tests }] } }\n"
@@ -56,23 +56,26 @@ class Node:
         )
 
     def start(self) -> None:
-        """Start it, and return at once."""
+        """Start the server, and return without waiting until it is ready."""
         self.child.start()
 
     def stop(self) -> None:
-        """SIGTERM: it hands its leaderships over first."""
+        """Stop the server with SIGTERM: it transfers its leaderships first."""
         self.child.stop()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the server with SIGKILL, as a crash would end it."""
         self.child.kill()
 
     def freeze(self) -> None:
-        """SIGSTOP: its connections stay, and it says nothing. It stays the leader of what it led for 4 s and more."""
+        """Stop the server with SIGSTOP: its connections stay open, and it sends nothing.
+
+        It stays the leader of its streams for at least 4 s.
+        """
         self._send(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Let a frozen server continue, with SIGCONT."""
         self._send(signal.SIGCONT)
 
     def _send(self, number: int) -> None:
@@ -81,16 +84,16 @@ class Node:
                 os.kill(pid, number)
 
     def wipe(self) -> None:
-        """While it is stopped: remove all that it has stored."""
+        """Remove everything that the server has stored. The server must be stopped."""
         shutil.rmtree(self.folder / "jetstream", ignore_errors=True)
 
 
 class Cluster:
-    """`url` names all its servers, as HEIMDEX_NATS_URL does.
+    """A cluster of three servers. `url` has the addresses of all of them, as HEIMDEX_NATS_URL does.
 
-    sync_interval: of all nodes, by default as compose.cluster.yaml has it, or one for each node. version: of
-    nats-server; "": the installed one. slow_routes: whether `delay` can make them so; they go through us then.
-    nice: how much the first node's priority is lower than that of everything else (19: as low as it gets).
+    sync_interval: that of all nodes, by default as in compose.cluster.yaml, or one per node. version: the version of
+    nats-server; "" means the installed one. slow_routes: routes go through a proxy of the test, so that `delay` can
+    slow them down. nice: the niceness of the first node's process; 19 is the lowest priority.
     """
 
     def __init__(
@@ -102,22 +105,22 @@ class Cluster:
         nice: int = 0,
     ) -> None:
         chosen = _distinct_ports(3 * SIZE)
-        found = list(zip(chosen[:SIZE], chosen[SIZE : 2 * SIZE], chosen[2 * SIZE :], strict=True))
-        ports = found if slow_routes else [(port, routes, routes) for port, routes, _ in found]
+        by_node = list(zip(chosen[:SIZE], chosen[SIZE : 2 * SIZE], chosen[2 * SIZE :], strict=True))
+        ports = by_node if slow_routes else [(port, routes, routes) for port, routes, _ in by_node]
         intervals = [sync_interval] * SIZE if isinstance(sync_interval, str) else sync_interval
         self.nodes = [
             Node(folder, number, ports, intervals[number], version, 0 if number else nice) for number in range(SIZE)
         ]
         self._delays: dict[str, float] = {}
         self._links = [
-            RouteLink(node.name, reached, routes, self._delays)
-            for node, (_, routes, reached) in zip(self.nodes, ports, strict=True)
+            RouteLink(node.name, advertised, routes, self._delays)
+            for node, (_, routes, advertised) in zip(self.nodes, ports, strict=True)
             if slow_routes
         ]
 
     def delay(self, node: Node, seconds: float) -> None:
-        """What this node and the others say to each other arrives so much later, from now on. Needs `slow_routes`."""
-        assert self._links, "this cluster was made without slow_routes"
+        """Delay all traffic between this node and the others by this many seconds from now on. Needs `slow_routes`."""
+        assert self._links, "this cluster was created without slow_routes"
         self._delays[node.name] = seconds
 
     @property
@@ -125,7 +128,7 @@ class Cluster:
         return ",".join(node.url for node in self.nodes)
 
     async def start(self) -> None:
-        """Start all, and return when JetStream has a leader."""
+        """Start all nodes, and wait until the cluster is whole."""
         for link in self._links:
             await link.start()
         for node in self.nodes:
@@ -133,25 +136,25 @@ class Cluster:
         await self.whole()
 
     async def whole(self, timeout: float = 60) -> None:
-        """Every server runs, and each stream has all its replicas, up to date, and so has each consumer."""
+        """Wait until every server runs, and each stream has a leader and all its replicas, which are up to date."""
         await eventually(self._is_whole, timeout, "the cluster is whole")
 
     def end(self) -> None:
-        """SIGKILL to all of them."""
+        """Kill all nodes with SIGKILL, and close the links between them."""
         for node in self.nodes:
             node.kill()
         for link in self._links:
             link.close()
 
     async def leader(self, stream: str) -> Node:
-        """Who leads this stream now."""
+        """Return the node that leads this stream now; waits until there is one."""
 
-        async def ask() -> Node | None:
+        async def find() -> Node | None:
             streams = await self._streams()
             name = (streams or {}).get(stream, {}).get("cluster", {}).get("leader")
             return next((node for node in self.nodes if node.name == name), None)
 
-        return await eventually(ask, what=f"{stream} has a leader")
+        return await eventually(find, what=f"{stream} has a leader")
 
     async def _is_whole(self) -> bool:
         streams = await self._streams()
@@ -177,20 +180,20 @@ class Cluster:
             if "error" in answer or answer.get("missing"):
                 return None
             return {stream["config"]["name"]: stream for stream in answer["streams"] or []}
-        except Exception:  # whatever a client meets while an election is on
+        except Exception:  # a client may get any error during an election
             return None
         finally:
             await nc.close()
 
 
 async def _ignore(_: Exception) -> None:
-    """A node that starts refuses connections: nats-py would log each."""
+    """Ignore the error: a node that is starting refuses connections, and nats-py would log each refusal."""
 
 
 def _distinct_ports(count: int) -> list[int]:
-    found: list[int] = []
-    while len(found) < count:
+    ports: list[int] = []
+    while len(ports) < count:
         port = free_port()
-        if port not in found:
-            found.append(port)
-    return found
+        if port not in ports:
+            ports.append(port)
+    return ports

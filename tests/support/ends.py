@@ -1,4 +1,4 @@
-"""Waits for what the stream says of jobs, whatever Postgres knows."""
+"""Waits for the state of jobs in the stream, and as the API returns it, without reading Postgres."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from tests.support.watching import Observer
 
 
 async def published(seen: Observer, jobs: Iterable[str], token: str = "completed", timeout: float = 0) -> None:
-    """The newest message of each of these jobs is on `heimdex.jobs.<token>.<job_id>`."""
+    """Wait until the newest message of each of these jobs is on `heimdex.jobs.<token>.<job_id>`."""
     for job_id in jobs:
 
         def last(job_id: str = job_id) -> bool:
@@ -18,10 +18,10 @@ async def published(seen: Observer, jobs: Iterable[str], token: str = "completed
 
 
 async def told(follower: Follower, jobs: Iterable[str], **wanted: object) -> None:
-    """A caller was told this of each of these jobs."""
+    """Wait until the API has returned each of these jobs to the follower with these fields."""
     for job_id in jobs:
 
-        def so(job_id: str = job_id) -> bool:
+        def matches(job_id: str = job_id) -> bool:
             return wanted.items() <= follower.seen(job_id).items() and bool(follower.seen(job_id))
 
-        await eventually(so, what=lambda job_id=job_id: f"{wanted} is told, not {follower.seen(job_id)}")
+        await eventually(matches, what=lambda job_id=job_id: f"{job_id} has {wanted}; it is {follower.seen(job_id)}")

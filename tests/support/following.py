@@ -1,4 +1,4 @@
-"""Follows jobs as callers do, and notes every step backwards: what the API must never show, whatever is killed."""
+"""Polls jobs as clients do, and records every step backwards, which the API must never show, whatever is killed."""
 
 import asyncio
 import json
@@ -13,14 +13,16 @@ from heimdex_contracts import pipelines
 from tests.support.pipelines import with_pipelines
 
 _ORDER: Final = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
-#: The longest that a GET may take by the contract is 5 s; a busy test machine gets more.
+#: The contract limits a GET to 5 s; a busy test machine gets more.
 _GET_SECONDS: Final = 20.0
 
 
 class Follower:
-    """Asks for every job that was added, over and over, in turn at each of these gateways.
+    """Polls every added job until it is closed, at each of these gateways in turn.
 
-    `backwards` collects what was wrong; answers of 500 and refused connections are counted, not wrong.
+    `backwards` collects the contradictions. Responses of 500 and connection errors are only counted, in `unanswered`.
+
+    newest: polls only this many of the jobs that were added last. pause: seconds between two rounds.
     """
 
     def __init__(self, urls: Iterable[str], newest: int | None = None, pause: float = 0.05) -> None:
@@ -28,11 +30,12 @@ class Follower:
         self.backwards: list[str] = []
         self.asked = 0
         self.unanswered = 0
-        #: Seconds that the slowest answer took.
+        #: The seconds that the slowest response took.
         self.slowest = 0.0
         self._clients = [httpx.AsyncClient(base_url=url, timeout=_GET_SECONDS, trust_env=False) for url in urls]
         self._jobs: list[str] = []
-        self._tellers: dict[str, str] = {}
+        #: The gateway and the time of the latest response, by job.
+        self._sources: dict[str, str] = {}
         self._began = time.monotonic()
         self._newest = newest
         self._pause = pause
@@ -53,15 +56,15 @@ class Follower:
             await client.aclose()
 
     def add(self, *job_ids: str) -> None:
-        """Follow these jobs, to their end and on."""
+        """Poll these jobs from now on, also in a terminal state."""
         self._jobs += job_ids
 
     def seen(self, job_id: str) -> dict[str, Any]:
-        """What was last told of this job; nothing: {}."""
+        """Return the latest response for this job, or {} when there is none yet."""
         return self.latest.get(job_id, {})
 
     def check(self) -> None:
-        """Nothing ran backwards, nothing accepted was unknown."""
+        """Raise AssertionError when a response contradicted an earlier one, or a job was unknown."""
         assert not self.backwards, f"{len(self.backwards)} steps backwards: {self.backwards[:5]}"
 
     async def _run(self) -> None:
@@ -70,10 +73,10 @@ class Follower:
             jobs = self._jobs if self._newest is None else self._jobs[-self._newest :]
             for job_id in list(jobs):
                 number += 1
-                await self._ask(self._clients[number % len(self._clients)], job_id)
+                await self._poll(self._clients[number % len(self._clients)], job_id)
             await asyncio.sleep(self._pause)
 
-    async def _ask(self, client: httpx.AsyncClient, job_id: str) -> None:
+    async def _poll(self, client: httpx.AsyncClient, job_id: str) -> None:
         began = time.monotonic()
         self.asked += 1
         try:
@@ -87,17 +90,17 @@ class Follower:
             self.unanswered += 1
             return
         if response.status_code != 200:
-            self.backwards.append(f"{job_id} answered {response.status_code}: {response.text}")
+            self.backwards.append(f"{job_id} returned {response.status_code}: {response.text}")
             return
         job = response.json()
         for wrong in self.compare(self.latest.get(job_id), job):
-            teller = f"{self._tellers.get(job_id)}, then {client.base_url} at {began - self._began:.1f} s"
-            self.backwards.append(f"{wrong} ({teller}): {json.dumps(self.latest.get(job_id))} then {json.dumps(job)}")
+            sources = f"{self._sources.get(job_id)}, then {client.base_url} at {began - self._began:.1f} s"
+            self.backwards.append(f"{wrong} ({sources}): {json.dumps(self.latest.get(job_id))} then {json.dumps(job)}")
         self.latest[job_id] = job
-        self._tellers[job_id] = f"{client.base_url} at {began - self._began:.1f} s"
+        self._sources[job_id] = f"{client.base_url} at {began - self._began:.1f} s"
 
     def compare(self, before: dict[str, Any] | None, after: dict[str, Any]) -> list[str]:
-        """What of this answer contradicts an earlier one, or itself."""
+        """Return the fields of a response that contradict an earlier one, or each other."""
         wrong = []
         if after["updated_at"] < after["created_at"]:
             wrong.append("updated before created")
@@ -107,10 +110,10 @@ class Follower:
             return wrong
         if _ORDER[after["status"]] < _ORDER[before["status"]]:
             wrong.append("status")
-        # A tick that was under way may still move the time, and the progress of a canceled job: forwards, see below.
+        # A tick in flight may still move `updated_at`, and the progress of a canceled job: forwards only, see below.
         moving = {"updated_at", "progress"} if before["status"] == "canceled" else {"updated_at"}
         if _ORDER[before["status"]] == 2 and before | {key: after[key] for key in moving} != after:
-            wrong.append("changed after its end")
+            wrong.append("changed in a terminal state")
         if after["progress"] < before["progress"]:
             wrong.append("progress")
         if after["updated_at"] < before["updated_at"]:

@@ -1,7 +1,7 @@
-"""Histories of a job as the services would write them, for tests by example and by hypothesis.
+"""Generates histories of a job as the services write them, for tests with examples and with hypothesis.
 
-`run_of_a_job` follows the worker's own rules: progress rises within a stage, whatever the attempt, a hand-back goes on
-counting attempts, nothing is written before the message that it follows.
+`run_of_a_job` follows the rules of the worker: progress rises within a stage, also over several attempts; a hand-back
+keeps the number of attempts; a message is written only after its predecessor.
 """
 
 import uuid
@@ -33,15 +33,15 @@ def new_id() -> str:
 
 
 def due(job_id: str = "", **fields: Any) -> Due:
-    """A job at its first stage, unless the fields say otherwise."""
+    """Return the message of a submitted job that is due at its first stage; `fields` override its fields."""
     common = {"job_id": job_id or new_id(), "type": "mock_process", "step": 0, "created_at": START, "at": START}
     return Due(**{**common, "stage": "extracting", "reason": "submitted", **fields})
 
 
 class Writer:
-    """Writes one run of a job, message after message; `events` is what was written, in order.
+    """Writes the messages of one run of a job, one after the other. `events` has them in order.
 
-    forgetful: an attempt knows nothing of how far the one before it came.
+    forgetful: an attempt does not know the progress of the one before it.
     """
 
     def __init__(self, job_id: str = "", step: int = 0, run: int = 1, forgetful: bool = False) -> None:
@@ -86,7 +86,10 @@ class Writer:
         self.events.append(Progress(**self._place(), progress=self.percent, at=self.later()))
 
     def fail_attempt(self) -> None:
-        """The last tick says what the failed attempt says: the stream then knows all that Postgres may have told."""
+        """Write a last tick and the failed attempt, with the same progress.
+
+        With the tick, the stream has everything that the API may have returned from Postgres.
+        """
         self.events.append(
             Progress(**self._place(), progress=max(self.due.progress, self.percent), at=self.later(), ended=True)
         )
@@ -106,7 +109,7 @@ class Writer:
         )
 
     def finish_stage(self) -> bool:
-        """Hand over, or complete the job: then False."""
+        """Hand the job over to the next stage and return True; at the last stage, complete it and return False."""
         common, started = self._common(), self.due.at
         stage_run = StageRun(self.due.stage, self.attempt, started, self.at, 0.25)
         common["finished"] = (*self.due.finished, stage_run)
@@ -144,7 +147,7 @@ def run_of_a_job(
     run: int = 1,
     forgetful: bool = False,
 ) -> list[AnyMessage]:
-    """One run's events in the order in which they were written; `ended`: up to its terminal event."""
+    """Draw the events of one run in the order in which they are written. ended: the run has a terminal event."""
     writer = Writer(job_id or str(draw(st.uuids())), step, run, forgetful)
     for _ in range(draw(st.integers(0, 12))):
         choices = ["fail_attempt", "hand_back", "finish_stage", *(["tick"] * 2 if ticks else [])]
@@ -167,7 +170,7 @@ def run_of_a_job(
 
 
 def random_run(random: Random) -> list[AnyMessage]:
-    """As `run_of_a_job`, without hypothesis: for thousands of runs that need no shrinking."""
+    """Return a random run as `run_of_a_job` does, without hypothesis, for tests with thousands of runs."""
     writer = Writer()
     for _ in range(random.randrange(12)):
         match random.choice(["tick", "tick", "fail_attempt", "hand_back", "finish_stage"]):
@@ -186,6 +189,6 @@ def random_run(random: Random) -> list[AnyMessage]:
 
 @st.composite
 def shuffled(draw: st.DrawFn, events: list[AnyMessage]) -> list[AnyMessage]:
-    """Any order of these events, some of them several times."""
+    """Draw these events in any order, some of them repeated."""
     repeats = draw(st.lists(st.sampled_from(events), max_size=6))
     return draw(st.permutations([*events, *repeats]))

@@ -1,6 +1,6 @@
-"""Holds the leader of HEIMDEX_JOBS back, so that it applies what is committed later than other nodes deliver it.
+"""Slows down the leader of HEIMDEX_JOBS, so that it applies a committed message later than other nodes deliver it.
 
-It stays the leader all the while: an election begins after 4 s of silence at the soonest.
+It stays the leader: an election begins only after 4 s of silence or more.
 """
 
 import asyncio
@@ -17,7 +17,10 @@ from tests.support.watching import JOBS, Observer
 
 @dataclass(frozen=True)
 class Hold:
-    """A way to do so. `back`: once, for a moment. The others say what of the cluster it takes, see `Cluster`."""
+    """A way to slow down the leader. `back` does it once, for a moment.
+
+    The other fields are the arguments of `Cluster` that it needs.
+    """
 
     name: str
     back: Callable[[Cluster, random.Random], Awaitable[None]]
@@ -26,11 +29,14 @@ class Hold:
     nice: int = 0
 
     def cluster(self, folder: Path, version: str = "") -> Cluster:
-        """One that it can be done to; not started yet."""
+        """Create a cluster to which it can be applied, without starting it."""
         return Cluster(folder / "cluster", self.sync_interval, version, self.slow_routes, self.nice)
 
     def neighbours(self, folder: Path, seconds: float) -> Spinners:
-        """What must run beside it: a node of lower priority is slow only where others want the cores."""
+        """Return the processes that must run at the same time.
+
+        A node of lower priority is slow only while other processes need the cores. The other ways need none.
+        """
         return Spinners(folder, seconds, count=None if self.nice else 0)
 
 
@@ -73,15 +79,15 @@ async def _let_the_first_lead(cluster: Cluster, _: random.Random) -> None:
     await asyncio.sleep(2)
 
 
-#: It stands still for 0.3 to 2 s.
+#: The leader is frozen for 0.3 to 2 s.
 FROZEN = Hold("frozen", _freeze)
-#: It gets a twentieth of a core for 2 s.
+#: The leader gets a twentieth of a core for 2 s.
 STARVED = Hold("starved", _starve)
-#: What it and the others say to each other arrives 0.05 to 0.3 s later, for 2 s.
+#: Traffic between the leader and the other nodes is delayed by 0.05 to 0.3 s, for 2 s.
 FAR = Hold("far", _delay_routes, slow_routes=True)
-#: It alone flushes each message to the disk.
+#: Only the leader syncs each message to the disk.
 SLOW_DISK = Hold("slow-disk", _let_the_first_lead, sync_interval=("always", "2m", "2m"))
-#: Everything else on the machine goes before it.
+#: The leader's process has a lower priority than all others.
 LOW_PRIORITY = Hold("low-priority", _let_the_first_lead, nice=10)
 
 EVERY_HOLD = (FROZEN, STARVED, FAR, SLOW_DISK, LOW_PRIORITY)

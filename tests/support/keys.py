@@ -1,8 +1,8 @@
-"""Keys for gateways that want one."""
+"""API keys for the tests of gateways that require one."""
 
 import hashlib
 
-#: By whom they are held: two tenants, one of them with two keys, and the tenant of those who have none.
+#: The keys by holder: two tenants, of which `acme` has two keys, and the tenant of jobs submitted without a key.
 KEYS = {
     "acme": "key-of-acme-0123456789",
     "acme-new": "key-of-acme-9876543210",
@@ -12,7 +12,7 @@ KEYS = {
 
 
 def entries(*holders: str) -> str:
-    """For HEIMDEX_API_KEYS: those of these holders, or of all. `acme-new` belongs to the tenant `acme`."""
+    """Return the value of HEIMDEX_API_KEYS for these holders, or for all. `acme-new` belongs to the tenant `acme`."""
     return ",".join(
         f"{holder.partition('-')[0]}:{hashlib.sha256(KEYS[holder].encode()).hexdigest()}" for holder in holders or KEYS
     )

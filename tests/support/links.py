@@ -1,7 +1,8 @@
-"""A link to a server that can be cut, reset right after the server's first words, or made to swallow everything.
+"""Proxies for faults of the network.
 
-It can also speak for the server: what a real one says only in rare cases.
-And one between the nodes of a NATS cluster, that can be made slow.
+`Link` is a link to a server that can be cut, reset right after the server's first line, or made to drop all data. It
+can also send lines in the name of the server that a real one sends only in rare cases. `RouteLink` is a link between
+the nodes of a NATS cluster that can be made slow.
 """
 
 import asyncio
@@ -12,12 +13,13 @@ from typing import Any
 
 
 class Link:
-    """Forwards connections on a port of its own. `resets`: so many of the next ones are cut after the first words.
+    """Forwards the connections to its own port.
 
-    greetings: what the next ones are told after the server's first words, each one line without its end; the connection
-    is closed with an `-ERR`.
+    `resets`: this many of the next connections are reset after the server's first line. `greetings`: lines, without
+    their ends, that are sent to the next connections after the server's first line, one each; after an `-ERR` the
+    connection is closed.
 
-    to: a port of this machine, or the path of a unix socket.
+    to: the port of the server on this machine, or the path of its unix socket.
     """
 
     def __init__(self, to: int | str) -> None:
@@ -52,7 +54,7 @@ class Link:
         self._clients.clear()
 
     def say(self, line: bytes, *, close: bool = False) -> None:
-        """Tell each client this line (without its end), as a server would that says nothing else meanwhile."""
+        """Send this line (without its end) to each client, as the server would. Only for an otherwise silent server."""
         for writer in self._clients:
             if not writer.is_closing():
                 writer.write(line + b"\r\n")
@@ -60,11 +62,14 @@ class Link:
                     writer.close()
 
     def swallow(self) -> None:
-        """From now on nothing goes through, in either direction, and nobody is told."""
+        """From now on, drop all data in both directions without closing a connection."""
         self._swallows = True
 
     def swallow_connections(self) -> int:
-        """The same for the connections that exist, alone: new ones work. Returns how many there were."""
+        """Drop all data of the existing connections without closing them. New connections work.
+
+        Returns the number of existing connections.
+        """
         for task in self._tasks:
             task.cancel()
         return len(self._tasks) // 2
@@ -90,7 +95,7 @@ class Link:
                 back.transport.abort()
                 await writer.drain()
                 writer.write_eof()
-                await reader.read()  # until the client closes it, too
+                await reader.read()  # until the client closes it too
                 writer.transport.abort()
                 return
         for source, target in ((reader, back), (onward, writer)):
@@ -110,9 +115,10 @@ class Link:
 
 
 class RouteLink:
-    """Where the other nodes of a NATS cluster reach one node: forwards in order, as late as `delays` says.
+    """Forwards the routes from the other nodes of a NATS cluster to one node, in order and with a delay.
 
-    name: the node's. port: where it listens itself. delays: seconds by the name of a node, of whichever end of a route.
+    name: the name of the node. listen: the port of this link. port: the node's own port for routes. delays: seconds by
+    the name of a node. A route has the longer delay of its two ends.
     """
 
     _NAME = re.compile(rb'"server_name":"([^"]+)"')
@@ -125,11 +131,11 @@ class RouteLink:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Listen from now on."""
+        """Start to listen."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._listen)
 
     def close(self) -> None:
-        """Cut all routes."""
+        """Stop listening, and cut all routes."""
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -151,13 +157,17 @@ class RouteLink:
     async def _read(
         self, source: asyncio.StreamReader, late: "asyncio.Queue[tuple[float, bytes]]", ends: list[str], learns: bool
     ) -> None:
-        """learns: this is what the node says that asked for the route; its name is among its first words."""
-        said = b""
+        """Read one direction of a route into the queue `late`.
+
+        learns: the data are from the node that opened the route, and its first data have its name, which is added to
+        `ends`.
+        """
+        first_data = b""
         try:
             while data := await source.read(65536):
                 if learns and len(ends) == 1:
-                    said += data
-                    ends += [name.decode() for name in self._NAME.findall(said)[:1]]
+                    first_data += data
+                    ends += [name.decode() for name in self._NAME.findall(first_data)[:1]]
                 delay = max(self._delays.get(name, 0.0) for name in ends)
                 late.put_nowait((asyncio.get_running_loop().time() + delay, data))
         except OSError:
@@ -178,6 +188,6 @@ class RouteLink:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End it by a reset, which a close without lingering is, and not in order."""
+    """Close the connection with a reset: a close with a linger time of 0 sends one."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

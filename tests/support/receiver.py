@@ -1,4 +1,6 @@
-"""Receivers of callbacks on loopback: one keeps what it is sent, and answers as a test tells it; one says anything."""
+"""Receivers of callbacks on the loopback interface: `Receiver` records the calls and returns the responses of a test,
+`Stranger` sends arbitrary bytes.
+"""
 
 import socket
 import socketserver
@@ -12,13 +14,13 @@ from typing import Any, Self
 import msgspec
 from standardwebhooks import Webhook
 
-#: The secret that the tests sign with.
+#: The secret with which the tests sign callbacks.
 SECRET = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU="
 
 
 @dataclass(frozen=True)
 class Call:
-    """One POST as it came. `headers`: names in lower case."""
+    """One POST that was received. The names of `headers` are in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -26,10 +28,10 @@ class Call:
 
     @property
     def job(self) -> dict[str, Any]:
-        """The job object in it, once its signature is found to be right."""
+        """The job in the body. Raises WebhookVerificationError when the signature is wrong."""
         Webhook(SECRET).verify(self.body, self.headers)
-        found: dict[str, Any] = msgspec.json.decode(self.body)
-        return found
+        job: dict[str, Any] = msgspec.json.decode(self.body)
+        return job
 
     @property
     def id(self) -> str:
@@ -38,10 +40,10 @@ class Call:
 
 @dataclass
 class Receiver:
-    """A server on 127.0.0.1 while it is entered, on the same port each time.
+    """An HTTP server on 127.0.0.1 that runs while its context is open, on the same port each time.
 
-    answers: one for each call, the last one for all further ones: a status, or (status, headers), or a function of the
-    call that returns one of these (it may block).
+    answers: the responses, one per call; the last one is for all further calls. A response is a status, or (status,
+    headers), or a function of the call that returns one of these; it may block.
     """
 
     answers: list[Any] = field(default_factory=lambda: [204])
@@ -74,7 +76,7 @@ class Receiver:
             request_queue_size = 128
 
             def handle_error(self, *_: object) -> None:
-                pass  # the caller hung up
+                pass  # the client closed the connection
 
         self._server = Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_port
@@ -91,7 +93,7 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}/hooks?for=tests"
 
     def of(self, job_id: str) -> list[Call]:
-        """The calls about this job, in order."""
+        """Return the calls about this job, in order."""
         with self._lock:
             return [call for call in self.calls if call.id.startswith(job_id)]
 
@@ -105,10 +107,11 @@ class Receiver:
 
 
 class Stranger:
-    """A server on 127.0.0.1 while it is entered, that says whatever it likes, each time in a thread of its own.
+    """A server on 127.0.0.1 that runs while its context is open, and writes arbitrary bytes to its connections.
 
-    say: called with each connection, once the request is read; what it raises when the caller hangs up is expected.
-    tls: it speaks TLS. deaf: `say` is called before anything is read.
+    say: called with each connection after its request has been read, in a thread per connection. An OSError that it
+    raises when the client closes the connection is ignored. tls: the context for TLS connections; None for plain ones.
+    deaf: `say` is called without reading the request.
     """
 
     def __init__(
@@ -118,9 +121,9 @@ class Stranger:
         self._tls = tls
         self._deaf = deaf
         self._lock = threading.Lock()
-        #: Connections so far, and those that are open now.
+        #: The number of connections so far, and of those that are open now.
         self.calls = self.open = 0
-        #: What was sent in them.
+        #: The bodies of the requests.
         self.bodies: list[bytes] = []
 
     def __enter__(self) -> Self:
@@ -134,7 +137,7 @@ class Stranger:
                 try:
                     stranger._serve(self.request)
                 except OSError:
-                    pass  # the caller hung up
+                    pass  # the client closed the connection
                 finally:
                     with stranger._lock:
                         stranger.open -= 1
@@ -158,7 +161,7 @@ class Stranger:
 
     def _serve(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A caller that neither reads nor hangs up must not keep this thread for ever.
+        # A client that neither reads nor closes the connection must not block this thread for ever.
         connection.settimeout(60)
         if self._tls is not None:
             connection = self._tls.wrap_socket(connection, server_side=True)
@@ -170,7 +173,7 @@ class Stranger:
                         length = int(line.split(b":")[1])
                 self.bodies.append(lines.read(length))
         self._say(connection)
-        # What is left unread when a connection is closed would make a reset of it.
+        # Unread data would turn the close into a reset.
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):
             pass

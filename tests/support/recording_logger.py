@@ -1,10 +1,10 @@
-"""A logger that remembers, for code that is given one: the same calls as structlog's, `entries` in order."""
+"""A logger that records its entries, for tests of code that takes a logger."""
 
 from typing import Any, Self
 
 
-class Journal:
-    """`bind` shares the entries."""
+class RecordingLogger:
+    """Has the methods of structlog's loggers. `entries` has what was logged, in order; bound loggers share it."""
 
     def __init__(self, entries: list[dict[str, Any]] | None = None, **bound: Any) -> None:
         self.entries: list[dict[str, Any]] = [] if entries is None else entries
@@ -13,23 +13,23 @@ class Journal:
     def bind(self, **fields: Any) -> Self:
         return type(self)(self.entries, **{**self._bound, **fields})
 
-    def _keep(self, level: str, event: str, fields: dict[str, Any]) -> None:
+    def _record(self, level: str, event: str, fields: dict[str, Any]) -> None:
         self.entries.append({"event": event, "level": level, **self._bound, **fields})
 
     def debug(self, event: str, **fields: Any) -> None:
-        self._keep("debug", event, fields)
+        self._record("debug", event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
-        self._keep("info", event, fields)
+        self._record("info", event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        self._keep("warning", event, fields)
+        self._record("warning", event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        self._keep("error", event, fields)
+        self._record("error", event, fields)
 
     exception = error
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        """The entries of this event."""
+        """Return the entries of this event, in order."""
         return [entry for entry in self.entries if entry["event"] == event]

@@ -1,4 +1,4 @@
-"""Looks into Postgres as an operator would: rows, history, and what a test does to the server."""
+"""Reads rows and history from Postgres as an operator does, and freezes the server."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import psutil
 
 
 async def fetch(database_url: str, query: str, *arguments: Any) -> list[dict[str, Any]]:
-    """The rows of one query."""
+    """Run one query on a new connection and return its rows."""
     connection = await asyncpg.connect(database_url, timeout=20)
     try:
         return [dict(row) for row in await connection.fetch(query, *arguments)]
@@ -20,7 +20,7 @@ async def fetch(database_url: str, query: str, *arguments: Any) -> list[dict[str
 
 
 async def execute(database_url: str, *statements: str) -> None:
-    """One after the other, each in a transaction of its own."""
+    """Run the statements one after the other, each in its own transaction."""
     connection = await asyncpg.connect(database_url, timeout=20)
     try:
         for statement in statements:
@@ -30,14 +30,14 @@ async def execute(database_url: str, *statements: str) -> None:
 
 
 async def events(database_url: str, job_id: str) -> list[dict[str, Any]]:
-    """The job's history in order."""
+    """Return the history of a job from `job_events`, in order."""
     return await fetch(
         database_url, "SELECT * FROM job_events WHERE job_id = $1::text::uuid ORDER BY step, attempt", job_id
     )
 
 
 async def statuses(database_url: str, job_ids: Sequence[str]) -> dict[str, str]:
-    """The status in the row of each of these jobs that has one."""
+    """Return the status of each of these jobs that has a row."""
     rows = await fetch(
         database_url, "SELECT id::text, status FROM jobs WHERE id = ANY($1::text[]::uuid[])", list(job_ids)
     )
@@ -45,7 +45,7 @@ async def statuses(database_url: str, job_ids: Sequence[str]) -> dict[str, str]:
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """The signal to this process and all that it started: a Postgres is many."""
+    """Send the signal to this process and its descendants: a Postgres server has many processes."""
     with suppress(psutil.NoSuchProcess):
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -53,10 +53,10 @@ def signal_tree(pid: int, number: int) -> None:
 
 
 def freeze(pid: int) -> None:
-    """SIGSTOP to a server and its children."""
+    """Stop a server and its descendants with SIGSTOP."""
     signal_tree(pid, signal.SIGSTOP)
 
 
 def thaw(pid: int) -> None:
-    """SIGCONT."""
+    """Let a frozen server and its descendants continue, with SIGCONT."""
     signal_tree(pid, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Many jobs at once through a system where nothing fails, and what must not have happened to any of them."""
+"""Runs many jobs at once through a system without faults, and counts the anomalies, of which there must be none."""
 
 import asyncio
 import time
@@ -20,28 +20,29 @@ CONNECTIONS = 16
 
 ENV = {
     "HEIMDEX_STREAM_REPLICAS": "3",
-    # No lease must lapse, however long a process waits for a core.
+    # Long, so that no lease lapses while a process waits for a core.
     "HEIMDEX_ACK_WAIT_SECONDS": "30",
-    # Each job's messages would be logged, which costs as much as the job.
+    # Not debug: that logs the messages of each job, which costs as much as the job.
     "HEIMDEX_LOG_LEVEL": "info",
 }
 
 
 @dataclass(frozen=True)
 class Rush:
-    """What became of the jobs. All but `jobs`, `refused` and `seconds` must be 0."""
+    """The result of a rush. All fields but `jobs`, `refused` and `seconds` must be 0."""
 
+    #: The number of accepted jobs.
     jobs: int
-    #: POSTs that were not answered with 202: a busy machine may take too long for one.
+    #: POSTs that did not return 202: on a busy machine a POST may time out.
     refused: int
-    #: From the first POST until the stream was empty.
+    #: The seconds from the first POST until the stream was empty.
     seconds: float
     superseded: int
     restored: int
     dropped: int
     #: Jobs that had not completed when the stream was empty.
     unfinished: int
-    #: (stage, job) pairs that began more than once.
+    #: The number of (stage, job) pairs that started more than once.
     twice: int
 
     @property
@@ -50,18 +51,18 @@ class Rush:
 
     @property
     def wrong(self) -> dict[str, int]:
-        """By name what is not 0 and must be."""
+        """The counts that must be 0 and are not, by name."""
         harmless = {"jobs", "refused", "seconds"}
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in harmless}
-        return {name: count for name, count in found.items() if count}
+        counts = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in harmless}
+        return {name: count for name, count in counts.items() if count}
 
 
 async def rush(
     system: System, cluster: Cluster, database_url: str, jobs: int, *, busy: bool, timeout: float = 90
 ) -> Rush:
-    """Start this system around a cluster that runs, POST so many jobs, and wait until the stream is empty.
+    """Start this system on a running cluster, POST this many jobs, and wait until the stream is empty.
 
-    busy: beside a process on each core that computes and does nothing else. Nothing is killed, and nothing pauses.
+    busy: on each core a process that only computes runs at the same time. No process is killed or frozen.
     """
     begun = Begun(system.folder / "begun")
     system.env |= ENV | begun.env
@@ -77,10 +78,10 @@ async def _rush(system: System, begun: Begun, nats_url: str, database_url: str, 
     refused: Counter[int] = Counter()
     began = time.monotonic()
     await post_all(system.port, jobs, accepted, refused)
-    assert set(refused) <= {500, 503}, f"answers to POST: {refused}"
+    assert set(refused) <= {500, 503}, f"unexpected status codes of POST: {refused}"
     async with Observer(nats_url) as seen:
         seconds = await _empty_after(seen, began, timeout)
-    # A job that was answered with 500 may run all the same.
+    # A job whose POST returned 500 may run all the same.
     rows = await fetch(database_url, "SELECT id::text, status FROM jobs")
     completed = {row["id"] for row in rows if row["status"] == "completed"}
     return Rush(
@@ -96,14 +97,17 @@ async def _rush(system: System, begun: Begun, nats_url: str, database_url: str, 
 
 
 async def post_all(port: int, jobs: int, accepted: list[str], refused: Counter[int]) -> None:
-    """So many jobs on CONNECTIONS connections: the ids of those that were accepted, the statuses of the others."""
+    """POST this many jobs of type `counted` on CONNECTIONS connections.
+
+    Adds the ids of the accepted jobs to `accepted`, and counts the other status codes in `refused`.
+    """
     request = post_request(b'{"type": "counted"}')
     numbers = iter(range(jobs))
 
     async def post() -> None:
         connection = await connect(port)
         for _ in numbers:
-            status, body = await connection.ask(request)
+            status, body = await connection.request(request)
             if status == 202:
                 accepted.append(msgspec.json.decode(body)["job_id"])
             else:
@@ -114,7 +118,10 @@ async def post_all(port: int, jobs: int, accepted: list[str], refused: Counter[i
 
 
 async def _empty_after(seen: Observer, began: float, timeout: float) -> float:
-    """Seconds since `began` when the stream became empty, and stayed so: its leader may not know all messages yet."""
+    """Wait until the stream is empty, and return the seconds from `began` until it was.
+
+    It must stay empty for a second, because its leader may not have all messages yet.
+    """
     since: dict[int, float] = {}
 
     async def empty() -> float | None:

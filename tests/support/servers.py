@@ -1,6 +1,7 @@
-"""NATS and Postgres for the tests: embedded servers, or containers where HEIMDEX_TEST_BACKEND=containers.
+"""NATS and Postgres for the tests: embedded servers, or containers if HEIMDEX_TEST_BACKEND=containers.
 
-The fixtures in conftest.py hand them out. A server that cannot be had skips the test on a laptop and fails it in CI.
+The fixtures in conftest.py provide them. If a server is unavailable, the test is skipped on a developer's machine and
+fails in CI.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class NatsServer(Protocol):
-    """One nats-server with JetStream; its address and its streams survive `stop`, `kill` and `start`."""
+    """A nats-server with JetStream. Its address and its streams survive `stop`, `kill` and `start`."""
 
     @property
     def url(self) -> str: ...
@@ -32,11 +33,11 @@ class NatsServer(Protocol):
     def stop(self) -> None: ...
     def kill(self) -> None: ...
     def wipe(self) -> None:
-        """While it is stopped: remove all that it has stored."""
+        """Remove everything that the server has stored. The server must be stopped."""
 
 
 class PostgresServer(Protocol):
-    """One Postgres; its address and its data survive `stop`, `kill` and `start`."""
+    """A Postgres server. Its address and its data survive `stop`, `kill` and `start`."""
 
     @property
     def url(self) -> str: ...
@@ -51,21 +52,25 @@ def on_containers() -> bool:
 
 
 def missing(reason: str) -> NoReturn:
-    """There is no such server here: skip on a laptop, fail in CI."""
+    """Skip the test on a developer's machine, or fail it in CI, because something that it needs is unavailable."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 def temporary_folder() -> Path:
-    """Not pytest's tmp_path, which is private to root where root runs it: Postgres then runs as another user."""
+    """Create a temporary folder.
+
+    pytest's tmp_path is not used: under root it is private to root, and Postgres then runs as another user.
+    """
     return Path(tempfile.mkdtemp(prefix="heimdex-test-"))
 
 
 def start_nats(folder: Path, sync_interval: str = "2m") -> NatsServer:
-    """A running server with an empty store on a free port.
+    """Start a nats-server with an empty store on a free port.
 
-    sync_interval: by default nats-server's own. Tests kill processes, not the machine: what the kernel has is safe.
+    sync_interval: by default that of nats-server. It is enough for tests that kill processes and not the machine,
+    because the kernel keeps data that are written but not synced.
     """
     server: Any = _ContainerNats() if on_containers() else _embedded_nats(folder, sync_interval)
     _start(server, "nats-server")
@@ -73,16 +78,16 @@ def start_nats(folder: Path, sync_interval: str = "2m") -> NatsServer:
 
 
 def start_postgres(folder: Path) -> PostgresServer:
-    """A running server with an empty database `heimdex`."""
+    """Start a Postgres server with an empty database `heimdex`."""
     server: Any = _ContainerPostgres() if on_containers() else _embedded_postgres(folder)
     _start(server, "Postgres")
     return server
 
 
 def reload_nats(server: Any, extra: str) -> None:
-    """Have an embedded server read its configuration again, with these lines in addition to its own.
+    """Reload the configuration of an embedded server, with these lines in addition to its own.
 
-    Returns at once: wait for what it must change. A start forgets them.
+    Returns at once, so that the test must wait for the effect. The next start removes the lines.
     """
     path: Path = server.directory / "nats.conf"
     own = path.read_text().partition("# In addition\n")[0]
@@ -91,7 +96,7 @@ def reload_nats(server: Any, extra: str) -> None:
 
 
 def remove(server: Any) -> None:
-    """End it, with whatever it stored."""
+    """Stop the server for good; a container is removed with its data."""
     if hasattr(server, "remove"):
         server.remove()
     else:
@@ -127,7 +132,7 @@ def _embedded_postgres(folder: Path) -> PostgresServer:
 
 
 class _Container:
-    """A container on a host port that stays the same, so that its address survives a restart."""
+    """A container with a fixed host port, so that its address survives a restart."""
 
     def __init__(self) -> None:
         from heimdex_cli.embedded.ports import free_port
@@ -148,7 +153,7 @@ class _Container:
             self.container.start()
         except Exception as error:
             self.container = None
-            missing(f"Docker cannot run it: {error!r}")
+            missing(f"Docker cannot run the container: {error!r}")
 
     def stop(self) -> None:
         self.container.get_wrapped_container().stop(timeout=10)
@@ -196,7 +201,7 @@ class _ContainerPostgres(_Container):
 
 
 def run_async(make: Callable[[], Awaitable[_T]]) -> _T:
-    """Run a coroutine from a fixture that is not async, whatever loop pytest-asyncio has."""
+    """Run a coroutine from a synchronous fixture, in a thread and a loop of its own."""
 
     async def run() -> _T:
         return await make()
@@ -206,7 +211,7 @@ def run_async(make: Callable[[], Awaitable[_T]]) -> _T:
 
 
 def new_database(server: PostgresServer) -> str:
-    """Create an empty database on this server; returns its URL."""
+    """Create an empty database on this server and return its URL."""
     import asyncpg
 
     name = f"test_{uuid.uuid4().hex}"

@@ -1,6 +1,7 @@
-"""The real services as processes: their console scripts, started, frozen, killed and read.
+"""The real services as processes: starts, freezes and kills their console scripts, and reads their logs.
 
-`System` starts them, and ends by pid whatever it started. A service is `gateway`, `status-store` or a stage's name.
+`System` starts them, and kills every process that it has started, by pid. A service is named `gateway`, `status-store`
+or after its stage.
 """
 
 import os
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = Path(__file__).parent / "launchers"
 MOCK_STAGES = ("extracting", "analyzing", "indexing")
 
-#: Where real times are not the point: no pretended work, short retries, short leases.
+#: Settings for tests that do not depend on real times: no simulated work, short retry delays, short leases.
 QUICK = {
     "HEIMDEX_MOCK_TIME_SCALE": "0",
     "HEIMDEX_RETRY_BACKOFF_SECONDS": "0.1,0.1,0.1",
@@ -34,7 +35,7 @@ QUICK = {
 
 
 def command(service: str) -> list[str]:
-    """The console script of a service, as installed beside this Python."""
+    """Return the command of a service: its console script, which is installed beside this Python."""
     folder = Path(sys.executable).parent
     match service:
         case "gateway" | "status-store":
@@ -44,13 +45,13 @@ def command(service: str) -> list[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours without any setting of the services, and with the tests importable."""
+    """Return the environment of this process without settings of the services, and with the tests importable."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HEIMDEX_")}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Service:
-    """One process of a service."""
+    """One process of a service, which starts when the object is created."""
 
     def __init__(self, name: str, argv: list[str], env: Mapping[str, str], log_path: Path) -> None:
         self.name = name
@@ -58,7 +59,7 @@ class Service:
         self.env = dict(env)
         self.log_path = log_path
         self.told_to_stop = False
-        #: How many bytes of the log `unread` has returned.
+        #: The number of bytes of the log that `unread` has returned.
         self._read = 0
         with log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -69,7 +70,7 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
-        # Should these tests themselves be killed, nothing that they started stays.
+        # If the tests are killed, the watchdog ends every process that they have started.
         WATCHDOG.watch(ChildRecord(self.process.pid, time.time(), signal.SIGKILL, 1.0, 0))
 
     def __repr__(self) -> str:
@@ -89,19 +90,19 @@ class Service:
 
     @property
     def logs(self) -> list[dict[str, Any]]:
-        """Each whole line as an object; one that is no JSON object as {"event": "not_json", "line": ...}."""
+        """Every complete line as an object; a line that is not a JSON object as {"event": "not_json", "line": ...}."""
         return _entries(self.stderr.split("\n")[:-1])
 
     def unread(self) -> list[dict[str, Any]]:
-        """Those that it has logged since this was called last."""
+        """Return the entries of the complete lines that were logged since the last call."""
         with self.log_path.open("rb") as log:
             log.seek(self._read)
-            whole, newline, _ = log.read().rpartition(b"\n")
-        self._read += len(whole) + len(newline)
-        return _entries(whole.decode(errors="replace").split("\n")) if newline else []
+            complete, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(complete) + len(newline)
+        return _entries(complete.decode(errors="replace").split("\n")) if newline else []
 
     def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """The log entries of this event with these fields."""
+        """Return the log entries of this event with these fields."""
         return [
             entry
             for entry in self.logs
@@ -111,45 +112,48 @@ class Service:
     async def wait_log(
         self, event: str, timeout: float = PATIENCE_SECONDS, count: int = 1, **fields: Any
     ) -> dict[str, Any]:
-        """The newest such entry, once there are `count` of them."""
+        """Wait until there are `count` log entries of this event with these fields, and return the newest.
+
+        Raises RuntimeError when the process ends first.
+        """
 
         def enough() -> list[dict[str, Any]]:
-            found = self.logged(event, **fields)
-            if len(found) >= count:
-                return found
+            entries = self.logged(event, **fields)
+            if len(entries) >= count:
+                return entries
             if not self.running:
                 raise RuntimeError(f"{self} ended with {self.process.poll()} before it logged {event}:\n{self.stderr}")
             return []
 
-        return (await eventually(enough, timeout, lambda: f"{self} logs {event} {fields}; it said:\n{self.stderr}"))[-1]
+        return (await eventually(enough, timeout, lambda: f"{self} logs {event} {fields}; its log:\n{self.stderr}"))[-1]
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """Kill the process with SIGKILL, as a crash would end it."""
         self._send(signal.SIGKILL)
         self.process.wait()
         WATCHDOG.forget(self.pid)
 
     def freeze(self) -> None:
-        """SIGSTOP: alive for the kernel, silent for everybody else."""
+        """Stop the process with SIGSTOP: it exists and its connections stay open, but it does not respond."""
         self._send(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Let a frozen process continue, with SIGCONT."""
         self._send(signal.SIGCONT)
 
     def ask_to_stop(self) -> None:
-        """SIGTERM, and return at once."""
+        """Send SIGTERM and return at once."""
         self.told_to_stop = True
         self._send(signal.SIGTERM)
 
     async def ended(self, timeout: float = PATIENCE_SECONDS) -> int:
-        """Its exit code, once it has ended; minus the signal's number where a signal ended it."""
-        await eventually(lambda: not self.running, timeout, lambda: f"{self} ends; it said:\n{self.stderr}")
+        """Wait until the process ends. Returns its exit code, or the negative signal number when a signal ended it."""
+        await eventually(lambda: not self.running, timeout, lambda: f"{self} ends; its log:\n{self.stderr}")
         WATCHDOG.forget(self.pid)
         return self.process.wait()
 
     async def terminate(self, timeout: float = PATIENCE_SECONDS) -> int:
-        """SIGTERM; returns its exit code."""
+        """Send SIGTERM, wait until the process ends, and return its exit code."""
         self.ask_to_stop()
         return await self.ended(timeout)
 
@@ -159,19 +163,19 @@ class Service:
 
 
 def _entries(lines: list[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for line in lines:
         try:
-            found.append(msgspec.json.decode(line, type=dict[str, Any]))
+            entries.append(msgspec.json.decode(line, type=dict[str, Any]))
         except msgspec.DecodeError:
-            found.append({"event": "not_json", "line": line})
-    return found
+            entries.append({"event": "not_json", "line": line})
+    return entries
 
 
 class System:
-    """Services around one NATS and one Postgres. Nothing runs until it is started.
+    """The services of one NATS and one Postgres. A service runs only when the test starts it.
 
-    env: on top of QUICK, for every service started from here on; a value of None removes a variable.
+    env: settings in addition to QUICK, for every service that is started from now on; None removes a variable.
     """
 
     def __init__(
@@ -191,15 +195,15 @@ class System:
 
     @property
     def url(self) -> str:
-        """Of the first gateway."""
+        """The URL of the gateway on the system's own port."""
         return f"http://127.0.0.1:{self.port}"
 
     def __getitem__(self, name: str) -> Service:
-        """The service's process that was started last."""
+        """Return the process of this service that was started last."""
         return [service for service in self.services if service.name == name][-1]
 
     def all(self, name: str) -> list[Service]:
-        """Every process of this service that is running, in order of their start."""
+        """Return the running processes of this service, in the order of their start."""
         return [service for service in self.services if service.name == name and service.running]
 
     def start(
@@ -209,52 +213,55 @@ class System:
         launcher: Path | None = None,
         port: int | None = None,
     ) -> Service:
-        """Start one more process of this service, and return at once.
+        """Start another process of this service, and return at once.
 
-        launcher: a Python script that gets the console script's arguments and calls the same `main`.
-        port: the gateway's; by default this system's own.
+        launcher: a Python script to run instead; it gets the console script's arguments and calls the same `main`.
+        port: the port of a gateway; by default the system's own.
         """
-        wanted: dict[str, str | None] = {**clean_environment(), **self.env, **(env or {})}
+        variables: dict[str, str | None] = {**clean_environment(), **self.env, **(env or {})}
         if name == "gateway":
-            wanted["HEIMDEX_PORT"] = str(port or self.port)
+            variables["HEIMDEX_PORT"] = str(port or self.port)
         argv = command(name)
         if launcher is not None:
             argv = [sys.executable, str(launcher), *argv[1:]]
-        environment = {key: value for key, value in wanted.items() if value is not None}
+        environment = {key: value for key, value in variables.items() if value is not None}
         log_path = self.folder / f"{len(self.services):02d}-{name}.log"
         service = Service(name, argv, environment, log_path)
         self.services.append(service)
         return service
 
     def start_all(self, stages: tuple[str, ...] = MOCK_STAGES, without: tuple[str, ...] = ()) -> None:
-        """One process of each service."""
+        """Start one process of each service, except of those in `without`."""
         for name in ("gateway", *stages, "status-store"):
             if name not in without:
                 self.start(name)
 
     async def ready(self, timeout: float = PATIENCE_SECONDS) -> None:
-        """Every running process has said so."""
+        """Wait until every running process has logged that it is ready."""
         for service in self.services:
             if service.running:
                 await service.wait_log("ready", timeout)
 
     def allow(self, *kinds: str, **fields: Any) -> None:
-        """Let services log these kinds, or causes, of `auditor`; with fields, only in entries that have them."""
+        """Allow log entries of these kinds or causes of `auditor`; with fields, only entries that have them."""
         self._auditor.allow(*kinds, **fields)
 
     def allow_only(self, *kinds: str) -> None:
-        """Check what was logged by now; from here on, allow these kinds and nothing that was allowed before."""
+        """Check everything that was logged until now. From now on allow these kinds only, and none that was before."""
         self.check_logs()
         self._auditor.forbid()
         if kinds:
             self.allow(*kinds)
 
     def logged(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """The log entries of this event with these fields, of every process that was started."""
+        """Return the log entries of this event with these fields, of every process that was started."""
         return [entry for service in self.services for entry in service.logged(event, **fields)]
 
     def check_logs(self) -> None:
-        """No process logged what no fault of the test explains (see `auditor`). May be called while they run."""
+        """Raise AssertionError when a process logged something that no fault of the test explains (see `auditor`).
+
+        It may be called while the processes run.
+        """
         running = any(service.running for service in self.services)
         until = datetime.now(UTC) if running else None
         lines = [
@@ -263,6 +270,6 @@ class System:
         self._auditor.check(lines, until)
 
     def end(self) -> None:
-        """SIGKILL to whatever still runs."""
+        """Kill every process that still runs with SIGKILL."""
         for service in self.services:
             service.kill()

@@ -1,4 +1,4 @@
-"""Makes the machine busy for a bounded time, as neighbours do: processes that compute and do nothing else."""
+"""Keeps the machine busy for a limited time with processes that only compute, as other programs on it may."""
 
 import os
 import sys
@@ -11,15 +11,19 @@ _SPIN = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile ti
 
 
 class Spinners:
-    """One process a core while it is entered, and for `seconds` at most. They end with us, however we end.
+    """Runs one process per core while its context is open, for at most `seconds`.
 
-    count: how many processes; 0: none, which is how a test says that the machine is quiet.
+    The processes end when the test process does, even after SIGKILL.
+
+    count: the number of processes; 0 means none, for a test on an idle machine.
     """
 
     def __init__(self, folder: Path, seconds: float, count: int | None = None) -> None:
-        wanted = (os.cpu_count() or 1) if count is None else count
+        number_of_processes = (os.cpu_count() or 1) if count is None else count
         argv = [sys.executable, "-S", "-c", _SPIN, str(seconds)]
-        self._children = [ChildProcess(argv, log_path=folder / f"spinner-{number}.log") for number in range(wanted)]
+        self._children = [
+            ChildProcess(argv, log_path=folder / f"spinner-{number}.log") for number in range(number_of_processes)
+        ]
 
     def __enter__(self) -> Self:
         for child in self._children:
@@ -32,5 +36,5 @@ class Spinners:
 
     @property
     def running(self) -> int:
-        """How many still spin."""
+        """The number of processes that still run."""
         return sum(child.pid is not None for child in self._children)

@@ -1,10 +1,13 @@
-"""Stand-ins for the services' console scripts, so that the supervisor is tested without the services.
+"""Stand-ins for the services' console scripts, for tests of the embedded system and the command line.
 
-`commands` makes the console scripts; run as a program, this file is one of them. STANDIN_SPEED: how many times
-faster than real the jobs run. STANDIN_STUBBORN: a service that ignores SIGTERM. STANDIN_EXIT: a service that ends
-at once, and with which code (`analyzing=2`). STANDIN_NEVER_FAILS: a job that should fail completes. STANDIN_CUT: the
-live stream breaks after so many events, every time. STANDIN_WAITS: a job's time passes only while somebody listens
-to its live stream, so that nothing is missed however slow the machine is.
+`commands` creates the console scripts; run as a program, this file is one of them. The environment controls them:
+
+- STANDIN_SPEED: the factor by which jobs run faster than real ones.
+- STANDIN_STUBBORN: the name of a service that ignores SIGTERM.
+- STANDIN_EXIT: a service that exits at once, and its exit code (`analyzing=2`).
+- STANDIN_NEVER_FAILS: a job that should fail completes instead.
+- STANDIN_CUT: every live stream breaks after this number of events.
+- STANDIN_WAITS: a job advances only while a client reads its live stream, so that a slow machine misses no event.
 """
 
 import json
@@ -26,7 +29,7 @@ CREATED_AT = "2025-10-28T12:00:00.000000Z"
 
 
 def commands(folder: Path) -> Path:
-    """Console scripts named like the real ones. Returns the folder."""
+    """Create console scripts with the names of the real ones in this folder, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("gateway", "stage-worker", "status-store"):
         script = folder / f"heimdex-{name}"
@@ -37,10 +40,10 @@ def commands(folder: Path) -> Path:
 
 
 class Gateway(BaseHTTPRequestHandler):
-    """Jobs in memory; where a job is follows from the time since it was submitted.
+    """A stand-in for the API with its jobs in memory. The state of a job follows from the time since its submission.
 
-    `asked` notes every request: method, path with query, and the headers that a caller may send; `bodies` what was
-    POSTed.
+    `asked` has the method, the path with the query and the relevant headers of every request; `bodies` has the decoded
+    bodies of the POSTs.
     """
 
     jobs: dict[str, tuple[float, str | None]] = {}  # noqa: RUF012
@@ -92,21 +95,21 @@ class Gateway(BaseHTTPRequestHandler):
         return self.answer(200, {"events": self.events(parts[0])})
 
     def page(self, query: dict[str, str]) -> dict[str, Any]:
-        found = [self.job(job_id) for job_id in reversed(self.jobs)]
-        found = [job for job in found if query.get("status") in (None, job["status"])]
+        jobs = [self.job(job_id) for job_id in reversed(self.jobs)]
+        jobs = [job for job in jobs if query.get("status") in (None, job["status"])]
         start = int(query.get("cursor", 0))
-        end = start + min(int(query["limit"]), 3)  # its pages are small, and so often more than one
-        return {"jobs": found[start:end], "next_cursor": str(end) if end < len(found) else None}
+        end = start + min(int(query["limit"]), 3)  # small pages, so that most lists have several
+        return {"jobs": jobs[start:end], "next_cursor": str(end) if end < len(jobs) else None}
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
-        """What happened so far."""
+        """Return the history of the job until now."""
         job, seconds = self.job(job_id), self.seconds(job_id)
         fails = self.jobs[job_id][1] is not None
-        told = [(0.0, "submitted", "extracting", None), (2.0, "handed_over", "analyzing", None)]
-        told += [(4.0, "attempt_failed", "analyzing", 1)] if fails else [(5.0, "handed_over", "indexing", None)]
-        told = [one for one in told if one[0] <= seconds]
+        events = [(0.0, "submitted", "extracting", None), (2.0, "handed_over", "analyzing", None)]
+        events += [(4.0, "attempt_failed", "analyzing", 1)] if fails else [(5.0, "handed_over", "indexing", None)]
+        events = [event for event in events if event[0] <= seconds]
         if job["status"] != "processing":
-            told.append((6.0, job["status"], job["stage"], None))
+            events.append((6.0, job["status"], job["stage"], None))
         return [
             {
                 "id": f"{number}.0",
@@ -120,7 +123,7 @@ class Gateway(BaseHTTPRequestHandler):
                 "error": "it was told to" if attempt else None,
                 "retry_in_seconds": 1.5 if attempt else None,
             }
-            for number, (at, kind, stage, attempt) in enumerate(told)
+            for number, (at, kind, stage, attempt) in enumerate(events)
         ]
 
     def stream(self, job_id: str) -> None:
@@ -197,7 +200,7 @@ class Gateway(BaseHTTPRequestHandler):
 
 
 def serve(port: int) -> ThreadingHTTPServer:
-    """A stand-in API, not yet running; port 0 chooses one."""
+    """Create a stand-in API, without running it; port 0 chooses a free port."""
     return ThreadingHTTPServer(("127.0.0.1", port), Gateway)
 
 

@@ -1,4 +1,4 @@
-"""Waits for conditions with a deadline: no test sleeps and hopes."""
+"""Waits for conditions with a deadline, so that no test relies on a sleep of a fixed length."""
 
 import asyncio
 import inspect
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
-#: Generous: only a failing test waits this long.
+#: The default timeout. It is long because only a failing test waits for it.
 PATIENCE_SECONDS = 40.0
 
 
@@ -17,12 +17,14 @@ async def eventually(
     timeout: float = PATIENCE_SECONDS,
     what: str | Callable[[], Any] = "",
 ) -> _T:
-    """The condition's first truthy result; sync or async. An AssertionError raised by it counts as "not yet".
+    """Wait until the condition, which may be async, returns a truthy value, and return that value.
 
-    what: said when the time is up, or called for what to say then.
+    An AssertionError of the condition counts as "not yet". Raises AssertionError after `timeout` seconds.
+
+    what: what was expected, for the message of that error; or a function that returns it at that time.
     """
     deadline = time.monotonic() + timeout
-    pause = 0.01
+    delay = 0.01
     while True:
         problem: AssertionError | None = None
         value: Any = None
@@ -35,15 +37,18 @@ async def eventually(
         except AssertionError as error:
             problem = error
         if time.monotonic() > deadline:
-            said = what() if callable(what) else what
-            name = said or getattr(condition, "__qualname__", repr(condition))
-            raise AssertionError(f"not within {timeout:g} s: {name}; the last try gave {value!r}") from problem
-        await asyncio.sleep(pause)
-        pause = min(0.1, pause * 1.5)
+            expectation = what() if callable(what) else what
+            name = expectation or getattr(condition, "__qualname__", repr(condition))
+            raise AssertionError(f"not within {timeout:g} s: {name}; the last value was {value!r}") from problem
+        await asyncio.sleep(delay)
+        delay = min(0.1, delay * 1.5)
 
 
 async def never(condition: Callable[[], _T | Awaitable[_T]], seconds: float, what: str = "") -> None:
-    """The condition stays falsy for this long. Only for what a correct system must not do, however slow it is."""
+    """Raise AssertionError when the condition becomes truthy within this many seconds.
+
+    Only for what a correct system must not do, however slow the machine is.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()

@@ -1,4 +1,4 @@
-"""A NATS client that sees what `nats sub 'heimdex.>'` would, and may ask and publish."""
+"""A NATS client that collects the messages that `nats sub 'heimdex.>'` shows, and can send requests and publish."""
 
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ JOBS = "HEIMDEX_JOBS"
 
 
 class Observer:
-    """Collects every message on these subjects from `async with` on."""
+    """Collects every message on these subjects while its context is open; by default on `heimdex.>`."""
 
     def __init__(self, url: str, *subjects: str) -> None:
         self.nc = Client()
@@ -33,28 +33,28 @@ class Observer:
         await self.nc.close()
 
     def subjects(self, prefix: str, job_id: str) -> list[str]:
-        """The third tokens of what was seen on `<prefix>.<token>.<job_id>`, in order."""
+        """Return the tokens of the messages on `<prefix>.<token>.<job_id>`, in order."""
         return [msg.subject.split(".")[2] for msg in self.messages(prefix, job_id)]
 
     def messages(self, prefix: str, job_id: str) -> list[Msg]:
-        """What was seen on `<prefix>.*.<job_id>`, in order."""
+        """Return the messages on `<prefix>.*.<job_id>`, in order."""
         return [msg for msg in self.seen if msg.subject.startswith(f"{prefix}.") and msg.subject.endswith(job_id)]
 
     def payloads(self, prefix: str, job_id: str) -> list[dict[str, Any]]:
-        """The same, decoded."""
+        """Return the decoded payloads of the messages on `<prefix>.*.<job_id>`, in order."""
         return [msgspec.json.decode(msg.data) for msg in self.messages(prefix, job_id)]
 
     async def api(self, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask `$JS.API.<call>`; an error comes back as it is."""
-        reply = await self.nc.request(f"$JS.API.{call}", msgspec.json.encode(body) if body else b"", timeout=10)
-        answer: dict[str, Any] = msgspec.json.decode(reply.data)
-        return answer
+        """Send a request to `$JS.API.<call>`, and return the decoded response, also when it is an error."""
+        message = await self.nc.request(f"$JS.API.{call}", msgspec.json.encode(body) if body else b"", timeout=10)
+        response: dict[str, Any] = msgspec.json.decode(message.data)
+        return response
 
     async def count(self, stream: str = JOBS) -> int:
-        """How many messages the stream holds; -1 where there is no such stream."""
-        answer = await self.api(f"STREAM.INFO.{stream}")
-        return int(answer["state"]["messages"]) if "state" in answer else -1
+        """Return the number of messages in the stream, or -1 when it does not exist."""
+        response = await self.api(f"STREAM.INFO.{stream}")
+        return int(response["state"]["messages"]) if "state" in response else -1
 
     async def empty(self, stream: str = JOBS) -> bool:
-        """Whether the stream exists and holds nothing."""
+        """Whether the stream exists and has no messages."""
         return await self.count(stream) == 0

@@ -1,1 +1,1 @@
-"""The commands that are more than one request: run, demo, watch, key."""
+"""The commands that do more than send one request: run, demo, watch, key."""

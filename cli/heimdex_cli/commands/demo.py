@@ -1,5 +1,5 @@
-"""`heimdex demo`: the whole system in a temporary folder, one job that completes and one that fails, then
-its end.
+"""`heimdex demo`: starts the whole system in a temporary folder, runs one job that completes and one that fails, and
+stops the system.
 """
 
 import sys
@@ -25,16 +25,16 @@ from heimdex_cli.signals import StopRequests
 JOB_TYPE = "mock_process"
 FAILING_STAGE = "analyzing"
 DEADLINE_SECONDS = 60.0
-# It polls as it likes, and has no key: what is set for another system is not meant for this one.
+# The demo sends no key and polls often. Keys and rate limits that are set for another system do not apply to it.
 OPEN = {"HEIMDEX_API_KEYS": "", "HEIMDEX_RATE_LIMIT": ""}
 
 
 def demo(commands: Path | None = None) -> int:
-    """Returns the exit code: 0 when both jobs ended as they should, 130 when it was interrupted.
+    """Run the demo. Returns the exit code: 0 when both jobs ended as expected, 130 when it was interrupted.
 
-    commands: the folder with the services' console scripts; by default the one this Python runs from.
+    commands: the folder of the services' console scripts; by default that of the running Python.
 
-    Raises HeimdexError when a job did not end as it should within 60 s, and what `run` raises.
+    Raises HeimdexError when a job did not reach the expected state within 60 s, and whatever `run` raises.
     """
     addresses = addresses_for_demo()
     with tempfile.TemporaryDirectory(prefix="heimdex-demo-") as folder, StopRequests() as requests:
@@ -42,56 +42,60 @@ def demo(commands: Path | None = None) -> int:
         try:
             system.start(requests.stop)
             if system.wait_until_ready(cancelled=requests.stop):
-                announce(f"The API answers at {system.url}. Two jobs: one completes, one fails at {FAILING_STAGE}.")
+                announce(f"The API answers at {system.url}. One job will complete, one will fail at {FAILING_STAGE}.")
                 jobs = _run_jobs(system, requests.stop)
                 if not requests.stop():
                     announce("")
                     print_summary(jobs, system.stages)
                     _check(jobs)
         finally:
-            announce("Stopping everything ...")
+            announce("Stopping the system ...")
             system.stop(requests.hurry)
         if requests.stop():
-            announce("The demo was interrupted; everything has ended.")
+            announce("The demo was interrupted; every process has stopped.")
             return 130
-    announce("Done: both jobs ended as they should, and nothing is left running.")
+    announce("Done: both jobs ended as expected, and no process is left running.")
     return 0
 
 
 def _run_jobs(system: EmbeddedSystem, cancelled: Callable[[], bool]) -> dict[str, Job]:
-    """Submit both jobs and show them until they have ended, the deadline has passed, or `cancelled()`."""
+    """Submit both jobs and show them until both are finished, the deadline has passed, or `cancelled()` is true.
+
+    Returns the jobs by label.
+    """
     with JobsApi(system.url) as api, open_board() as board:
         ids = {"good job": api.submit(JOB_TYPE), "bad job ": api.submit(JOB_TYPE, FAILING_STAGE)}
         labels = {job_id: label for label, job_id in ids.items()}
         attempts = AttemptLog(system.logs, system.stages)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
-            _tell(board, labels, attempts.read_new())
+            _note_failures(board, labels, attempts.read_new())
             jobs = {label: api.get(job_id) for label, job_id in ids.items()}
             for label, job in jobs.items():
                 board.show(label, job)
             if all(job["status"] in ENDED for job in jobs.values()) or time.monotonic() > deadline or cancelled():
-                _tell(board, labels, attempts.read_new())
+                _note_failures(board, labels, attempts.read_new())
                 for label, job in jobs.items():
                     if job["status"] == "failed":
-                        board.note(f"{label}  no tries are left. {job['error']}")
+                        board.note(f"{label}  no attempts are left. {job['error']}")
                 return jobs
             time.sleep(POLL_SECONDS)
 
 
-def _tell(board: Board, labels: dict[str, str], attempts: list[FailedAttempt]) -> None:
-    for each in attempts:
-        then = "that was the last" if each.delay_seconds is None else f"next try in {each.delay_seconds:g} s"
-        label = labels.get(each.job_id, each.job_id)
-        board.note(f"{label}  attempt {each.attempt} at {each.stage} failed: {each.error}; {then}")
+def _note_failures(board: Board, labels: dict[str, str], attempts: list[FailedAttempt]) -> None:
+    for failed in attempts:
+        then = "no further attempt" if failed.delay_seconds is None else f"next attempt in {failed.delay_seconds:g} s"
+        label = labels.get(failed.job_id, failed.job_id)
+        board.note(f"{label}  attempt {failed.attempt} at {failed.stage} failed: {failed.error}; {then}")
 
 
 def print_summary(jobs: dict[str, Job], stages: list[str]) -> None:
-    """A row per job: how it ended, the stages it completed, from acceptance to end how long, why it failed.
+    """Print a row per job: its status, the stages it completed, the seconds from acceptance to its terminal state, and
+    its error.
 
     stages: in the order in which a job passes through them.
     """
-    table = Table(title="How the jobs ended")
+    table = Table(title="Results")
     table.add_column("job", overflow="fold")
     for name in ("status", "stages completed", "total seconds", "error"):
         table.add_column(name)
@@ -103,7 +107,7 @@ def print_summary(jobs: dict[str, Job], stages: list[str]) -> None:
             f"{_total_seconds(job):.1f}",
             job["error"] or "-",
         )
-    # A log has no width of its own, and would get 80 columns.
+    # Where the output is not a terminal, rich would assume 80 columns.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

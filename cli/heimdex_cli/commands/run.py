@@ -1,6 +1,4 @@
-"""`heimdex run`: the whole system on this machine until Ctrl-C, its data under `.heimdex/` of the current
-folder.
-"""
+"""`heimdex run`: the whole system on this machine until Ctrl-C, with its data in `.heimdex/` of the current folder."""
 
 import os
 import time
@@ -17,12 +15,12 @@ DATA_FOLDER = ".heimdex"
 
 
 def run(commands: Path | None = None) -> int:
-    """Returns the exit code: 0 when it was asked to end.
+    """Run the system until a signal requests the shutdown. Returns the exit code, 0.
 
-    commands: the folder with the services' console scripts; by default the one this Python runs from.
+    commands: the folder of the services' console scripts; by default that of the running Python.
 
-    Raises Unusable for a setting that cannot be used, a taken port, or a folder whose system runs already;
-    ServerFailed or NotReady when it does not come up.
+    Raises Unusable for a setting that cannot be used, a port in use, or a data folder that another running system uses;
+    ServerFailed or NotReady when the system does not start.
     """
     system = EmbeddedSystem(Path(DATA_FOLDER), addresses_for_run(), announce=announce, commands=commands)
     with StopRequests() as requests:
@@ -32,21 +30,21 @@ def run(commands: Path | None = None) -> int:
                 announce(describe(system))
             while not requests.stop():
                 time.sleep(0.1)
-            announce("Ending the services, then NATS and Postgres (Ctrl-C once more: at once) ...")
+            announce("Stopping the services, then NATS and Postgres (press Ctrl-C again to kill them at once) ...")
         finally:
             system.stop(requests.hurry)
-        announce("Everything has ended.")
+        announce("Every process has stopped.")
     return 0
 
 
 def announce(sentence: str) -> None:
-    """Print a line now. A terminal that was closed meanwhile is no reason to end in disorder."""
+    """Print a line and flush it. Ignores a terminal that was closed, so that the shutdown stays orderly."""
     with suppress(OSError):
         print(sentence, flush=True)
 
 
 def describe(system: EmbeddedSystem) -> str:
-    """Where everything is, for the person who started it; several lines."""
+    """Return the addresses, the logs and the secrets of the system for the user who started it; several lines."""
     monitor = system.nats.monitor_url
     lines = [
         "",
@@ -57,31 +55,31 @@ def describe(system: EmbeddedSystem) -> str:
         *([f"  NATS       {monitor}"] if monitor else []),
         f"  Postgres   {system.postgres.url}",
         f"  logs       {_shown(system.logs)}/",
-        *_callbacks(system),
-        *_open(),
-        "Ctrl-C ends it.",
+        *_describe_callbacks(system),
+        *_describe_keys(),
+        "Press Ctrl-C to stop it.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _command(system: EmbeddedSystem) -> str:
-    """The command as it finds this system from another terminal, whose HEIMDEX_URL is not known here."""
+    """Return the command that reaches this system from another terminal, whose HEIMDEX_URL is unknown here."""
     return typed() if system.url == DEFAULT_URL else f"HEIMDEX_URL={system.url} {typed()}"
 
 
-def _callbacks(system: EmbeddedSystem) -> list[str]:
+def _describe_callbacks(system: EmbeddedSystem) -> list[str]:
     if not system.callback_secret_path.exists():
-        return []  # the environment has a secret of its own
+        return []  # HEIMDEX_CALLBACK_SECRET is set in the environment
     return [f"  callbacks  signed with the secret in {_shown(system.callback_secret_path)}"]
 
 
-def _open() -> list[str]:
+def _describe_keys() -> list[str]:
     if os.environ.get("HEIMDEX_API_KEYS"):
         return []
-    return [f"  keys       none is asked for: whoever reaches the API may use it (`{typed()} key TENANT` makes one)"]
+    return [f"  keys       none required: anyone who can reach the API can use it (`{typed()} key TENANT` creates one)"]
 
 
 def _shown(path: Path) -> str:
-    """Relative where that is shorter to read."""
+    """Return the path relative to the current folder if it is below it, else the absolute path."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,5 +1,4 @@
-"""The whole system on one machine without containers: a NATS server, Postgres and the services as child
-processes.
+"""The whole system on one machine without containers: NATS, Postgres and the services as child processes.
 
 `heimdex run` and `heimdex demo` start it; the tests use its parts as fixtures.
 """

@@ -1,7 +1,7 @@
 # ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
-"""One child process of the embedded system: start it in a session of its own, watch it, end it.
+"""One child process of the embedded system: starts it in its own session, registers it with the watchdog, stops it.
 
-NATS, Postgres and every service are each held by one `ChildProcess`.
+NATS, Postgres and every service each have one `ChildProcess`.
 """
 
 import os
@@ -20,14 +20,14 @@ LOG_ROTATE_BYTES = 32 * 1024 * 1024
 
 
 class ChildProcess:
-    """A command that can be started again and again; its output is appended to `log_path`.
+    """A command that can be started repeatedly; its output is appended to `log_path`.
 
-    It gets a session of its own, so that Ctrl-C at the terminal reaches only us, and it is registered with
-    the watchdog, so that it does not outlive us.
+    It runs in its own session, so that Ctrl-C at the terminal reaches only the parent process. It is registered with
+    the watchdog, so that it does not outlive the parent.
 
-    env: the whole environment. user: (uid, gid) to run as, for root only; its umask is then 077.
-    stop_signal, stop_seconds: what `stop` sends, and how long it then waits before SIGKILL.
-    rank: if we die, lower ranks are ended first.
+    env: the whole environment. user: (uid, gid) to run as, for root only; the umask is then 077.
+    stop_signal, stop_seconds: the signal that `stop` sends, and the seconds it then waits before SIGKILL.
+    rank: if the parent dies, the watchdog ends lower ranks first.
     """
 
     def __init__(
@@ -50,33 +50,32 @@ class ChildProcess:
         self._rank = rank
         self._process: subprocess.Popen[bytes] | None = None
         self._record: ChildRecord | None = None
-        self._end_is_wanted = True
+        self._stop_requested = True
 
     @property
     def pid(self) -> int | None:
-        """None unless it is running."""
+        """The process id; None unless the process is running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
     def child(self) -> ChildRecord | None:
-        """The running process as the watchdog knows it; None unless it is running."""
+        """The watchdog's record of the running process; None unless it is running."""
         return self._record if self.pid is not None else None
 
     def died(self) -> int | None:
-        """Its exit code (minus the signal's number, when a signal ended it) if it ended without our
-        asking.
+        """Return the exit code if the process ended without a request, else None.
+
+        The code is the negative signal number when a signal killed the process.
         """
-        if self._process is None or self._end_is_wanted:
+        if self._process is None or self._stop_requested:
             return None
         code = self._process.poll()
         if code is not None:
-            self._after_end()
+            self._clean_up()
         return code
 
     def start(self) -> None:
-        """Start it; nothing happens when it is running. Raises OSError when the command cannot be
-        executed.
-        """
+        """Start the process, unless it is running. Raises OSError when the command cannot be executed."""
         if self.pid is not None:
             return
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,23 +95,23 @@ class ChildProcess:
                 umask=-1 if self._user is None else 0o077,
                 cwd=None if self._user is None else "/",
             )
-        self._end_is_wanted = False
+        self._stop_requested = False
         self._record = None
         try:
             started_at = psutil.Process(self._process.pid).create_time()
         except psutil.NoSuchProcess:
-            return  # it has ended already: `died` will tell
+            return  # it has already ended; `died` returns its exit code
         self._record = ChildRecord(self._process.pid, started_at, self._stop_signal, self.stop_seconds, self._rank)
         WATCHDOG.watch(self._record)
 
     def ask_to_stop(self, stop_signal: int | None = None) -> None:
         """Send the stop signal and return at once."""
-        self._end_is_wanted = True
+        self._stop_requested = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(self._stop_signal if stop_signal is None else stop_signal)
 
     def wait(self, seconds: float | None = None, hurry: Callable[[], bool] = lambda: False) -> bool:
-        """Wait for its end, at most this long (default: `stop_seconds`) or until `hurry()` is true.
+        """Wait until the process ends, at most this long (default: `stop_seconds`) or until `hurry()` is true.
 
         Returns whether it has ended.
         """
@@ -123,30 +122,30 @@ class ChildProcess:
                 return False
             time.sleep(delay)
             delay = min(delay * 1.5, 0.05)
-        self._after_end()
+        self._clean_up()
         return True
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """End it: the stop signal, the wait, then SIGKILL; SIGKILL as soon as `hurry()` is true."""
+        """Send the stop signal, wait `stop_seconds`, then send SIGKILL; SIGKILL as soon as `hurry()` is true."""
         self.ask_to_stop()
         if not self.wait(hurry=hurry):
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to it and its descendants; returns when it has ended."""
-        self._end_is_wanted = True
+        """Send SIGKILL to the process and its descendants; returns when the process has ended."""
+        self._stop_requested = True
         if self._process is None:
             return
         if self._process.poll() is None:
             with suppress(psutil.NoSuchProcess):
                 kill_tree(psutil.Process(self._process.pid))
             self._process.wait()
-        self._after_end()
+        self._clean_up()
 
-    def _after_end(self) -> None:
+    def _clean_up(self) -> None:
         if self._process is None or self._record is None:
             return
-        # What it started and left behind: the rest of its session, in whatever process group.
+        # Kill the processes that it left running: all of its session, whatever their process group.
         for pid in psutil.pids():
             with suppress(ProcessLookupError, PermissionError):
                 if os.getsid(pid) == self._process.pid:
@@ -156,7 +155,7 @@ class ChildProcess:
 
 
 def _rotate(log_path: Path) -> None:
-    """Put a log that has grown large aside as `<name>.1`, in place of the one before."""
+    """Rename a log of more than LOG_ROTATE_BYTES to `<name>.1`, and replace the previous file of that name."""
     with suppress(FileNotFoundError):
         if log_path.stat().st_size > LOG_ROTATE_BYTES:
             log_path.replace(log_path.with_name(log_path.name + ".1"))

@@ -1,7 +1,7 @@
-"""The data folder of an embedded system (`.heimdex/`): one owner at a time, a record of the owner's processes, and
+"""The data folder of an embedded system (`.heimdex/`): the lock of its owner, a record of the owner's processes, and
 the secret that signs callbacks.
 
-system.py locks it before anything else, and ends what an earlier owner left running.
+system.py locks the folder before anything else, and ends the processes that an earlier owner left running.
 """
 
 import base64
@@ -19,7 +19,7 @@ from heimdex_cli.errors import Unusable
 
 
 class DataFolder:
-    """A folder that is ours from `lock` to `unlock`; the kernel unlocks it when we die."""
+    """A data folder, locked for this process from `lock` to `unlock`; the kernel releases the lock if it dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -29,7 +29,9 @@ class DataFolder:
         self._lock: TextIOWrapper | None = None
 
     def lock(self) -> None:
-        """Raises Unusable when another process has it, or when the folder cannot be made."""
+        """Create and lock the folder. Raises Unusable when another process has the lock, or the folder cannot be
+        created.
+        """
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("a+")
@@ -42,8 +44,8 @@ class DataFolder:
             owner = lock.read().strip()
             lock.close()
             raise Unusable(
-                f"The system is running already on the data in {self.path} (process {owner or 'unknown'}): "
-                "end that one first, or start this one in another folder."
+                f"A system is running already on the data in {self.path} (process {owner or 'unknown'}): "
+                "stop it first, or start this one in another folder."
             ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
@@ -51,20 +53,22 @@ class DataFolder:
         self._lock = lock
 
     def unlock(self) -> None:
-        """Let the next one have it. Nothing happens when it is not locked."""
+        """Release the lock, if this process has it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def record(self, processes: Iterable[tuple[str, ChildRecord]]) -> None:
-        """Remember which processes run now, by name, for `end_leftovers` of a later owner."""
+        """Save the running processes with their names, for `end_leftovers` of a later owner."""
         text = json.dumps([{"name": name, **asdict(child)} for name, child in processes], indent=1)
         unfinished = self._record_path.with_suffix(".unfinished")
         unfinished.write_text(text)
         unfinished.replace(self._record_path)
 
     def callback_secret(self) -> str:
-        """The secret for HEIMDEX_CALLBACK_SECRET: made the first time, and kept for this user's eyes alone."""
+        """Return the secret for HEIMDEX_CALLBACK_SECRET. The first call creates it, in a file that only this user can
+        read.
+        """
         try:
             return self.secret_path.read_text().strip()
         except FileNotFoundError:
@@ -76,9 +80,9 @@ class DataFolder:
             return secret
 
     def end_leftovers(self) -> list[str]:
-        """End the recorded processes that still run: their owner was killed, and its watchdog with it.
+        """End the recorded processes that still run, because their owner and its watchdog were both killed.
 
-        Returns their names. To be called by the owner, before it starts anything.
+        Returns their names. The owner must call it before it starts any process.
         """
         try:
             record = json.loads(self._record_path.read_text())
@@ -87,5 +91,5 @@ class DataFolder:
                 for each in record
             }
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return []  # no record, or one that was never finished
+            return []  # there is no record, or it is damaged
         return [names[child] for child in end(list(names))]

@@ -1,7 +1,7 @@
-"""Ends a nats-server that gave a stream up when its disk was full, once there is room again.
+"""Terminates a nats-server that disabled a stream because the disk was full, once the disk has free space again.
 
-nats-server 2.15 answers no publish on a stream after a write that failed, until it is started anew; /healthz says so.
-The supervisor starts it again. What was acknowledged is on the disk: as after a crash, nothing of it is lost.
+After a failed write, nats-server 2.15 answers no publish on that stream until it is restarted; /healthz reports the
+error. The supervisor restarts the server. Acknowledged messages are on the disk, and as after a crash none is lost.
 """
 
 import os
@@ -15,15 +15,15 @@ import httpx
 
 from heimdex_cli.embedded.nats_server import EmbeddedNats
 
-LOOK_SECONDS: Final = 2.0
-#: As much as must be free: with less the first hand-overs would fill the disk again.
-ROOM_BYTES: Final = 8 * 1024 * 1024
+POLL_SECONDS: Final = 2.0
+#: The free space that is needed for a restart: with less, the first hand-overs would fill the disk again.
+MIN_FREE_BYTES: Final = 8 * 1024 * 1024
 
 
 class FullDiskWatch:
-    """A thread of its own from `start` to `stop`; does nothing for a server without HTTP monitoring.
+    """Watches one server in a thread, from `start` to `stop`. Does nothing for a server without HTTP monitoring.
 
-    announce: is told in one sentence why the server is ended, from that thread.
+    announce: called from that thread, with one sentence that gives the reason for the restart.
     """
 
     def __init__(self, server: EmbeddedNats, announce: Callable[[str], None]) -> None:
@@ -33,36 +33,44 @@ class FullDiskWatch:
         self._thread = threading.Thread(target=self._watch, name="full-disk", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the thread, if the server has HTTP monitoring."""
         if self._server.monitor_url is not None:
             self._thread.start()
 
     def stop(self) -> None:
-        """Returns when it will end nothing any more."""
+        """Stop the thread. After the return it does not terminate the server any more."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _watch(self) -> None:
         with httpx.Client(timeout=1, trust_env=False) as client:
-            while not self._stopping.wait(LOOK_SECONDS):
+            while not self._stopping.wait(POLL_SECONDS):
                 pid = self._server.pid
-                if pid is not None and self._has_given_up(client) and self._has_room() and not self._stopping.is_set():
-                    self._announce("nats gave a stream up when its disk was full; there is room again, so it ends.")
-                    # Not `stop`: that would be an end on purpose, after which nobody starts it.
+                if (
+                    pid is not None
+                    and self._has_disabled_stream(client)
+                    and self._has_free_space()
+                    and not self._stopping.is_set()
+                ):
+                    self._announce(
+                        "nats disabled a stream when its disk was full; the disk has free space again, so nats is "
+                        "restarted."
+                    )
+                    # Not `stop`: the supervisor does not restart a server that was stopped on purpose.
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
 
-    def _has_given_up(self, client: httpx.Client) -> bool:
+    def _has_disabled_stream(self, client: httpx.Client) -> bool:
         try:
-            answer = client.get(f"{self._server.monitor_url}/healthz")
+            response = client.get(f"{self._server.monitor_url}/healthz")
         except httpx.HTTPError:
-            return False  # it starts, or hangs: that is for others to see
-        return answer.status_code == 503 and "write error" in answer.text
+            return False  # the server is starting or hangs, which is not the concern of this watch
+        return response.status_code == 503 and "write error" in response.text
 
-    def _has_room(self) -> bool:
+    def _has_free_space(self) -> bool:
         try:
             disk = os.statvfs(self._server.directory)
         except OSError:
             return False
-        return disk.f_bavail * disk.f_frsize >= ROOM_BYTES
+        return disk.f_bavail * disk.f_frsize >= MIN_FREE_BYTES

@@ -1,4 +1,4 @@
-"""One nats-server with JetStream on the loopback interface; the embedded system and the tests use it."""
+"""A nats-server with JetStream on the loopback interface, for the embedded system and the tests."""
 
 import hashlib
 import json
@@ -18,20 +18,19 @@ from heimdex_cli.embedded.ports import free_port
 from heimdex_cli.embedded.watchdog import ChildRecord, end
 from heimdex_cli.errors import ServerFailed, tail
 
-# JetStream opens the port only after it has read its whole store.
+# Long, because JetStream opens the port only after it has read its whole store.
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 
 
 class EmbeddedNats:
-    """A server whose streams live in `directory` and survive `stop`, `kill` and `start` again, on the same
-    port.
+    """A server whose streams are in `directory`. They survive `stop`, `kill` and a restart, which uses the same port.
 
     port: 0 chooses a free one. monitor_port: None means no HTTP monitoring, 0 chooses a free port.
     sync_interval: "always" (an acknowledged publish survives a power failure), or a duration such as "2m".
     log_path: default `directory/nats.log`.
 
-    One directory, one server: a server that another process left running there is ended by `start`.
+    A directory has one server: `start` ends a server that another process left running there.
     """
 
     name = "nats"
@@ -61,67 +60,67 @@ class EmbeddedNats:
 
     @property
     def url(self) -> str:
-        """`nats://127.0.0.1:PORT`; known once it has been started."""
+        """`nats://127.0.0.1:PORT`. A port that `start` chooses is known only after the first start."""
         return f"nats://127.0.0.1:{self.port}"
 
     @property
     def monitor_url(self) -> str | None:
-        """`http://127.0.0.1:PORT`, or None."""
+        """`http://127.0.0.1:PORT`; None without HTTP monitoring."""
         return f"http://127.0.0.1:{self.monitor_port}" if self.monitor_port else None
 
     @property
     def pid(self) -> int | None:
-        """None unless it is running."""
+        """The process id; None unless the server is running."""
         return self.child.pid
 
     def died(self) -> int | None:
-        """Its exit code if it ended without our asking."""
+        """Return the exit code if the server ended without a request, else None."""
         return self.child.died()
 
     def set_ports(self, port: int, monitor_port: int | None) -> None:
-        """Choose the ports anew, as in the constructor, for the next start."""
+        """Set the ports for the next start; the values are those of the constructor."""
         self.port, self.monitor_port = port, monitor_port
-        self._port_is_ours_to_choose = port == 0
-        self._monitor_port_is_ours_to_choose = monitor_port == 0
+        self._choose_port = port == 0
+        self._choose_monitor_port = monitor_port == 0
 
     def start(self) -> None:
-        """Start it and return when it accepts clients; nothing happens when it is running.
+        """Start the server, unless it is running, and return when it accepts clients.
 
-        Raises ServerFailed when it ends at once (the port is taken) or is not ready within 60 s.
+        Raises ServerFailed when it ends at once (the port is in use) or is not ready within 60 s.
         """
         if self.pid is not None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         end(self.leftovers())
-        # A port that was free when it was chosen can be another's a moment later.
-        for tries_left in reversed(range(5)):
+        # Another process can take a free port between its choice and the start of the server.
+        for attempts_left in reversed(range(5)):
             try:
                 self._start_once()
             except ServerFailed:
-                if not self._port_is_ours_to_choose or not tries_left:
+                if not self._choose_port or not attempts_left:
                     raise
             else:
-                # From now on it is the address that clients know.
-                self._port_is_ours_to_choose = self._monitor_port_is_ours_to_choose = False
+                # Clients know the address now, so that later starts must keep it.
+                self._choose_port = self._choose_monitor_port = False
                 return
             self.port = 0
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """SIGTERM, and SIGKILL when it takes longer than 15 s or once `hurry()` is true."""
+        """Send SIGTERM, and SIGKILL when the server runs longer than 15 s or `hurry()` is true."""
         self.child.stop(hurry)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would; `start` works afterwards."""
+        """Kill the server with SIGKILL, as a crash would end it; `start` works afterwards."""
         self.child.kill()
 
     def leftovers(self) -> list[ChildRecord]:
-        """The server that an earlier owner of this directory left running: at most one."""
+        """Return the server that an earlier owner of this directory left running: a list of at most one record."""
         try:
             process = psutil.Process(int(self._pid_path.read_text()))
             if str(self._config_path) in process.cmdline() and process.pid != self.pid:
                 return [ChildRecord(process.pid, process.create_time(), 15, _STOP_SECONDS, rank=1)]
         except (OSError, ValueError, psutil.Error):
-            pass  # no pid file, or nobody behind it
+            pass  # there is no pid file, or no process with its pid
         return []
 
     def __enter__(self) -> Self:
@@ -136,7 +135,7 @@ class EmbeddedNats:
     def _start_once(self) -> None:
         if self.port == 0:
             self.port = free_port()
-        if self._monitor_port_is_ours_to_choose:
+        if self._choose_monitor_port:
             self.monitor_port = free_port()
         self._config_path.write_text(self._config())
         self.child.start()
@@ -147,9 +146,9 @@ class EmbeddedNats:
             raise
 
     def _config(self) -> str:
-        # A JSON string is a string of this format too, with the same escapes.
+        # A JSON string is also a string of the nats-server configuration format, with the same escapes.
         lines = [
-            "# Written anew at every start by heimdex_cli.embedded.nats_server.",
+            "# Overwritten at every start by heimdex_cli.embedded.nats_server.",
             f"server_name: {self._server_name}",
             f"listen: 127.0.0.1:{self.port}",
             f"pid_file: {json.dumps(str(self._pid_path))}",
@@ -164,23 +163,25 @@ class EmbeddedNats:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS
-        while not self._greets():
+        while not self._is_ready():
             if self.pid is None:
                 code = self.died()
                 raise ServerFailed(
-                    f"nats-server on port {self.port} ended with exit code {code}; its log: {self.log_path}",
+                    f"nats-server on port {self.port} ended with exit code {code}; its log is {self.log_path}",
                     tail(self.log_path),
                 )
             if time.monotonic() > deadline:
                 raise ServerFailed(
                     f"nats-server on port {self.port} was not ready within {_READY_SECONDS:.0f} s; "
-                    f"its log: {self.log_path}",
+                    f"its log is {self.log_path}",
                     tail(self.log_path),
                 )
             time.sleep(0.02)
 
-    def _greets(self) -> bool:
-        """Whether this very server answers there: its first line is `INFO {"server_name": ...}`."""
+    def _is_ready(self) -> bool:
+        """Whether this server, and not another one, answers on the port: its first line has its name,
+        `INFO {"server_name": ...}`.
+        """
         try:
             with (
                 socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection,

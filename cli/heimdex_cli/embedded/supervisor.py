@@ -1,6 +1,6 @@
-"""Keep the processes of the embedded system running: restart what dies, after a pause that grows.
+"""Keeps the processes of the embedded system running: restarts a process that dies, after an exponential back-off.
 
-system.py hands every server and service to one `Supervisor`.
+system.py gives every server and service to one `Supervisor`.
 """
 
 import signal
@@ -14,38 +14,38 @@ from typing import Protocol
 from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.errors import HeimdexError
 
-FIRST_PAUSE_SECONDS = 0.5
+FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 5.0
-# Having run this long, a process that dies again is restarted as promptly as the first time.
+# When a process dies after it has run this long, its back-off starts again at the first delay.
 STEADY_SECONDS = 30.0
-# The exit code with which a service refuses its settings, or what NATS and Postgres hold: another start cannot help.
+# The exit code of a service that rejects its settings or the content of NATS and Postgres: a restart cannot help.
 UNUSABLE_SETTINGS = 2
 
 
 class Supervised(Protocol):
-    """What the supervisor needs of EmbeddedNats, EmbeddedPostgres and Service."""
+    """The interface that EmbeddedNats, EmbeddedPostgres and Service provide to the supervisor."""
 
     @property
     def name(self) -> str:
-        """As the terminal and the log file call it."""
+        """The name in messages to the user."""
 
     @property
     def log_path(self) -> Path:
-        """Where its output goes."""
+        """The file of its output."""
 
     @property
     def pid(self) -> int | None:
-        """None unless it is running."""
+        """The process id; None unless the process is running."""
 
     def died(self) -> int | None:
-        """Its exit code if it ended without our asking."""
+        """Return the exit code if the process ended without a request, else None."""
 
     def start(self) -> None:
-        """Start it; nothing happens when it is running."""
+        """Start the process, unless it is running."""
 
 
 class Service:
-    """One of our own processes, by its console script. Ended with SIGTERM, SIGKILL after `stop_seconds`."""
+    """A service of Heimdex, run by its console script. It is stopped with SIGTERM, and SIGKILL after `stop_seconds`."""
 
     def __init__(
         self,
@@ -62,29 +62,29 @@ class Service:
 
     @property
     def pid(self) -> int | None:
-        """None unless it is running."""
+        """The process id; None unless the process is running."""
         return self.child.pid
 
     def died(self) -> int | None:
-        """Its exit code if it ended without our asking."""
+        """Return the exit code if the process ended without a request, else None."""
         return self.child.died()
 
     def start(self) -> None:
-        """Start it and return at once. Raises HeimdexError when the console script cannot be executed."""
+        """Start the service and return at once. Raises HeimdexError when the console script cannot be executed."""
         try:
             self.child.start()
         except OSError as error:
             raise HeimdexError(f"{self.name} could not be started: {error}.") from error
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would, but on purpose: it is not restarted until `start`."""
+        """Kill the service with SIGKILL, as a crash would end it. The supervisor does not restart it."""
         self.child.kill()
 
 
 @dataclass
 class _State:
     deaths: int = 0
-    """Since it last ran for STEADY_SECONDS."""
+    """The number of deaths since the process last ran for STEADY_SECONDS."""
     started_at: float = 0.0
     restart_at: float | None = None
     exit_code: int | None = None
@@ -92,11 +92,10 @@ class _State:
 
 
 class Supervisor:
-    """Starts each of `processes` again when it dies without our asking; a thread of its own from `start` to
-    `stop`.
+    """Restarts each of `processes` when it dies without a request. Runs in a thread, from `start` to `stop`.
 
-    announce: is told of every death in one sentence, from that thread.
-    on_change: called after every restart, from that thread.
+    announce: called from that thread with one sentence per death.
+    on_change: called from that thread after every restart.
     """
 
     def __init__(
@@ -109,24 +108,25 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the thread that watches the processes."""
         self._thread.start()
 
     def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Returns when nothing will be restarted any more; a restart under way is waited for unless
-        `hurry()`.
+        """Stop the thread. After the return no process is restarted any more.
+
+        Waits for a restart in progress, unless `hurry()` is true.
         """
         self._stopping.set()
         while self._thread.is_alive() and not hurry():
             self._thread.join(0.05)
 
     def most_failing(self) -> Supervised | None:
-        """The process that died most often lately; None when none did."""
+        """Return the process with the most deaths since it last ran steadily; None when no process has died."""
         process, state = max(self._states, key=lambda each: each[1].deaths)
         return process if state.deaths else None
 
     def refused_settings(self) -> Supervised | None:
-        """A service whose last run ended with exit code 2."""
+        """Return a service that last ended with exit code 2 and has not been restarted; None when there is none."""
         for process, state in self._states:
             if state.exit_code == UNUSABLE_SETTINGS and isinstance(process, Service):
                 return process
@@ -136,13 +136,13 @@ class Supervisor:
         while not self._stopping.wait(0.1):
             for process, state in self._states:
                 if not self._stopping.is_set():
-                    self._look_at(process, state)
+                    self._check(process, state)
 
-    def _look_at(self, process: Supervised, state: _State) -> None:
+    def _check(self, process: Supervised, state: _State) -> None:
         code = process.died()
         now = time.monotonic()
         if process.pid is not None or (code is None and not state.start_failed):
-            state.restart_at = None  # it runs, or somebody ended it on purpose
+            state.restart_at = None  # it runs, or it was stopped on purpose
         elif state.restart_at is None:
             state.exit_code = code
             self._schedule(process, state, now, f"ended unexpectedly ({describe_exit(code or 0)})")
@@ -158,24 +158,25 @@ class Supervisor:
                 self._schedule(process, state, now, f"could not be started again: {error.sentence}")
             self._on_change()
 
-    def _schedule(self, process: Supervised, state: _State, now: float, what: str) -> None:
+    def _schedule(self, process: Supervised, state: _State, now: float, problem: str) -> None:
         if now - state.started_at > STEADY_SECONDS:
             state.deaths = 0
         delay = delay_seconds(state.deaths)
         state.deaths += 1
         state.restart_at = now + delay
-        self._announce(f"{process.name} {what}; starting it again in {delay:g} s; its log: {process.log_path}")
+        self._announce(f"{process.name} {problem}; starting it again in {delay:g} s; its log: {process.log_path}")
 
 
 def delay_seconds(deaths: int) -> float:
-    """How long to wait before a restart, after this many deaths in a row before this one: 0.5, 1, 2, 4, 5,
-    5, ...
+    """Return the seconds to wait before a restart, by the number of consecutive earlier deaths: 0.5, 1, 2, 4, 5, 5, ...
+
+    deaths: the deaths in a row before the present one; 0 for the first.
     """
-    return min(FIRST_PAUSE_SECONDS * 2.0 ** min(deaths, 10), MAX_DELAY_SECONDS)
+    return min(FIRST_DELAY_SECONDS * 2.0 ** min(deaths, 10), MAX_DELAY_SECONDS)
 
 
 def describe_exit(code: int) -> str:
-    """`exit code 1`, or the signal's name for the negative codes of subprocess: `killed by SIGKILL`."""
+    """Return `exit code 1`, or for the negative codes of subprocess the name of the signal: `killed by SIGKILL`."""
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -1,9 +1,8 @@
 # ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
-"""The whole system as child processes: NATS, Postgres, the gateway, a worker for each stage, the status
-store.
+"""The whole system as child processes: NATS, Postgres, the gateway, a worker for each stage, the status store.
 
-`heimdex run`, `heimdex demo` and the end-to-end tests start it. It learns the stages from the command
-`heimdex-stage-worker --list`, and speaks to the rest through the environment and HTTP only.
+`heimdex run`, `heimdex demo` and the end-to-end tests start it. It gets the stages from the command
+`heimdex-stage-worker --list`, and communicates with the services only through their environment and HTTP.
 """
 
 import os
@@ -27,7 +26,7 @@ from heimdex_cli.embedded.supervisor import Service, Supervised, Supervisor
 from heimdex_cli.errors import HeimdexError, NotReady, Unusable, tail
 from heimdex_cli.settings import API_PORT, MONITOR_PORT, NATS_PORT, Addresses, shutdown_grace_seconds
 
-# A service gets its own grace period to hand back its work, and this to end.
+# The time that a service has to exit, after its own grace period for handing back its work.
 _GRACE_MARGIN_SECONDS = 2.0
 _LIST_SECONDS = 60.0
 
@@ -37,15 +36,14 @@ def _never() -> bool:
 
 
 class EmbeddedSystem:
-    """One system, whose data and logs live in `directory` and survive `stop` and `start` again.
+    """A system whose data and logs are in `directory`. They survive `stop` and a restart.
 
-    addresses: a port of 0 is chosen when it starts. environ: added to the services' environment.
-    announce: told one sentence about each thing that a person should know, also from other threads.
-    commands: the folder with the console scripts; by default the one this Python runs from.
+    addresses: for port 0, `start` chooses a free port. environ: added to the services' environment.
+    announce: called with one sentence per event that the user should know about, also from other threads.
+    commands: the folder of the console scripts; by default that of the running Python.
 
-    `services` holds the services by name: `gateway`, one per stage, `status-store`; each restarts when it
-    dies, as `nats` and `postgres` do. A `kill` or `stop` through these objects is on purpose, and is not
-    undone.
+    `services` has the services by name: `gateway`, one per stage, `status-store`. A service is restarted when it dies,
+    as `nats` and `postgres` are. After a `kill` or `stop` through these objects it is not restarted.
     """
 
     def __init__(
@@ -75,32 +73,32 @@ class EmbeddedSystem:
 
     @property
     def url(self) -> str:
-        """The API's address; known once it has been started."""
+        """The API's URL. A port that `start` chooses is known only after the start."""
         return self.addresses.url
 
     def start(self, cancelled: Callable[[], bool] = _never) -> None:
-        """Start every process, without waiting for readiness; stops at the next step once `cancelled()`.
+        """Start every process, without waiting for readiness. Starts no further process once `cancelled()` is true.
 
-        Raises Unusable when the folder is another's or a port is taken (nothing has been started then), and
-        ServerFailed when NATS or Postgres cannot start (everything has been stopped again then).
+        Raises Unusable, before any process starts, when another system uses the folder or a port is in use. Raises
+        ServerFailed, after every process has been stopped again, when NATS or Postgres cannot start.
         """
         self._folder.lock()
         try:
             self._end_leftovers()
-            self._settle_addresses()
-            self._announce(f"Starting NATS, Postgres and the services on the data in {self.directory} ...")
+            self._choose_ports()
+            self._announce(f"Starting NATS, Postgres and the services with the data in {self.directory} ...")
             self.stages = self._list_stages()
             for server in (self.nats, self.postgres):
                 if not cancelled():
                     server.start()
                     self._record()
-            self._tell_opened_folders()
-            self._make_services()
+            self._announce_opened_folders()
+            self._create_services()
             for service in self.services.values():
                 if not cancelled():
                     service.start()
                     self._record()
-            self._supervisor = Supervisor(self._everything(), self._announce, self._record)
+            self._supervisor = Supervisor(self._all_processes(), self._announce, self._record)
             self._supervisor.start()
             self._full_disk = FullDiskWatch(self.nats, self._announce)
             self._full_disk.start()
@@ -109,10 +107,10 @@ class EmbeddedSystem:
             raise
 
     def wait_until_ready(self, seconds: float = 60.0, cancelled: Callable[[], bool] = _never) -> bool:
-        """Wait until GET /readyz answers 200. Returns False once `cancelled()` is true.
+        """Wait until GET /readyz returns 200. Returns False once `cancelled()` is true.
 
-        Raises NotReady with the tail of the log that probably says why; Unusable when a service refused its
-        settings, or what it found in NATS and Postgres.
+        Raises NotReady after `seconds`, with the tail of the log that probably has the cause. Raises Unusable when a
+        service rejected its settings or the content of NATS and Postgres.
         """
         deadline = time.monotonic() + seconds
         answer = "nothing answers"
@@ -122,18 +120,17 @@ class EmbeddedSystem:
                     response = client.get("/readyz")
                     if response.status_code == 200:
                         return True
-                    answer = f"the answer is {response.status_code} {response.text.strip()}"
+                    answer = f"the last response was {response.status_code} {response.text.strip()}"
                 except httpx.HTTPError as error:
                     answer = f"nothing answers ({error})"
-                self._give_up_if_hopeless(time.monotonic() > deadline, seconds, answer)
+                self._raise_if_hopeless(time.monotonic() > deadline, seconds, answer)
                 time.sleep(0.1)
         return False
 
     def stop(self, hurry: Callable[[], bool] = _never) -> None:
-        """End everything: the gateway, the workers, the status store, NATS, Postgres; each kind waits for
-        the one before.
+        """Stop the gateway, then the workers, the status store, NATS and Postgres; each after the one before has ended.
 
-        Everything left is killed at once as soon as `hurry()` is true. Nothing happens when nothing runs.
+        As soon as `hurry()` is true, every remaining process is killed at once. Does nothing when no process runs.
         """
         if self._full_disk is not None:
             self._full_disk.stop()
@@ -149,7 +146,7 @@ class EmbeddedSystem:
                 member.child.ask_to_stop()
             for member in members:
                 if not member.child.wait(hurry=hurry):
-                    self._announce(f"{member.name} did not end in time and is killed.")
+                    self._announce(f"{member.name} did not stop in time and is killed.")
                     member.kill()
         self.nats.stop(hurry)
         self.postgres.stop("fast", hurry)
@@ -170,36 +167,38 @@ class EmbeddedSystem:
     ) -> None:
         self.stop()
 
-    def _everything(self) -> list[Supervised]:
+    def _all_processes(self) -> list[Supervised]:
         return [self.nats, self.postgres, *self.services.values()]
 
-    def _tell_opened_folders(self) -> None:
+    def _announce_opened_folders(self) -> None:
         for folder in self.postgres.opened_folders:
             if not folder.is_relative_to(self.directory):
-                self._announce(f"Postgres cannot run as root, so it runs as nobody, who may now pass through {folder}.")
+                self._announce(
+                    f"Postgres cannot run as root. It runs as the user nobody, who can now pass through {folder}."
+                )
 
     def _end_leftovers(self) -> None:
         names = self._folder.end_leftovers()
         if names:
-            self._announce(f"Ended what an earlier run had left running: {', '.join(names)}.")
+            self._announce(f"Stopped the processes that an earlier run left running: {', '.join(names)}.")
 
-    def _settle_addresses(self) -> None:
-        """Refuse taken ports, choose free ones for 0."""
-        wanted = self.addresses
+    def _choose_ports(self) -> None:
+        """Choose a free port where 0 is set. Raises Unusable when a port is in use."""
+        addresses = self.addresses
         for variable, host, port in (
-            (API_PORT, wanted.host, wanted.port),
-            (NATS_PORT, "127.0.0.1", wanted.nats_port),
-            (MONITOR_PORT, "127.0.0.1", wanted.monitor_port),
+            (API_PORT, addresses.host, addresses.port),
+            (NATS_PORT, "127.0.0.1", addresses.nats_port),
+            (MONITOR_PORT, "127.0.0.1", addresses.monitor_port),
         ):
             if port and is_taken(host, port):
-                raise Unusable(f"Port {port} is taken: set {variable} to choose another one.")
-        self.addresses = replace(wanted, port=wanted.port or free_port(wanted.host))
-        self.nats.set_ports(wanted.nats_port, wanted.monitor_port)
+                raise Unusable(f"Port {port} is in use: set {variable} to choose another one.")
+        self.addresses = replace(addresses, port=addresses.port or free_port(addresses.host))
+        self.nats.set_ports(addresses.nats_port, addresses.monitor_port)
 
     def _list_stages(self) -> list[str]:
         command = self._commands / "heimdex-stage-worker"
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [str(command), "--list"],
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
@@ -209,16 +208,16 @@ class EmbeddedSystem:
                 start_new_session=True,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise HeimdexError(f"The stages are not known, because {command} could not be run: {error}") from error
-        stages = done.stdout.split()
-        if done.returncode != 0 or not stages:
+            raise HeimdexError(f"The stages cannot be listed: {command} could not be run: {error}") from error
+        stages = process.stdout.split()
+        if process.returncode != 0 or not stages:
             raise HeimdexError(
-                f"The stages are not known: `{command.name} --list` ended with exit code {done.returncode}.",
-                done.stderr.strip(),
+                f"The stages cannot be listed: `{command.name} --list` ended with exit code {process.returncode}.",
+                process.stderr.strip(),
             )
         return stages
 
-    def _make_services(self) -> None:
+    def _create_services(self) -> None:
         env = self._environ | {
             "HEIMDEX_NATS_URL": self.nats.url,
             "HEIMDEX_DATABASE_URL": self.postgres.url,
@@ -246,12 +245,12 @@ class EmbeddedSystem:
         children += [(name, service.child) for name, service in self.services.items()]
         self._folder.record((name, child.child) for name, child in children if child is not None and child.child)
 
-    def _give_up_if_hopeless(self, too_late: bool, seconds: float, answer: str) -> None:
+    def _raise_if_hopeless(self, too_late: bool, seconds: float, answer: str) -> None:
         if self._supervisor is None:
             raise NotReady("The system is not running.")
         refusing = self._supervisor.refused_settings()
         if refusing is not None:
-            raise Unusable(f"{refusing.name} refuses to run.", tail(refusing.log_path, lines=1))
+            raise Unusable(f"{refusing.name} refuses to run:", tail(refusing.log_path, lines=1))
         if too_late:
             failing = self._supervisor.most_failing() or self.services["gateway"]
             raise NotReady(

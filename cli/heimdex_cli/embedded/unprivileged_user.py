@@ -1,9 +1,10 @@
 # ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
-"""Which user Postgres runs as, and what that user must be let through; postgres.py asks before each start.
+"""Chooses the user that Postgres runs as, and gives that user access to its files; postgres.py calls it before each
+start.
 
-Postgres refuses to run as root. Where we are root (a container, a build machine), it runs as `nobody`, who
-exists everywhere. That user must be able to reach the data directory and the binaries, perhaps below a
-private home.
+Postgres refuses to run as root. Where this process is root (a container, a build machine), Postgres runs as `nobody`, a
+user that exists everywhere. That user must be able to reach the data directory and the binaries, which may be below a
+private home directory.
 """
 
 import os
@@ -16,41 +17,44 @@ from heimdex_cli.errors import ServerFailed
 
 
 def account_for_postgres(data: Path) -> tuple[int, int] | None:
-    """(uid, gid) to run Postgres as; None means as ourselves, since we are not root.
+    """Return the (uid, gid) to run Postgres as; None means the user of this process, which is not root.
 
-    An existing cluster keeps its owner. Raises ServerFailed when it belongs to a user that we cannot become.
+    An existing cluster keeps its owner. Raises ServerFailed when it belongs to another user and this process is not
+    root.
     """
-    me = os.geteuid()
-    owner = data.stat() if data.exists() else None
-    if me != 0:
-        if owner is not None and owner.st_uid != me:
-            raise ServerFailed(f"The Postgres data in {data} belong to another user (uid {owner.st_uid}).")
+    own_uid = os.geteuid()
+    status = data.stat() if data.exists() else None
+    if own_uid != 0:
+        if status is not None and status.st_uid != own_uid:
+            raise ServerFailed(f"The Postgres data in {data} belong to another user (uid {status.st_uid}).")
         return None
-    if owner is not None and owner.st_uid != 0:
-        return owner.st_uid, owner.st_gid
+    if status is not None and status.st_uid != 0:
+        return status.st_uid, status.st_gid
     nobody = pwd.getpwnam("nobody")
     return nobody.pw_uid, nobody.pw_gid
 
 
 def let_pass(account: tuple[int, int], directory: Path, binaries: Path) -> list[Path]:
-    """Let this user reach both folders: others get the search permission (o+x), never read, on parents
-    without it.
+    """Give this user access to both folders: adds the search permission for others (o+x), never read, to each parent
+    that lacks it.
 
-    Returns the folders whose permissions were changed, so that the user can be told.
+    Binaries that the user still cannot run become readable by all users.
+
+    Returns the folders whose search permission was changed, so that the caller can report them.
     """
     opened = []
     for folder in [directory, *directory.parents, *binaries.parents]:
-        found = folder.stat()
-        if found.st_uid != account[0] and not found.st_mode & stat.S_IXOTH:
-            folder.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
+        status = folder.stat()
+        if status.st_uid != account[0] and not status.st_mode & stat.S_IXOTH:
+            folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
             opened.append(folder)
     if not _can_run(account, binaries / "postgres"):
-        # Installed under a strict umask: the package's own files, nobody's secrets.
-        _let_read(binaries.parent)
+        # The package was installed under a strict umask. Its files are public, so that they may become readable.
+        _make_readable(binaries.parent)
     return opened
 
 
-def _let_read(folder: Path) -> None:
+def _make_readable(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -60,7 +64,7 @@ def _let_read(folder: Path) -> None:
 
 def _can_run(account: tuple[int, int], program: Path) -> bool:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [str(program), "--version"],
             user=account[0],
             group=account[1],
@@ -71,4 +75,4 @@ def _can_run(account: tuple[int, int], program: Path) -> bool:
         )
     except OSError:
         return False
-    return done.returncode == 0
+    return process.returncode == 0

@@ -1,11 +1,11 @@
 # ruff: noqa: S603 - starting processes is this module's work; no command comes from outside
-"""A small process that outlives ours, however ours ends, and ends the children it would leave behind.
+"""A small process that outlives its parent, however the parent ends, and ends the child processes it leaves behind.
 
 child_process.py registers each child with `WATCHDOG`. The watchdog (this module, run as a program) reads those
-registrations from a pipe whose other end only we hold: when the pipe ends, we are gone, and it ends what is
-still registered: first the services, then the servers they use. This also holds for SIGKILL, needs no code
-in the children, and, unlike Linux's parent-death signal, survives a change of user and does not hang on a
-thread's life.
+registrations from a pipe whose write end only the parent has. When the pipe closes, the parent has died, and the
+watchdog ends the processes that are still registered: first the services, then the servers that they use. This also
+works after SIGKILL and needs no code in the children. Unlike Linux's parent-death signal, it survives a change of user
+and does not depend on the life of the thread that started the child.
 """
 
 import json
@@ -21,27 +21,27 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-# Two readings of one process's start time may differ by the clock's steps; a reused pid differs by far more.
+# Two readings of a process's start time can differ when the clock is stepped; that of a reused pid differs by far more.
 _SAME_PROCESS_SECONDS = 2.0
-# A process that SIGKILL has not ended by then hangs in the kernel.
+# A process that is still there this long after SIGKILL hangs in the kernel.
 _UNKILLABLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class ChildRecord:
-    """One child: who it is, and how it is to be ended."""
+    """The identity of a child process, and the way to end it."""
 
     pid: int
     started_at: float
-    """Seconds since the epoch; tells the process from a later one with the same pid."""
+    """Seconds since the epoch; distinguishes the process from a later one with the same pid."""
     stop_signal: int
     stop_seconds: float
-    """How long it may take after the stop signal, before SIGKILL."""
+    """The seconds between the stop signal and SIGKILL."""
     rank: int
     """Lower ranks are ended first."""
 
     def find(self) -> psutil.Process | None:
-        """The process, unless it has ended (a zombie has)."""
+        """Return the process, or None when it has ended; a zombie has ended."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_at) < _SAME_PROCESS_SECONDS
@@ -51,33 +51,33 @@ class ChildRecord:
 
 
 def end(children: list[ChildRecord]) -> list[ChildRecord]:
-    """End these processes, rank by rank: the stop signal, a wait, then SIGKILL to them and their descendants.
+    """End these processes, rank by rank: send the stop signal, wait, then send SIGKILL to them and their descendants.
 
-    Returns those that were still there. The processes need not be ours.
+    Returns the processes that were still running. They need not be children of this process.
     """
-    found: list[ChildRecord] = []
+    running: list[ChildRecord] = []
     for rank in sorted({child.rank for child in children}):
         pending = {child: process for child in children if child.rank == rank and (process := child.find())}
-        found += pending
+        running += pending
         for child, process in pending.items():
             _signal(process, child.stop_signal)
-        asked_at = time.monotonic()
+        signaled_at = time.monotonic()
         while pending:
             for child, process in list(pending.items()):
                 if child.find() is None:
                     del pending[child]
                     continue
-                waited = time.monotonic() - asked_at
+                waited = time.monotonic() - signaled_at
                 if waited > child.stop_seconds:
                     kill_tree(process)
                 if waited > child.stop_seconds + _UNKILLABLE_SECONDS:
                     del pending[child]
             time.sleep(0.05)
-    return found
+    return running
 
 
 def kill_tree(process: psutil.Process) -> None:
-    """SIGKILL to the process and then to the descendants that it had."""
+    """Send SIGKILL to the process, then to the descendants that it had before."""
     try:
         descendants = process.children(recursive=True)
     except psutil.Error:
@@ -87,14 +87,12 @@ def kill_tree(process: psutil.Process) -> None:
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    with suppress(psutil.Error):  # it may have ended by itself meanwhile
+    with suppress(psutil.Error):  # it may have ended in the meantime
         process.send_signal(number)
 
 
 class Watchdog:
-    """Our end of the pipe. Starts the watchdog process with the first registration; safe to use from any
-    thread.
-    """
+    """The parent's end of the pipe. Starts the watchdog process with the first registration. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -102,28 +100,28 @@ class Watchdog:
         self._children: dict[int, ChildRecord] = {}
 
     def watch(self, child: ChildRecord) -> None:
-        """End this process if we end before `forget` is called for it."""
+        """Register a child process: the watchdog ends it if this process dies before it calls `forget`."""
         with self._lock:
             self._children[child.pid] = child
-            self._tell({"watch": asdict(child)})
+            self._send({"watch": asdict(child)})
 
     def forget(self, pid: int) -> None:
-        """This process has ended, and its pid may soon be another's."""
+        """Remove a child process that has ended; the system may reuse its pid."""
         with self._lock:
             if self._children.pop(pid, None):
-                self._tell({"forget": pid})
+                self._send({"forget": pid})
 
-    def _tell(self, message: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         if not self._write(message):
-            # The first time, or somebody killed it: a new one hears everything anew.
+            # The first message, or the watchdog was killed: start one and send it every registration.
             self._process = subprocess.Popen(
-                # By its path, and -P: it needs psutil only, not what our packages import.
+                # Run by path and with -P, so that it imports psutil only and none of Heimdex's packages.
                 [sys.executable, "-P", str(Path(__file__).resolve())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                # Not in our folder, which may be removed or unmounted meanwhile.
+                # Not the current folder, which may be removed or unmounted in the meantime.
                 cwd="/",
             )
             for child in self._children.values():
@@ -133,7 +131,7 @@ class Watchdog:
         if self._process is None or self._process.stdin is None:
             return False
         try:
-            # One write below PIPE_BUF: whole or not at all, also if we die during it.
+            # One write below PIPE_BUF is atomic, also if this process dies during it.
             os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             self._process.stdin.close()
@@ -143,11 +141,11 @@ class Watchdog:
 
 
 WATCHDOG = Watchdog()
-"""The one of this process."""
+"""The watchdog of this process."""
 
 
 def main() -> None:
-    """Read registrations until the pipe ends, then end what is still registered."""
+    """Read registrations until the pipe closes, then end the processes that are still registered."""
     children: dict[int, ChildRecord] = {}
     for line in sys.stdin:
         message = json.loads(line)

@@ -1,1 +1,1 @@
-"""What people read on the terminal: progress bars, tables, and what workers log."""
+"""The output on the terminal: progress bars, tables, and the failed attempts from the workers' logs."""

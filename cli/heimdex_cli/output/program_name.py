@@ -1,5 +1,5 @@
-"""How the person at the terminal types this command, for the sentences that tell them to: in a virtual environment that
-is not active, its name alone is not found.
+"""The command as the user must type it, for the sentences that suggest a command: while the virtual environment is not
+active, the shell does not find the name alone.
 """
 
 import os
@@ -11,12 +11,15 @@ NAME = "heimdex"
 
 
 def typed(folder: Path | None = None) -> str:
-    """`heimdex`, where PATH leads to this one; else its path, relative where it is below the current folder.
+    """Return `heimdex` if PATH leads to this installation, else the path of its console script.
 
-    folder: where its console script is; by default beside the Python that runs it.
+    The path is relative when the script is below the current folder. When there is no console script, the result is
+    `heimdex`.
+
+    folder: the folder of the console script; by default that of the running Python.
     """
     script = (folder or Path(sys.executable).parent) / NAME
-    found = shutil.which(NAME)
-    if not script.exists() or (found and os.path.samefile(found, script)):
+    on_path = shutil.which(NAME)
+    if not script.exists() or (on_path and os.path.samefile(on_path, script)):
         return NAME
     return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)

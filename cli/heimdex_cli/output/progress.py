@@ -1,5 +1,5 @@
-"""Show jobs moving: live bars on a terminal, one line per change elsewhere. follow.py and demo.py draw on
-it.
+"""Shows the progress of jobs: live bars on a terminal, one line per change elsewhere. Used by the commands watch and
+demo.
 """
 
 import sys
@@ -13,36 +13,36 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from heimdex_cli.client import ENDED, Job
 from heimdex_cli.output.tables import COLORS
 
-# Where lines cannot be overdrawn (a CI log), progress within a stage is told this often.
+# Where lines cannot be overwritten (a CI log), progress within a stage is printed at most this often.
 _LINE_SECONDS = 0.5
 
 
 class Board(Protocol):
-    """Where jobs are shown; a context manager."""
+    """A display of jobs; a context manager."""
 
     def show(self, label: str, job: Job) -> None:
-        """The job as it is now; the same label is the same row."""
+        """Show the current state of the job in the row of this label."""
 
     def note(self, sentence: str) -> None:
-        """A line that stays."""
+        """Print a line that stays on the screen."""
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start to draw."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last picture on the screen."""
+        """Stop drawing, and leave the last state on the screen."""
 
 
 def open_board(stream: TextIO | None = None) -> Board:
-    """The board that fits the stream: standard output by default."""
+    """Return the board for a stream, by default standard output: bars if it is a terminal, else lines."""
     console = Console(file=stream or sys.stdout, highlight=False)
     return LiveBoard(console) if console.is_terminal else LineBoard(console)
 
 
 class LiveBoard:
-    """Bars that move."""
+    """Draws a progress bar per job, and redraws it in place."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -57,7 +57,7 @@ class LiveBoard:
         self._rows: dict[str, TaskID] = {}
 
     def show(self, label: str, job: Job) -> None:
-        """Move the job's bar; its clock stops with the job."""
+        """Update the job's bar. Its clock stops when the job reaches a terminal state."""
         color = COLORS.get(job["status"], "default")
         fields = {"status": f"[{color}]{job['status']:<10}[/]", "stage": f"{job['stage'] or '':<10}"}
         if label not in self._rows:
@@ -68,7 +68,7 @@ class LiveBoard:
             self._progress.stop_task(row)
 
     def note(self, sentence: str) -> None:
-        """Printed above the bars."""
+        """Print the sentence above the bars."""
         self._progress.console.print(sentence, markup=False)
 
     def __enter__(self) -> Self:
@@ -82,26 +82,28 @@ class LiveBoard:
 
 
 class LineBoard:
-    """One line per change."""
+    """Prints one line per change, for a stream that is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began_at = time.monotonic()
+        self._opened_at = time.monotonic()
         self._shown: dict[str, tuple[tuple[str, str | None], int, float]] = {}
 
     def show(self, label: str, job: Job) -> None:
-        """Printed at once when the status or the stage is new, and every half second when the progress is."""
+        """Print the job at once when its status or stage changes, and at most every half second when only its progress
+        does.
+        """
         now = time.monotonic()
-        place = (job["status"], job["stage"])
-        old_place, old_progress, told_at = self._shown.get(label, (None, -1, 0.0))
-        if place == old_place and (job["progress"] == old_progress or now - told_at < _LINE_SECONDS):
+        state = (job["status"], job["stage"])
+        old_state, old_progress, printed_at = self._shown.get(label, (None, -1, 0.0))
+        if state == old_state and (job["progress"] == old_progress or now - printed_at < _LINE_SECONDS):
             return
-        self._shown[label] = (place, job["progress"], now)
+        self._shown[label] = (state, job["progress"], now)
         self.note(f"{label}  {job['status']:<10} {job['stage'] or '-':<10} {job['progress']:>3}%")
 
     def note(self, sentence: str) -> None:
-        """Printed after the seconds since the board was opened."""
-        print(f"{time.monotonic() - self._began_at:6.1f} s  {sentence}", file=self._console.file, flush=True)
+        """Print the sentence, preceded by the seconds since the board was opened."""
+        print(f"{time.monotonic() - self._opened_at:6.1f} s  {sentence}", file=self._console.file, flush=True)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,5 @@
-"""Hear of failed attempts from the stage workers' logs, for `heimdex demo`: the API tells only how a job
-ended.
+"""Reads failed attempts from the stage workers' logs, for `heimdex demo`: the job that the API returns does not list
+them.
 """
 
 import json
@@ -17,18 +17,18 @@ class FailedAttempt:
     attempt: int
     error: str
     delay_seconds: float | None
-    """Until the next attempt; None after the last."""
+    """Seconds until the next attempt; None after the last attempt."""
 
 
 class AttemptLog:
-    """Reads what is new in the logs `<stage>.log` of this folder."""
+    """Reads the new lines of the logs `<stage>.log` in one folder."""
 
     def __init__(self, logs: Path, stages: Iterable[str]) -> None:
         self._offsets = {logs / f"{stage}.log": 0 for stage in stages}
 
     def read_new(self) -> list[FailedAttempt]:
-        """The attempts that were logged since the last call; lines of any other kind are passed over."""
-        found = []
+        """Return the failed attempts that were logged since the last call; other lines are ignored."""
+        attempts: list[FailedAttempt] = []
         for path, offset in self._offsets.items():
             try:
                 with path.open("rb") as log:
@@ -36,25 +36,25 @@ class AttemptLog:
                     data = log.read()
             except FileNotFoundError:
                 continue  # its worker has not started yet
-            whole = data.rfind(b"\n") + 1  # the last line may be half written
-            self._offsets[path] = offset + whole
-            found += [attempt for line in data[:whole].splitlines() if (attempt := _parse(line))]
-        return found
+            complete = data.rfind(b"\n") + 1  # the last line may be half written
+            self._offsets[path] = offset + complete
+            attempts += [attempt for line in data[:complete].splitlines() if (attempt := _parse(line))]
+        return attempts
 
 
 def _parse(line: bytes) -> FailedAttempt | None:
     if b"attempt_failed" not in line:
         return None
     try:
-        said = json.loads(line)
-        if said["event"] != "attempt_failed":
+        entry = json.loads(line)
+        if entry["event"] != "attempt_failed":
             return None
-        delay = said.get("delay_seconds")
+        delay = entry.get("delay_seconds")
         return FailedAttempt(
-            said["job_id"],
-            said["stage"],
-            said["attempt"],
-            said["error"],
+            entry["job_id"],
+            entry["stage"],
+            entry["attempt"],
+            entry["error"],
             None if delay is None else float(delay),
         )
     except (ValueError, TypeError, KeyError):

@@ -26,7 +26,7 @@ HEALTHY = (200, b'{"status":"ok"}')
 @pytest.fixture
 def health(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """What /healthz says: `health.says` may be changed; `health.asked` counts."""
-    monkeypatch.setattr(disk_full_recovery, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(disk_full_recovery, "POLL_SECONDS", 0.05)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -67,12 +67,12 @@ def test_only_a_server_that_gave_a_stream_up_is_ended_and_only_when_there_is_roo
         health.says, asked = answer, health.asked
         eventually(lambda asked=asked: health.asked > asked + 2)
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    monkeypatch.setattr(disk_full_recovery, "ROOM_BYTES", 2 * free)
+    monkeypatch.setattr(disk_full_recovery, "MIN_FREE_BYTES", 2 * free)
     health.says, asked = WRITE_ERROR, health.asked
     eventually(lambda: health.asked > asked + 2)
     assert process.poll() is None
     assert said == []
-    monkeypatch.setattr(disk_full_recovery, "ROOM_BYTES", 1)
+    monkeypatch.setattr(disk_full_recovery, "MIN_FREE_BYTES", 1)
     eventually(lambda: process.poll() == -15)
     watch.stop()
     assert "disk was full" in said[0]

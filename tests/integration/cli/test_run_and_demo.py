@@ -62,7 +62,7 @@ def _read_until(process: "subprocess.Popen[str]", words: str) -> str:
 def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, commands: Path, processes_below) -> None:
     ports = _ports()
     with _start(folder, commands, "run", **ports) as process:
-        text = _read_until(process, "Ctrl-C ends it.")
+        text = _read_until(process, "Press Ctrl-C to stop it.")
         url = f"http://localhost:{ports['HEIMDEX_PORT']}"
         for words in (
             url,
@@ -71,7 +71,7 @@ def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, com
             f"postgresql://heimdex@/heimdex?host={folder.resolve()}/.heimdex/postgres/data",
             ".heimdex/logs/",
             f"try `HEIMDEX_URL={url} {Path(sys.executable).parent}/heimdex submit --watch`",
-            "none is asked for: whoever reaches the API may use it",
+            "none required: anyone who can reach the API can use it",
         ):
             assert words in text
         assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
@@ -86,7 +86,7 @@ def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, com
         third = _start(folder / "elsewhere", commands, "run", **ports)
         said, _ = third.communicate(timeout=30)
         assert third.returncode == 2
-        assert said == f"heimdex: Port {ports['HEIMDEX_PORT']} is taken: set HEIMDEX_PORT to choose another one.\n"
+        assert said == f"heimdex: Port {ports['HEIMDEX_PORT']} is in use: set HEIMDEX_PORT to choose another one.\n"
 
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) == 0
@@ -95,9 +95,9 @@ def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, com
 
 def test_run_kills_at_once_at_the_second_ctrl_c(folder: Path, commands: Path, processes_below) -> None:
     with _start(folder, commands, "run", STANDIN_STUBBORN="gateway", **_ports()) as process:
-        _read_until(process, "Ctrl-C ends it.")
+        _read_until(process, "Press Ctrl-C to stop it.")
         os.killpg(process.pid, signal.SIGINT)
-        _read_until(process, "Ending the services")
+        _read_until(process, "Stopping the services")
         began_at = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) == 0
@@ -107,7 +107,7 @@ def test_run_kills_at_once_at_the_second_ctrl_c(folder: Path, commands: Path, pr
 
 def test_run_leaves_no_process_when_it_is_killed(folder: Path, commands: Path, eventually, processes_below) -> None:
     with _start(folder, commands, "run", **_ports()) as process:
-        _read_until(process, "Ctrl-C ends it.")
+        _read_until(process, "Press Ctrl-C to stop it.")
         assert len(json.loads((folder / ".heimdex" / "processes.json").read_text())) == 2 + len(SERVICES)
         process.kill()
     eventually(lambda: processes_below(folder) == [])
@@ -121,7 +121,7 @@ def test_demo_shows_both_jobs_to_their_ends_and_leaves_nothing(folder: Path, com
     assert process.returncode == 0, text
     for words in ("processing extracting", "processing analyzing", "completed", "failed", "total seconds"):
         assert words in text
-    assert text.endswith("Done: both jobs ended as they should, and nothing is left running.\n")
+    assert text.endswith("Done: both jobs ended as expected, and no process is left running.\n")
     assert processes_below(folder) == []
     assert list(temporary.iterdir()) == []
 
@@ -147,4 +147,4 @@ def test_an_unusable_port_is_refused(folder: Path, commands: Path, word: str) ->
     process = _start(folder, commands, word, HEIMDEX_PORT="x")
     text, _ = process.communicate(timeout=30)
     assert process.returncode == 2
-    assert text == "heimdex: HEIMDEX_PORT='x' is not a port: a whole number from 1 to 65535 is needed.\n"
+    assert text == "heimdex: HEIMDEX_PORT='x' is not a port: use a whole number from 1 to 65535.\n"

@@ -69,7 +69,7 @@ def test_a_taken_port_is_refused_before_anything_starts(
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         system = EmbeddedSystem(folder / "data", Addresses(**{which: port}), commands=commands)
-        with pytest.raises(Unusable, match=f"Port {port} is taken: set {variable}"):
+        with pytest.raises(Unusable, match=f"Port {port} is in use: set {variable}"):
             system.start()
     assert processes_below(folder / "data") == []
     assert not (folder / "data" / "nats").exists()
@@ -100,7 +100,7 @@ def test_leftovers_are_ended_when_the_guardian_was_killed_too(folder: Path, comm
         owner.kill()
     said: list[str] = []
     with EmbeddedSystem(data, commands=commands, announce=said.append):
-        assert f"Ended what an earlier run had left running: {', '.join(SERVICES)}, nats, postgres." in said
+        assert f"Stopped the processes that an earlier run left running: {', '.join(SERVICES)}, nats, postgres." in said
 
 
 def test_a_stubborn_service_is_killed_after_its_grace(
@@ -110,7 +110,7 @@ def test_a_stubborn_service_is_killed_after_its_grace(
     environ = {"STANDIN_STUBBORN": "indexing", "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "0.1"}
     with EmbeddedSystem(folder / "data", commands=commands, environ=environ, announce=said.append) as system:
         eventually(lambda: _starts(system, "indexing") == 1)
-    assert "indexing did not end in time and is killed." in said
+    assert "indexing did not stop in time and is killed." in said
     assert processes_below(folder / "data") == []
 
 
@@ -135,7 +135,7 @@ def test_not_ready_shows_the_log_of_what_keeps_dying(folder: Path, commands: Pat
 
 def test_a_missing_stage_worker_is_said_and_nothing_is_left(folder: Path, commands: Path, processes_below) -> None:
     (commands / "heimdex-stage-worker").unlink()
-    with pytest.raises(HeimdexError, match="The stages are not known"):
+    with pytest.raises(HeimdexError, match="The stages cannot be listed"):
         EmbeddedSystem(folder / "data", commands=commands).start()
     assert processes_below(folder / "data") == []
 

@@ -10,7 +10,7 @@ from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.delivery import Holder
 from tests.integration.conftest import NewBroker, consumer, count, holder_on, take
 from tests.support.histories import new_id
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer
 from tests.support.waiting import eventually
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.allows("unusable")
 
 
 @pytest.fixture
-def aside(ready: Broker, journal: Journal) -> DeadLetters:
+def aside(ready: Broker, journal: RecordingLogger) -> DeadLetters:
     return DeadLetters(ready, cast("Any", journal))
 
 
 async def test_an_unusable_message_is_kept_with_its_reason_and_logged_once_for_all_its_consumers(
-    ready: Broker, holder: Holder, aside: DeadLetters, journal: Journal
+    ready: Broker, holder: Holder, aside: DeadLetters, journal: RecordingLogger
 ) -> None:
     subject = subjects.job_subject("extracting", new_id())
     await ready.publish(subject, b"rubbish", {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"})
@@ -70,7 +70,7 @@ async def test_any_reason_can_be_given(ready: Broker, holder: Holder, aside: Dea
 @pytest.mark.allows("topology")
 @pytest.mark.parametrize("settle", ["ack", "nak", "term"])
 async def test_a_delivery_of_a_stream_that_was_lost_settles_nothing_in_the_new_one(
-    holder: Holder, ready: Broker, new_broker: NewBroker, nats: NatsServer, journal: Journal, settle: str
+    holder: Holder, ready: Broker, new_broker: NewBroker, nats: NatsServer, journal: RecordingLogger, settle: str
 ) -> None:
     """Two stores: one still holds a delivery of before the loss, the other the new message of the same sequence."""
     await ready.publish(subjects.job_subject("extracting", new_id()), b"rubbish", {})

@@ -19,7 +19,7 @@ from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from tests.integration.conftest import NewBroker, count, make_topology, take
 from tests.support.histories import due
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 
 WRONG_LAST_SEQUENCE = ApiError(code=400, err_code=10071, description="wrong last sequence: 0")
 IN_FLIGHT = ApiError(code=400, err_code=10164, description="wrong last sequence")
@@ -52,7 +52,7 @@ class HeldBack(Broker):
         return sequence
 
 
-def publisher_on(broker: Broker, journal: Journal) -> Publisher:
+def publisher_on(broker: Broker, journal: RecordingLogger) -> Publisher:
     return Publisher(broker, cast("Any", journal))
 
 
@@ -67,7 +67,7 @@ async def held_back(new_broker: NewBroker, known: int, asked_before: int = 3) ->
 
 
 async def test_a_hand_over_waits_for_a_leader_that_does_not_know_its_predecessor(
-    ready: Broker, new_broker: NewBroker, journal: Journal
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
     first = await publisher_on(ready, journal).publish(job, expected=0)
@@ -79,7 +79,7 @@ async def test_a_hand_over_waits_for_a_leader_that_does_not_know_its_predecessor
 
 
 async def test_a_leader_that_stays_behind_is_no_proof_that_a_job_went_on(
-    ready: Broker, new_broker: NewBroker, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher, "BEHIND_SECONDS", 0.2)
     job = due()
@@ -91,7 +91,7 @@ async def test_a_leader_that_stays_behind_is_no_proof_that_a_job_went_on(
 
 
 async def test_a_message_that_is_gone_from_a_leader_that_knew_it_has_been_superseded(
-    ready: Broker, holder: Holder, new_broker: NewBroker, journal: Journal
+    ready: Broker, holder: Holder, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
     first = await publisher_on(ready, journal).publish(job, expected=0)
@@ -105,7 +105,7 @@ async def test_a_message_that_is_gone_from_a_leader_that_knew_it_has_been_supers
 
 
 async def test_the_newest_message_is_asked_of_a_leader_that_knows_what_was_delivered(
-    ready: Broker, new_broker: NewBroker, journal: Journal
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
     first = await publisher_on(ready, journal).publish(job, expected=0)
@@ -134,7 +134,7 @@ class HeldBackTopology(HeldBack):
     ],
 )
 async def test_a_held_delivery_is_lost_only_to_a_leader_that_has_passed_it(
-    ready: Broker, holder: Holder, new_broker: NewBroker, journal: Journal, is_gone: bool
+    ready: Broker, holder: Holder, new_broker: NewBroker, journal: RecordingLogger, is_gone: bool
 ) -> None:
     first = await publisher_on(ready, journal).publish(due(), expected=0)
     (held,) = await take(holder, "extracting")
@@ -165,7 +165,7 @@ class BeingStored(Broker):
 
 @pytest.mark.parametrize("make", [due, lambda: due(step=3, run=2, reason="retried")], ids=["new job", "next run"])
 async def test_a_refusal_for_a_message_under_way_is_not_taken_for_a_stored_job(
-    ready: Broker, new_broker: NewBroker, journal: Journal, make: Callable[[], Due]
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger, make: Callable[[], Due]
 ) -> None:
     """The message under way may never be stored (its leader dies): a 202 for it would be a promise of nothing."""
     job = make()

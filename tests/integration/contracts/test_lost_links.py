@@ -17,7 +17,7 @@ from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.settings import Settings
 from tests.integration.conftest import consumer, holder_on
 from tests.support.links import Link
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer
 from tests.support.waiting import eventually
 
@@ -33,7 +33,7 @@ async def link(nats: NatsServer) -> AsyncIterator[Link]:
 
 
 @pytest_asyncio.fixture
-async def linked(link: Link, journal: Journal) -> AsyncIterator[Broker]:
+async def linked(link: Link, journal: RecordingLogger) -> AsyncIterator[Broker]:
     """A broker whose only way to the server is the link."""
     broker = Broker(Settings(nats_url=link.url), "linked", cast("Any", journal))
     await broker.connect()
@@ -70,7 +70,7 @@ async def test_a_server_that_resets_while_it_is_connected_to_is_tried_again(link
 
 
 async def test_a_link_that_swallows_what_is_written_is_left_for_another_server(
-    link: Link, nats: NatsServer, journal: Journal
+    link: Link, nats: NatsServer, journal: RecordingLogger
 ) -> None:
     broker = Broker(Settings(nats_url=f"{link.url},{nats.url}"), "both", cast("Any", journal))
     # Only the first connection must be the link; nats-py shuffles its servers.
@@ -103,7 +103,7 @@ async def test_what_was_not_written_when_the_link_broke_is_not_written_to_the_ne
 
 
 async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_reconnections(
-    link: Link, linked: Broker, ready: Broker, journal: Journal
+    link: Link, linked: Broker, ready: Broker, journal: RecordingLogger
 ) -> None:
     held: list[Delivery] = []
     puller = PullConsumer(
@@ -136,7 +136,9 @@ async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_r
 
 
 @pytest.mark.allows("defect")
-async def test_work_after_a_reconnection_that_fails_is_done_again(link: Link, linked: Broker, journal: Journal) -> None:
+async def test_work_after_a_reconnection_that_fails_is_done_again(
+    link: Link, linked: Broker, journal: RecordingLogger
+) -> None:
     tries: list[int] = []
 
     async def work() -> None:

@@ -13,7 +13,7 @@ from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from tests.integration.conftest import NewBroker, count, take
 from tests.support.histories import due
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer, reload_nats
 from tests.support.waiting import eventually
 
@@ -80,7 +80,7 @@ async def test_many_refusals_at_once_ask_the_server_once(ready: Broker, nats: Na
 
 
 async def test_nothing_of_a_batch_is_sent_where_one_of_its_messages_is_too_large(
-    ready: Broker, new_broker: NewBroker, journal: Journal
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     seen: list[bytes] = []
     other = await new_broker()
@@ -94,7 +94,7 @@ async def test_nothing_of_a_batch_is_sent_where_one_of_its_messages_is_too_large
     assert not seen
 
 
-async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal: Journal) -> None:
+async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal: RecordingLogger) -> None:
     for _ in range(3):
         with pytest.raises(BrokerUnavailable, match="max_payload"):
             ready.send("heimdex.progress.extracting.any", b"x" * 2 * 1024 * 1024)
@@ -104,7 +104,7 @@ async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal:
 
 @pytest.mark.allows("unusable")
 async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
-    ready: Broker, holder: Holder, nats: NatsServer, journal: Journal
+    ready: Broker, holder: Holder, nats: NatsServer, journal: RecordingLogger
 ) -> None:
     aside = DeadLetters(ready, cast("Any", journal))
     await ready.publish(SUBJECT, b"x" * 50_000, {})
@@ -121,7 +121,7 @@ async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
 
 @pytest.mark.allows("unusable")
 async def test_an_unusable_message_with_a_subject_as_long_as_can_be_is_set_aside(
-    ready: Broker, holder: Holder, journal: Journal
+    ready: Broker, holder: Holder, journal: RecordingLogger
 ) -> None:
     aside = DeadLetters(ready, cast("Any", journal))
     # Almost as long as the server takes it from whoever asks for no answer.

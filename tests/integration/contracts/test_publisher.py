@@ -14,12 +14,12 @@ from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from tests.integration.conftest import NewBroker, count, take
 from tests.support.histories import START, due
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer
 from tests.support.waiting import eventually
 
 
-def publisher(broker: Broker, journal: Journal) -> Publisher:
+def publisher(broker: Broker, journal: RecordingLogger) -> Publisher:
     return Publisher(broker, cast("Any", journal))
 
 
@@ -46,12 +46,14 @@ def canceled(job: Due) -> Canceled:
 
 
 @pytest.fixture
-def publishing(ready: Broker, journal: Journal) -> Publisher:
+def publishing(ready: Broker, journal: RecordingLogger) -> Publisher:
     return publisher(ready, journal)
 
 
 @pytest.mark.containers
-async def test_exactly_one_of_racing_twins_is_accepted(ready: Broker, new_broker: NewBroker, journal: Journal) -> None:
+async def test_exactly_one_of_racing_twins_is_accepted(
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger
+) -> None:
     others = [ready, await new_broker(), await new_broker()]
     for _ in range(20):
         job = due()
@@ -134,7 +136,7 @@ class LosesRequests(Broker):
 @pytest.mark.parametrize("kind", [LosesAnswers, LosesRequests])
 @pytest.mark.parametrize("follows", [False, True], ids=["new job", "hand-over"])
 async def test_a_publish_of_unknown_outcome_is_repeated_and_stored_once(
-    ready: Broker, new_broker: NewBroker, journal: Journal, kind: type[Broker], follows: bool
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger, kind: type[Broker], follows: bool
 ) -> None:
     losing = publisher(await new_broker(kind), journal)
     job: Due = due()
@@ -150,7 +152,7 @@ async def test_a_publish_of_unknown_outcome_is_repeated_and_stored_once(
 
 
 async def test_a_twin_that_was_stored_meanwhile_is_not_taken_for_ones_own(
-    ready: Broker, new_broker: NewBroker, journal: Journal
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
     first = await publisher(ready, journal).publish(job, expected=0)
@@ -163,7 +165,7 @@ async def test_a_twin_that_was_stored_meanwhile_is_not_taken_for_ones_own(
 @pytest.mark.allows("stray")
 @pytest.mark.parametrize("first", [False, True], ids=["hand-over", "new job"])
 async def test_an_unusable_stray_in_the_way_is_removed_and_the_job_goes_on(
-    ready: Broker, publishing: Publisher, journal: Journal, first: bool
+    ready: Broker, publishing: Publisher, journal: RecordingLogger, first: bool
 ) -> None:
     job = due()
     expected = 0 if first else await publishing.publish(job, expected=0)

@@ -13,7 +13,7 @@ from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from tests.integration.conftest import NewBroker, consumer, holder_on
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE_SECONDS, eventually
 class Owner:
     """Holds what it is given until told to let go."""
 
-    def __init__(self, holder: Holder, capacity: int, journal: Journal, ack_wait_seconds: float = 20.0) -> None:
+    def __init__(self, holder: Holder, capacity: int, journal: RecordingLogger, ack_wait_seconds: float = 20.0) -> None:
         self.may_ask = True
         self.held: list[Delivery] = []
         self.got: list[int] = []
@@ -60,7 +60,7 @@ MakeOwner = Callable[[int], Owner]
 
 
 @pytest_asyncio.fixture
-async def owner(holder: Holder, journal: Journal) -> AsyncIterator[MakeOwner]:
+async def owner(holder: Holder, journal: RecordingLogger) -> AsyncIterator[MakeOwner]:
     made: list[Owner] = []
 
     def make(capacity: int) -> Owner:
@@ -100,7 +100,7 @@ async def test_messages_come_promptly_after_idleness(ready: Broker, owner: MakeO
 
 
 async def test_nothing_is_asked_for_while_it_may_not_be_and_again_when_it_may(
-    ready: Broker, holder: Holder, journal: Journal
+    ready: Broker, holder: Holder, journal: RecordingLogger
 ) -> None:
     one = Owner(holder, 10, journal, ack_wait_seconds=1)
     await one.puller.start()
@@ -142,7 +142,7 @@ async def test_never_more_than_the_capacity_is_outstanding_and_each_message_come
 
 
 async def test_two_owners_share_the_queue_and_none_gets_what_the_other_has(
-    ready: Broker, new_broker: NewBroker, owner: MakeOwner, journal: Journal
+    ready: Broker, new_broker: NewBroker, owner: MakeOwner, journal: RecordingLogger
 ) -> None:
     one, other = owner(5), Owner(await holder_on(await new_broker(), journal), 5, journal)
     for each in (one, other):
@@ -226,7 +226,7 @@ async def test_a_stopped_puller_asks_for_nothing_more(ready: Broker, owner: Make
 
 
 async def test_start_before_the_durable_exists_works_once_it_does(
-    broker: Broker, topology: Topology, journal: Journal
+    broker: Broker, topology: Topology, journal: RecordingLogger
 ) -> None:
     one = Owner(await holder_on(broker, journal), 5, journal)
     await one.puller.start()

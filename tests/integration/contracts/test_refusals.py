@@ -11,7 +11,7 @@ from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.settings import Settings
 from tests.integration.contracts.test_lost_links import answers, port
 from tests.support.links import Link
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer, reload_nats
 from tests.support.waiting import eventually
 
@@ -62,7 +62,7 @@ async def link(nats: NatsServer) -> AsyncIterator[Link]:
 
 
 @pytest_asyncio.fixture
-async def linked(link: Link, journal: Journal) -> AsyncIterator[Broker]:
+async def linked(link: Link, journal: RecordingLogger) -> AsyncIterator[Broker]:
     """A broker whose only way to the server is the link; not connected yet."""
     broker = Broker(Settings(nats_url=link.url), "linked", cast("Any", journal))
     yield broker
@@ -71,7 +71,7 @@ async def linked(link: Link, journal: Journal) -> AsyncIterator[Broker]:
 
 @pytest.mark.parametrize("closes", [True, False], ids=["and closes", "and does not close"])
 async def test_a_connection_is_made_again_after_each_error_that_ends_it(
-    link: Link, linked: Broker, journal: Journal, closes: bool
+    link: Link, linked: Broker, journal: RecordingLogger, closes: bool
 ) -> None:
     await linked.connect()
     for number, text in enumerate(ENDING, start=1):
@@ -93,7 +93,9 @@ async def test_a_connection_is_made_again_after_what_cannot_be_read(link: Link, 
     assert await answers(linked)
 
 
-async def test_an_error_that_ends_nothing_is_only_reported(link: Link, linked: Broker, journal: Journal) -> None:
+async def test_an_error_that_ends_nothing_is_only_reported(
+    link: Link, linked: Broker, journal: RecordingLogger
+) -> None:
     await linked.connect()
     for text in TRANSIENT:
         link.say(err(text))
@@ -103,7 +105,7 @@ async def test_an_error_that_ends_nothing_is_only_reported(link: Link, linked: B
 
 
 async def test_a_server_that_refuses_the_first_connection_is_tried_again(
-    link: Link, linked: Broker, journal: Journal
+    link: Link, linked: Broker, journal: RecordingLogger
 ) -> None:
     link.greetings = [
         err("Authorization Violation"),
@@ -116,7 +118,7 @@ async def test_a_server_that_refuses_the_first_connection_is_tried_again(
 
 
 async def test_a_server_that_refuses_a_reconnection_is_tried_again_and_every_reason_is_said_once(
-    link: Link, linked: Broker, journal: Journal
+    link: Link, linked: Broker, journal: RecordingLogger
 ) -> None:
     await linked.connect()
     reasons = ["authorization violation", "authorization violation", "maximum connections exceeded"]
@@ -135,7 +137,7 @@ async def test_a_server_that_says_something_else_first_is_tried_again(link: Link
     assert await answers(linked)
 
 
-async def test_a_wrong_password_is_tried_until_it_is_the_right_one(nats: NatsServer, journal: Journal) -> None:
+async def test_a_wrong_password_is_tried_until_it_is_the_right_one(nats: NatsServer, journal: RecordingLogger) -> None:
     def user(password: str) -> None:
         reload_nats(nats, f"authorization {{ user: heimdex, password: {password} }}")
 
@@ -155,7 +157,7 @@ async def test_a_wrong_password_is_tried_until_it_is_the_right_one(nats: NatsSer
 
 
 async def test_whom_the_server_throws_out_comes_back_when_there_is_room(
-    nats: NatsServer, broker: Broker, journal: Journal
+    nats: NatsServer, broker: Broker, journal: RecordingLogger
 ) -> None:
     reload_nats(nats, "max_connections: -1")
     await eventually(lambda: journal.of("nats_refused"))

@@ -11,7 +11,7 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from tests.integration.conftest import ACK_WAIT_SECONDS, STAGES, NewBroker, consumer, count, make_topology, stream
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer
 from tests.support.waiting import eventually
 
@@ -33,7 +33,7 @@ async def test_ensure_makes_every_stream_and_durable(broker: Broker, topology: T
 
 
 async def test_ensure_changes_nothing_when_everything_is_there(
-    ready: Broker, topology: Topology, journal: Journal
+    ready: Broker, topology: Topology, journal: RecordingLogger
 ) -> None:
     journal.entries.clear()
     await topology.ensure()
@@ -42,7 +42,7 @@ async def test_ensure_changes_nothing_when_everything_is_there(
 
 @pytest.mark.containers
 async def test_nothing_published_while_the_topology_is_made_is_acknowledged_and_dropped(
-    new_broker: NewBroker, journal: Journal
+    new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     makers = [await new_broker() for _ in range(3)]
     stored: list[int] = []
@@ -72,7 +72,7 @@ async def test_nothing_published_while_the_topology_is_made_is_acknowledged_and_
 
 
 async def test_services_that_start_together_give_a_stream_its_subjects_one_after_the_other(
-    new_broker: NewBroker, journal: Journal
+    new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     """nats-server stores each message twice where two did so at the same moment, and takes no batch any more."""
     store = make_topology(await new_broker(), journal)
@@ -140,19 +140,21 @@ async def test_a_stream_whose_settings_drifted_is_mended(ready: Broker, topology
     assert (mended["max_age"], mended["max_bytes"]) == (config["max_age"], config["max_bytes"])
 
 
-async def test_a_new_stage_gets_its_durable_on_an_existing_stream(ready: Broker, journal: Journal) -> None:
+async def test_a_new_stage_gets_its_durable_on_an_existing_stream(ready: Broker, journal: RecordingLogger) -> None:
     await make_topology(ready, journal, (*STAGES, "painting")).ensure()
     assert await durables(ready) == {*DURABLES, "painting"}
 
 
-async def test_a_stage_that_this_process_does_not_know_keeps_its_durable(ready: Broker, journal: Journal) -> None:
+async def test_a_stage_that_this_process_does_not_know_keeps_its_durable(
+    ready: Broker, journal: RecordingLogger
+) -> None:
     await make_topology(ready, journal, (*STAGES, "painting")).ensure()
     await make_topology(ready, journal).ensure()
     assert await durables(ready) == {*DURABLES, "painting"}
 
 
 async def test_ensure_waits_for_a_server_that_is_away_and_says_so_once(
-    broker: Broker, topology: Topology, nats: NatsServer, journal: Journal
+    broker: Broker, topology: Topology, nats: NatsServer, journal: RecordingLogger
 ) -> None:
     nats.stop()
     await eventually(lambda: not broker.connected)

@@ -16,7 +16,7 @@ from heimdex_status_store import queries
 from heimdex_status_store.database import MIGRATIONS, OUTAGE, REVISION, Database, migrate
 from heimdex_status_store.projection import job_rows
 from tests.support.histories import Writer, new_id
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import PostgresServer
 from tests.support.waiting import eventually
 
@@ -29,12 +29,12 @@ NewDatabase = Callable[[], Database]
 
 
 @pytest.fixture
-def journal() -> Journal:
-    return Journal()
+def journal() -> RecordingLogger:
+    return RecordingLogger()
 
 
 @pytest_asyncio.fixture
-async def new_database(database_url: str, journal: Journal) -> AsyncIterator[NewDatabase]:
+async def new_database(database_url: str, journal: RecordingLogger) -> AsyncIterator[NewDatabase]:
     made: list[Database] = []
 
     def make() -> Database:
@@ -137,7 +137,7 @@ async def test_the_rows_of_before_are_the_default_tenants_and_an_older_store_can
 
 
 async def test_a_long_migration_is_not_begun_again_and_rows_can_be_read_meanwhile(
-    new_database: NewDatabase, admin: asyncpg.Connection, database_url: str, journal: Journal
+    new_database: NewDatabase, admin: asyncpg.Connection, database_url: str, journal: RecordingLogger
 ) -> None:
     await at_revision(admin, "tenants")
     await admin.execute(OLD_WRITE, new_id())
@@ -223,7 +223,7 @@ async def test_bad_data_is_no_outage(new_database: NewDatabase) -> None:
 
 
 async def test_a_restart_of_postgres_is_waited_for_and_said_once(
-    own_postgres: PostgresServer, journal: Journal
+    own_postgres: PostgresServer, journal: RecordingLogger
 ) -> None:
     database = Database(own_postgres.url, cast("Any", journal))
     await database.run(recording(Writer()))

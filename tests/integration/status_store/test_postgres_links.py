@@ -18,7 +18,7 @@ from tests.integration.status_store.test_database import OLD_WRITE, at_revision,
 from tests.support.histories import Writer, new_id
 from tests.support.links import Link
 from tests.support.other_host import OtherPostgres
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.rows import execute, fetch
 from tests.support.servers import PostgresServer
 from tests.support.waiting import eventually, never
@@ -38,7 +38,7 @@ async def gateway_of(url: str) -> AsyncIterator[gateway_database.Database]:
 
 
 @asynccontextmanager
-async def store_of(url: str, journal: Journal) -> AsyncIterator[store_database.Database]:
+async def store_of(url: str, journal: RecordingLogger) -> AsyncIterator[store_database.Database]:
     database = store_database.Database(url, cast("Any", journal))
     try:
         yield database
@@ -138,7 +138,7 @@ async def test_a_statement_that_takes_too_long_puts_no_connection_of_the_gateway
         assert await fetch(database_url, backends, "heimdex-gateway") == before
 
 
-async def test_the_store_records_again_whose_link_died(other_postgres: OtherPostgres, journal: Journal) -> None:
+async def test_the_store_records_again_whose_link_died(other_postgres: OtherPostgres, journal: RecordingLogger) -> None:
     async with store_of(other_postgres.url, journal) as database:
         assert await database.run(recording(Writer())) == 1
         other_postgres.host.lose_connections()
@@ -149,7 +149,7 @@ async def test_the_store_records_again_whose_link_died(other_postgres: OtherPost
 
 
 async def test_the_store_has_its_connection_again_without_any_work(
-    other_postgres: OtherPostgres, journal: Journal
+    other_postgres: OtherPostgres, journal: RecordingLogger
 ) -> None:
     async with store_of(other_postgres.url, journal) as database:
         await database.run(recording(Writer()))
@@ -166,7 +166,7 @@ async def test_the_store_has_its_connection_again_without_any_work(
 
 
 async def test_a_statement_that_waits_for_a_lock_is_not_taken_for_a_dead_link(
-    other_postgres: OtherPostgres, journal: Journal
+    other_postgres: OtherPostgres, journal: RecordingLogger
 ) -> None:
     async with store_of(other_postgres.url, journal) as database:
         await database.run(recording(Writer()))
@@ -179,7 +179,7 @@ async def test_a_statement_that_waits_for_a_lock_is_not_taken_for_a_dead_link(
 
 
 async def test_a_migration_whose_store_is_gone_keeps_no_other_from_migrating(
-    other_postgres: OtherPostgres, journal: Journal
+    other_postgres: OtherPostgres, journal: RecordingLogger
 ) -> None:
     admin = await asyncpg.connect(other_postgres.local_url)
     await at_revision(admin, "tenants")
@@ -227,7 +227,7 @@ async def longer_than_given() -> None:
     await eventually(lambda: time.monotonic() - began > GIVEN_SECONDS + 0.3)
 
 
-async def test_a_migration_takes_its_time_whatever_the_role_has(database_url: str, journal: Journal) -> None:
+async def test_a_migration_takes_its_time_whatever_the_role_has(database_url: str, journal: RecordingLogger) -> None:
     admin = await asyncpg.connect(database_url)
     await at_revision(admin, "tenants")
     await give_timeouts(database_url)
@@ -258,7 +258,7 @@ async def test_a_migration_says_itself_what_it_needs(database_url: str) -> None:
 
 
 async def test_what_is_recorded_and_read_takes_its_time_whatever_the_role_has(
-    database_url: str, journal: Journal
+    database_url: str, journal: RecordingLogger
 ) -> None:
     await prepared(database_url)
     admin = await asyncpg.connect(database_url)
@@ -282,7 +282,7 @@ async def reads(database: gateway_database.Database) -> bool:
     return True
 
 
-async def test_a_connection_that_rests_stays_whatever_the_role_has(database_url: str, journal: Journal) -> None:
+async def test_a_connection_that_rests_stays_whatever_the_role_has(database_url: str, journal: RecordingLogger) -> None:
     await prepared(database_url)
     await give_timeouts(database_url)
     backends = BACKENDS + " AND datname = current_database()"
@@ -296,7 +296,7 @@ async def test_a_connection_that_rests_stays_whatever_the_role_has(database_url:
     assert before == after
 
 
-async def test_a_store_that_may_not_write_waits_until_it_may(database_url: str, journal: Journal) -> None:
+async def test_a_store_that_may_not_write_waits_until_it_may(database_url: str, journal: RecordingLogger) -> None:
     """Some providers make a database read-only that is nearly full: that is theirs to end, and is no loss."""
     async with store_of(database_url, journal) as store:
         await store.run(recording(Writer()))

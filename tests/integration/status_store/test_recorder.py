@@ -21,7 +21,7 @@ from heimdex_status_store.database import Database
 from heimdex_status_store.recorder import Recorder
 from tests.integration.conftest import NewBroker, consumer, count, make_topology, take
 from tests.support.histories import Writer, new_id
-from tests.support.recording_logger import Journal
+from tests.support.recording_logger import RecordingLogger
 from tests.support.rows import execute, fetch
 from tests.support.servers import PostgresServer
 from tests.support.waiting import eventually
@@ -30,7 +30,9 @@ StartRecorder = Callable[..., Awaitable[Recorder]]
 
 
 @pytest_asyncio.fixture
-async def start_recorder(new_broker: NewBroker, database_url: str, journal: Journal) -> AsyncIterator[StartRecorder]:
+async def start_recorder(
+    new_broker: NewBroker, database_url: str, journal: RecordingLogger
+) -> AsyncIterator[StartRecorder]:
     """Starts one more status store, without its process."""
     running: list[tuple[Recorder, Database, Leases, asyncio.Task[None]]] = []
 
@@ -110,7 +112,7 @@ async def test_events_are_recorded_and_then_acknowledged(
 
 @pytest.mark.allows("unusable")
 async def test_one_message_that_postgres_refuses_is_set_aside_and_the_hundred_around_it_are_recorded(
-    ready: Broker, start_recorder: StartRecorder, database_url: str, journal: Journal
+    ready: Broker, start_recorder: StartRecorder, database_url: str, journal: RecordingLogger
 ) -> None:
     for number in range(101):
         if number == 50:
@@ -129,7 +131,7 @@ async def test_one_message_that_postgres_refuses_is_set_aside_and_the_hundred_ar
 
 
 async def test_what_postgres_refuses_for_a_reason_of_its_own_is_recorded_once_that_is_over(
-    ready: Broker, start_recorder: StartRecorder, database_url: str, journal: Journal
+    ready: Broker, start_recorder: StartRecorder, database_url: str, journal: RecordingLogger
 ) -> None:
     await start_recorder()
     await publish(ready, Writer().due)

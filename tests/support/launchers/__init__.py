@@ -1,1 +1,1 @@
-"""Scripts that start a service with one function of it changed, for what no signal from outside can time."""
+"""Scripts that start a service with one of its functions replaced, for faults that a signal cannot time exactly."""

@@ -1,4 +1,6 @@
-"""Any service, with its clock five minutes ahead: `clock_ahead.py gateway`, `clock_ahead.py extracting`."""
+"""A service whose clock is five minutes ahead: a stage worker with arguments (`clock_ahead.py extracting`), the gateway
+without.
+"""
 
 import sys
 from datetime import datetime, timedelta

@@ -1,4 +1,7 @@
-"""For launchers: dies once, while the file named by TEST_DIED is not there, at a place that a test chose."""
+"""Kills the process of a launcher once, at a point of its code that the launcher chooses.
+
+The file at TEST_DIED records that it has died: while it exists, the process lives on.
+"""
 
 import os
 import signal
@@ -6,7 +9,7 @@ from pathlib import Path
 
 
 def die_once() -> None:
-    """SIGKILL to this process, unless it, or one like it, has died here before."""
+    """Send SIGKILL to this process, unless it or an earlier process with the same TEST_DIED has died here before."""
     died = Path(os.environ["TEST_DIED"])
     try:
         died.touch(exist_ok=False)

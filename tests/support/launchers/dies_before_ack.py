@@ -1,6 +1,6 @@
-"""A stage worker that SIGKILLs itself between publishing a job's next message and acknowledging the one it held.
+"""A stage worker that kills itself after it has published a job's next message, before it acknowledges the delivery.
 
-It does so once: while the file named by TEST_DIED is not there, which it makes.
+It does so once: it creates the file at TEST_DIED, and lives on while that file exists.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A gateway that SIGKILLs itself once, when JetStream has stored a job and the caller has not heard of it."""
+"""A gateway that kills itself once, after JetStream has stored a message and before the gateway has responded."""
 
 from typing import Any
 

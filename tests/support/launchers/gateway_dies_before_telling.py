@@ -1,4 +1,4 @@
-"""A gateway that SIGKILLs itself once, when a receiver has taken a callback and nobody has been told of it."""
+"""A gateway that kills itself once, after a receiver has accepted a callback and before the result is published."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A gateway that does not hear JetStream's answer to its first job, and asks again when the job has gone on."""
+"""A gateway that loses JetStream's acknowledgement of its first job, and publishes again when the job has moved on."""
 
 import asyncio
 import itertools

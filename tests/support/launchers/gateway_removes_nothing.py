@@ -1,4 +1,4 @@
-"""A gateway that ends, as it were, between a cancel's publish and its removal of the canceled job's work."""
+"""A gateway that publishes a cancel but does not remove the canceled job's work, as if it had died in between."""
 
 from typing import Any
 

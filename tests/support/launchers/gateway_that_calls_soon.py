@@ -1,4 +1,4 @@
-"""A gateway that makes its next try to call back after a tenth of a second, eight tries in all."""
+"""A gateway whose callbacks have a retry delay of 0.1 s, and eight attempts in all."""
 
 from heimdex_callbacks import retry_schedule
 from heimdex_gateway.main import main

@@ -1,4 +1,4 @@
-"""A gateway that runs three jobs again at once, where others run five hundred."""
+"""A gateway that retries at most three jobs at once, instead of five hundred."""
 
 from heimdex_gateway.main import main
 from heimdex_gateway.routes import actions

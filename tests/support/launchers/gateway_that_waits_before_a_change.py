@@ -1,4 +1,7 @@
-"""A gateway that waits, between its look at a job and its publish of a cancel, for the file that TEST_GO_ON names."""
+"""A gateway that waits for the file at TEST_GO_ON, after it has read a job and before it publishes a cancel.
+
+It creates the same path with the suffix `.waiting` when it begins to wait.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,6 @@
-"""A status store that SIGKILLs itself once, when a callback is due and the job's end is not acknowledged yet."""
+"""A status store that kills itself once, after it has published a callback and before it acknowledges the job's
+terminal event.
+"""
 
 from typing import Any
 

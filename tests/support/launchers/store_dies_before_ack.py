@@ -1,4 +1,4 @@
-"""A status store that SIGKILLs itself once between the commit of a batch and its acknowledgement."""
+"""A status store that kills itself once, after the commit of a batch and before its acknowledgement."""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""A status store that SIGKILLs itself once, when the end of a job is committed and its callback is not due yet."""
+"""A status store that kills itself once, after the commit of a job's terminal event and before it publishes the
+callback.
+"""
 
 from typing import Any
 

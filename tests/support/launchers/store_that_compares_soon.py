@@ -1,6 +1,6 @@
-"""A status store that is patient with another database's for a second, and waits as long for it to come back.
+"""A status store that tolerates a status store of another database for one second, instead of 15 s.
 
-TEST_QUIET_SECONDS: how long a database that was refused waits; by default as long as ever.
+TEST_QUIET_SECONDS sets how long a refused database must see no such status store; by default it is unchanged.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A status store that compares a row with the stream when it has rested for a second, not for a minute."""
+"""A status store that compares a row with the stream when it has not changed for a second, instead of a minute."""
 
 from datetime import timedelta
 

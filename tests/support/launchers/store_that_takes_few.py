@@ -1,4 +1,4 @@
-"""A status store that takes TEST_TAKES messages of a stream and no more, until it has recorded some."""
+"""A status store that holds at most TEST_TAKES unrecorded messages of a stream."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A stage worker that SIGKILLs itself once, when it has got a delivery and not yet begun to run it."""
+"""A stage worker that kills itself once, after it has received a delivery and before it starts the attempt."""
 
 from typing import Any
 

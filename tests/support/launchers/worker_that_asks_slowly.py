@@ -1,6 +1,6 @@
-"""A stage worker that hears what a job's attempts before told last only when it has heard of a cancel.
+"""A stage worker that receives the last tick of a job's earlier attempts only after it has received a cancel.
 
-TEST_ASKED names the file that it makes when it asks.
+It creates the file at TEST_ASKED when it requests the tick.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A worker that looks again at two installations after a moment, not after some seconds."""
+"""A stage worker that compares two installations again after 0.2 s, instead of some seconds."""
 
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_stage_worker.main import main

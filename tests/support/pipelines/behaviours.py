@@ -1,8 +1,8 @@
-"""Job types for the fault tests. What a job does at `working` follows from its type; `resting` ends it.
+"""Job types for the fault tests. The type of a job determines what its first stage does; the last stage is `resting`.
 
-`killer` kills its worker, `raiser` raises, `steady` takes a while, `gated` waits for the test, `quick` returns,
-`tired` comes far and raises, and at once when it is tried again; `spinner` computes without a pause at `spinning`,
-which blocks. `Duties` is the test's side.
+The first stage is `working`: `killer` kills its worker, `raiser` raises, `steady` takes some time, `gated` waits for
+the test, `quick` returns at once, `tired` makes progress and then raises, and raises at once on later attempts. For
+`spinner` it is `spinning`, which blocks and computes without interruption. `Behaviours` is the interface for the test.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ PIPELINES = (
 )
 
 
-class Duties:
-    """`env` goes to every service: `system.env |= duties.env`."""
+class Behaviours:
+    """Controls these jobs and reads their attempts. Every service needs `env`: `system.env |= duties.env`."""
 
     def __init__(self, folder: Path, steady_seconds: float = 1.0) -> None:
         self.folder = folder
@@ -46,22 +46,22 @@ class Duties:
         return {FOLDER: str(self.folder), STEADY: str(self.steady_seconds), **with_pipelines("behaviours")}
 
     def open_gate(self) -> None:
-        """Let every `gated` job go on."""
+        """Let every `gated` job continue."""
         (self.folder / "open").touch()
 
     def close_gate(self) -> None:
         (self.folder / "open").unlink(missing_ok=True)
 
     def runs(self, job_id: str | None = None, stage: str = "working") -> list[tuple[str, int, int]]:
-        """Every attempt at the stage that began: (job id, attempt, pid), in order."""
+        """Return every attempt that has started at this stage as (job id, attempt, pid), in order."""
         path = self.folder / stage
         lines = path.read_text().splitlines() if path.exists() else []
-        found = [(words[0], int(words[1]), int(words[2])) for words in map(str.split, lines)]
-        return [run for run in found if job_id in (None, run[0])]
+        attempts = [(words[0], int(words[1]), int(words[2])) for words in map(str.split, lines)]
+        return [attempt for attempt in attempts if job_id in (None, attempt[0])]
 
 
 def _begin(ctx: StageContext) -> None:
-    # O_APPEND: lines of several processes do not mix.
+    # With O_APPEND, the lines of several processes do not mix.
     with (Path(os.environ[FOLDER]) / ctx.stage).open("a") as runs:
         runs.write(f"{ctx.job_id} {ctx.attempt} {os.getpid()}\n")
 
@@ -94,7 +94,7 @@ async def work(ctx: StageContext) -> None:
 
 
 def spin(ctx: StageContext) -> None:
-    """Holds the interpreter as hard as pure Python can, and never says how far it is."""
+    """Hold the interpreter lock as much as pure Python can, without reporting progress."""
     _begin(ctx)
     end = time.monotonic() + float(os.environ[STEADY])
     while time.monotonic() < end:

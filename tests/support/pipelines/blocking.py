@@ -1,7 +1,8 @@
-"""Job types with one stage, `blocking`, a plain function: it runs in a thread of its worker.
+"""Job types with one stage, `blocking`, which is a plain function: it runs in a thread of its worker.
 
-`odd` raises what no future takes. `stuck` has a time-out, and takes no notice of it; `patient` has none, and hears of
-its interruption; both wait until the test opens the gate. `Blocking` is the test's side.
+`odd` raises StopIteration, which a future does not accept. `stuck` has a timeout and ignores it. `patient` has no
+timeout, and reports progress, so that it notices an interruption. Both wait until the test opens the gate. `Blocking`
+is the interface for the test.
 """
 
 import os
@@ -26,7 +27,7 @@ PIPELINES = (
 
 
 class Blocking:
-    """`env` goes to every service: `system.env |= blocking.env`."""
+    """Controls these jobs and reads their attempts. Every service needs `env`: `system.env |= blocking.env`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,11 +40,11 @@ class Blocking:
         return {FOLDER: str(self.folder), "HEIMDEX_RETRY_BACKOFF_SECONDS": "", **with_pipelines("blocking")}
 
     def open_gate(self) -> None:
-        """Let whatever waits return."""
+        """Let every waiting attempt return."""
         (self.folder / "open").touch()
 
     def runs(self) -> list[tuple[str, int, int]]:
-        """Every attempt that began: (job id, attempt, pid), in order."""
+        """Return every attempt that has started as (job id, attempt, pid), in order."""
         path = self.folder / "runs"
         lines = path.read_text().splitlines() if path.exists() else []
         return [(words[0], int(words[1]), int(words[2])) for words in map(str.split, lines)]

@@ -1,7 +1,7 @@
-"""A job type of three stages that write down each attempt that begins: `Begun` is the test's side.
+"""A job type of three stages that record each attempt that starts. `Begun` is the interface for the test.
 
-Of every fourth job each stage takes HEIMDEX_MOCK_TIME_SCALE seconds, of the others no time: what follows is handed over
-as soon as it was delivered. A stage that `fail_at_stage` names does not begin.
+The stages of every fourth job take HEIMDEX_MOCK_TIME_SCALE seconds. Those of the others take no time, so that a job is
+handed over as soon as it is delivered. The stage of `fail_at_stage` does not start.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ PIPELINES = (
 
 
 class Begun:
-    """`env` goes to every service: `system.env |= begun.env`."""
+    """Counts the attempts that have started. Every service needs `env`: `system.env |= begun.env`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,20 +36,20 @@ class Begun:
         return {FOLDER: str(self.folder), "HEIMDEX_PIPELINES": __name__}
 
     def times(self) -> Counter[tuple[str, str]]:
-        """How often each (stage, job id) has begun."""
-        found: Counter[tuple[str, str]] = Counter()
+        """Return how often each (stage, job id) has started."""
+        counts: Counter[tuple[str, str]] = Counter()
         for stage in STAGES:
             path = self.folder / stage
-            found.update((stage, line) for line in (path.read_text().splitlines() if path.exists() else ()))
-        return found
+            counts.update((stage, line) for line in (path.read_text().splitlines() if path.exists() else ()))
+        return counts
 
     def twice(self) -> list[tuple[str, str]]:
-        """Each (stage, job id) that has begun more than once."""
+        """Return each (stage, job id) that has started more than once."""
         return [begun for begun, count in self.times().items() if count > 1]
 
 
 async def begin(ctx: StageContext) -> None:
-    # O_APPEND: lines of several processes do not mix.
+    # With O_APPEND, the lines of several processes do not mix.
     with (Path(os.environ[FOLDER]) / ctx.stage).open("a") as runs:
         runs.write(f"{ctx.job_id}\n")
     if int(ctx.job_id[-1], 16) % 4 == 0:

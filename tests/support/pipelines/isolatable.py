@@ -1,4 +1,4 @@
-"""Functions for attempts in a process of their own; `ctx.job_type` tells them what to do."""
+"""Stage functions for attempts that run in a subprocess; `ctx.job_type` determines what they do."""
 
 import asyncio
 import ctypes
@@ -12,10 +12,10 @@ from heimdex_stage_worker.context import StageContext
 
 
 class OddError(BaseException):
-    """No Exception, as a library's own may be."""
+    """An error that is not an Exception, as a library may define one."""
 
 
-#: What is no Exception, or what Python itself listens for.
+#: Errors that are not an Exception, or that Python itself handles in a special way.
 ODD: dict[str, type[BaseException]] = {
     error.__name__: error
     for error in (
@@ -38,18 +38,18 @@ async def raise_async(ctx: StageContext) -> NoReturn:
     raise ODD[ctx.job_type]("odd")
 
 
-#: Names the file to which `leave_child` writes the pid of its child.
+#: The variable with the path of the file to which `leave_child` writes the pid of its child.
 CHILD = "TEST_CHILD"
 
 
 def leave_child(ctx: StageContext) -> None:
-    """Fork a child that lives for an hour, and do as the job's type says, `<how>-<end>`.
+    """Fork a child that lives for an hour, and then end as the job's type says, `<how>-<end>`.
 
-    how: "fork", "bare" (unknown to Python), "escaping" (the same, and out of the session).
-    end: "returns", "dies", "waits".
+    how: how the child is forked: "fork", "bare" (without Python noticing), "escaping" (as "bare", in a new session).
+    end: what the attempt then does: "returns", "dies" (SIGKILL), "waits" (until it is interrupted).
     """
     how, end = ctx.job_type.split("-")
-    # PyDLL keeps the interpreter lock, so that the child can go on.
+    # PyDLL keeps the interpreter lock during the fork, so that the child has it and can continue.
     if (os.fork() if how == "fork" else ctypes.PyDLL(None).fork()) == 0:
         if how == "escaping":
             os.setsid()

@@ -1,6 +1,7 @@
-"""A job type whose stages do what a test wrote down for them: `Script` writes it, the stages read it.
+"""A job type whose stages follow a script of the test: `Script` writes it, the stages read it.
 
-`scripted` has an async stage `preparing`, a blocking one `grinding`, and `closing`, with a time-out of half a second.
+`scripted` has an async stage `preparing`, a blocking stage `grinding`, and an async stage `closing` with a timeout of
+half a second.
 """
 
 import asyncio
@@ -30,11 +31,12 @@ PIPELINES = (
 
 
 class Script:
-    """The test's side. `env` goes to the workers.
+    """The interface for the test. The workers need `env`.
 
-    Per stage: what each attempt does, the last entry for all further ones. An entry is one of
-    "ok", "raise", "permanent", "kill" (SIGKILL to its worker), "hang" (for ever), "deaf" (for ever, swallowing
-    every cancellation), "gate" (until the test opens the gate), "busy" (a minute without a word, blocking).
+    `write` sets the behaviours of a stage, one per attempt; the last one applies to all further attempts. A behaviour
+    is "ok", "raise", "permanent" (raise a PermanentError), "kill" (SIGKILL to the worker), "hang" (for ever), "deaf"
+    (for ever, ignoring every cancellation), "gate" (until the test opens the gate) or "busy" (block for a minute
+    without progress).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +53,7 @@ class Script:
         (self.folder / f"{stage}.json").write_text(json.dumps(behaviours))
 
     def clear(self) -> None:
-        """As it was in the beginning: every stage succeeds at once, and the gate is closed."""
+        """Restore the initial state: every stage succeeds at once, and the gate is closed."""
         for name in (*(f"{stage}.json" for stage in STAGES), "open"):
             (self.folder / name).unlink(missing_ok=True)
 
@@ -59,11 +61,11 @@ class Script:
         (self.folder / "open").touch()
 
     def runs(self, stage: str | None = None, job_id: str | None = None) -> list[tuple[str, str, int, int]]:
-        """Every attempt that began: (stage, job id, attempt, pid), in order."""
+        """Return every attempt that has started as (stage, job id, attempt, pid), in order."""
         path = self.folder / "runs"
         lines = path.read_text().splitlines() if path.exists() else []
-        found = [(words[0], words[1], int(words[2]), int(words[3])) for words in map(str.split, lines)]
-        return [run for run in found if stage in (None, run[0]) and job_id in (None, run[1])]
+        attempts = [(words[0], words[1], int(words[2]), int(words[3])) for words in map(str.split, lines)]
+        return [each for each in attempts if stage in (None, each[0]) and job_id in (None, each[1])]
 
 
 def _begin(ctx: StageContext) -> str:

@@ -19,7 +19,7 @@ from heimdex_status_store.database import migrate
 from heimdex_status_store.projection import job_rows
 from tests.support.api import Api
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import events, fetch
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -162,7 +162,7 @@ async def test_any_order_of_a_runs_events_gives_the_same_row_and_no_poller_sees_
 
 @pytest.mark.allows("repeated", "superseded", "dropped", "stray")
 async def test_a_job_that_is_published_twice_runs_to_one_end(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     system.start_all(stages=STAGES)
     system.start("working")

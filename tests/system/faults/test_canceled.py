@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from tests.support.api import Api
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.services import LAUNCHERS, System
 from tests.support.waiting import eventually
 
 
 async def test_a_cancel_that_arrives_before_a_redelivered_attempt_begins_is_not_missed(
-    system: System, api: Api, duties: Duties, scratch: Path
+    system: System, api: Api, duties: Behaviours, scratch: Path
 ) -> None:
     asked = scratch / "asked"
     system.start_all(stages=STAGES)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import fetch
 from tests.support.services import LAUNCHERS, System
 from tests.support.waiting import eventually
@@ -47,7 +47,7 @@ SHORT = ("a stage's state, garbled", "the stream's configuration")
     "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.full) for name in DAMAGES]
 )
 async def test_all_goes_on_after_a_file_was_damaged(
-    system: System, api: Api, nats: Any, duties: Duties, database_url: str, name: str
+    system: System, api: Api, nats: Any, duties: Behaviours, database_url: str, name: str
 ) -> None:
     system.start_all(stages=STAGES, without=("status-store",))
     system.start("status-store", launcher=LAUNCHERS / "store_that_sweeps_soon.py")

@@ -8,7 +8,7 @@ import pytest
 from tests.support.api import Api
 from tests.support.ends import published
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import events
 from tests.support.servers import NatsServer
 from tests.support.services import Service, System
@@ -17,7 +17,7 @@ from tests.support.watching import JOBS, Observer
 
 
 async def freeze_one_and_finish_with_another(
-    system: System, api: Api, duties: Duties, follower: Follower
+    system: System, api: Api, duties: Behaviours, follower: Follower
 ) -> tuple[str, Service]:
     """A job that a frozen worker still believes to hold, and that another has brought to its next stage."""
     await system.start("working").wait_log("ready")
@@ -35,7 +35,7 @@ async def freeze_one_and_finish_with_another(
 @pytest.mark.allows("repeated", "superseded")
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "nats-restarted-in-between"])
 async def test_a_late_hand_over_is_refused_by_the_broker(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str, restarted: bool
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str, restarted: bool
 ) -> None:
     system.start_all(stages=STAGES)
     await system.ready()
@@ -72,7 +72,7 @@ async def follow_the_thaw(nats: NatsServer, system: System, api: Api, frozen: Se
 
 @pytest.mark.allows("repeated", "superseded")
 async def test_it_is_refused_while_the_status_store_is_down_too(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)
     await system.ready()
@@ -91,7 +91,7 @@ async def test_it_is_refused_while_the_status_store_is_down_too(
 
 @pytest.mark.allows("repeated")
 async def test_a_worker_that_is_frozen_alone_uses_up_few_attempts_of_what_it_holds_and_of_what_comes(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)
     await system.ready()
@@ -114,7 +114,7 @@ async def test_a_worker_that_is_frozen_alone_uses_up_few_attempts_of_what_it_hol
 
 
 async def test_a_frozen_store_that_thaws_beside_another_records_nothing_older(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)
     await system.ready()

@@ -22,7 +22,7 @@ from tests.conftest import NewSystem
 from tests.support.api import Api
 from tests.support.following import Follower
 from tests.support.load import Load
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.servers import NatsServer
 from tests.support.services import System
 from tests.support.waiting import eventually
@@ -40,7 +40,7 @@ LIMIT_BYTES = 32 * 1024 * 1024 + sum(
 
 
 async def test_post_says_503_and_when_to_come_back_while_as_many_jobs_wait_as_are_allowed(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.env["HEIMDEX_MAX_PENDING_JOBS"] = str(MOST)
     system.start_all(stages=STAGES)
@@ -67,7 +67,7 @@ async def test_post_says_503_and_when_to_come_back_while_as_many_jobs_wait_as_ar
 
 
 async def test_many_callers_at_once_do_not_get_past_the_limit(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.env["HEIMDEX_MAX_PENDING_JOBS"] = str(MOST)
     system.start_all(stages=STAGES)

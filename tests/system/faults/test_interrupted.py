@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import events, fetch
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -15,7 +15,7 @@ DEPLOYS = 10
 
 
 async def test_a_stage_that_is_restarted_ten_times_during_one_job_uses_up_no_retry(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     # At most one retry, so that a single lost attempt would show.
     system.env |= {"HEIMDEX_RETRY_BACKOFF_SECONDS": "0.1", "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "1"}
@@ -49,7 +49,7 @@ async def test_a_stage_that_is_restarted_ten_times_during_one_job_uses_up_no_ret
 
 @pytest.mark.parametrize("kind", ["steady", "spinner"])
 async def test_a_stage_of_three_ack_waits_runs_once(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str, kind: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str, kind: str
 ) -> None:
     ack_wait = 2.0
     duties.steady_seconds = 3 * ack_wait

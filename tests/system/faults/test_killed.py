@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import events, fetch
 from tests.support.servers import NatsServer
 from tests.support.services import LAUNCHERS, System
@@ -38,7 +38,7 @@ async def test_a_worker_killed_before_the_handler_leaves_its_job_to_the_next_one
 
 @pytest.mark.allows("repeated")
 async def test_a_worker_killed_in_the_middle_leaves_its_job_to_the_next_one(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)
     await system.ready()

@@ -2,7 +2,7 @@
 
 from tests.support.api import Api
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.servers import NatsServer, reload_nats
 from tests.support.services import System
 from tests.support.waiting import eventually
@@ -13,7 +13,7 @@ FEW_BYTES = 256
 
 
 async def test_what_is_over_max_payload_is_refused_in_words_and_goes_on_once_that_is_raised(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     # Leases that outlast what a busy machine needs for this.
     system.env["HEIMDEX_ACK_WAIT_SECONDS"] = "30"

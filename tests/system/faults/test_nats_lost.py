@@ -10,7 +10,7 @@ from tests.support.api import Api
 from tests.support.ends import told
 from tests.support.following import Follower
 from tests.support.load import Load
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.pipelines.scripted import STAGES as SCRIPTED
 from tests.support.pipelines.scripted import Script
 from tests.support.rows import fetch, freeze, thaw
@@ -59,7 +59,7 @@ async def test_nothing_accepted_is_lost_when_nats_is_killed_and_restarted_under_
 
 
 async def test_a_job_whose_answer_was_lost_is_accepted_though_it_has_gone_on_meanwhile(
-    system: System, api: Api, nats: Any, duties: Duties
+    system: System, api: Api, nats: Any, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("gateway", "resting"))
     system.start("gateway", launcher=LAUNCHERS / "gateway_loses_an_answer.py")
@@ -138,7 +138,7 @@ async def test_jobs_run_on_from_their_stage_when_nats_comes_back_with_an_empty_d
 
 @pytest.mark.allows("nats_killed", "restored", "stray")
 async def test_old_deliveries_settle_nothing_in_the_stream_that_took_the_lost_ones_place(
-    system: System, api: Api, nats: Any, duties: Duties, database_url: str
+    system: System, api: Api, nats: Any, duties: Behaviours, database_url: str
 ) -> None:
     # Sequences start at 1 again, and an acknowledgement names a message by nothing else.
     system.start_all(stages=STAGES)

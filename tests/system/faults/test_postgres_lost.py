@@ -17,7 +17,7 @@ from tests.support.ends import published
 from tests.support.following import Follower
 from tests.support.load import Load
 from tests.support.other_host import OtherPostgres
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import execute, fetch, freeze, statuses, thaw
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -155,7 +155,7 @@ async def empty_it(postgres: Any, how: str, folder: Path) -> None:
 async def test_the_unfinished_jobs_are_tracked_again_when_the_database_was_emptied(
     system: System, own_postgres: Any, nats: NatsServer, scratch: Path, how: str
 ) -> None:
-    duties = Duties(scratch / "duties")
+    duties = Behaviours(scratch / "duties")
     system.env |= duties.env
     system.start_all(stages=STAGES)
     await system.ready()
@@ -191,7 +191,7 @@ async def _known(url: str, jobs: list[str], status: str = "") -> bool:
 async def test_progress_of_a_later_attempt_is_not_told_as_less_while_postgres_is_away(
     system: System, own_postgres: Any, nats: NatsServer, scratch: Path
 ) -> None:
-    duties = Duties(scratch / "duties")
+    duties = Behaviours(scratch / "duties")
     system.env |= {**duties.env, "HEIMDEX_RETRY_BACKOFF_SECONDS": "0.5"}
     system.start_all(stages=STAGES)
     await system.ready()

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import NewSystem
 from tests.support.api import Api
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import statuses
 from tests.support.servers import on_containers
 from tests.support.services import LAUNCHERS, System
@@ -71,7 +71,7 @@ async def last_sequence(seen: Observer) -> int:
 
 @pytest.mark.allows("nats_killed", "restored", "stray")
 async def test_a_worker_settles_no_new_job_with_what_it_held_when_the_power_failed(
-    system: System, nats: Any, duties: Duties, power: Power, own_postgres: Any
+    system: System, nats: Any, duties: Behaviours, power: Power, own_postgres: Any
 ) -> None:
     system.start_all(stages=STAGES, without=("status-store",))
     system.start("status-store", launcher=LAUNCHERS / "store_that_sweeps_soon.py")

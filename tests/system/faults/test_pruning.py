@@ -1,7 +1,7 @@
 """No table that only grows: ended jobs are forgotten after HEIMDEX_RETENTION_DAYS, unfinished ones never."""
 
 from tests.support.api import Api
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import execute, fetch, statuses
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -10,7 +10,7 @@ from tests.support.watching import Observer
 
 
 async def test_ended_jobs_are_forgotten_with_their_history_and_unfinished_ones_are_kept(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     system.env |= {"HEIMDEX_RETENTION_DAYS": "0", "HEIMDEX_RETRY_BACKOFF_SECONDS": "0.1"}
     system.start_all(stages=STAGES)

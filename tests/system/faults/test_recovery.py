@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import NewSystem
 from tests.support.api import Api
 from tests.support.load import Load
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import fetch
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -27,7 +27,7 @@ PATIENCE = 6
 
 @pytest.mark.allows("repeated", "isolated")
 async def test_a_killed_workers_job_is_running_again_within_the_ack_wait_and_a_second(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.env["HEIMDEX_ACK_WAIT_SECONDS"] = "10"
     system.start_all(stages=STAGES)

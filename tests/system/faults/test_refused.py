@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import fetch
 from tests.support.servers import NatsServer, reload_nats
 from tests.support.services import System
@@ -16,7 +16,7 @@ from tests.support.watching import Observer
     "refuses", ["max_connections: -1", "authorization { user: somebody, password: else }"], ids=["full", "password"]
 )
 async def test_workers_that_are_thrown_out_keep_what_they_hold_and_no_attempt_is_counted(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str, refuses: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str, refuses: str
 ) -> None:
     # One retry, so that a lost attempt would show; leases that outlast what a busy machine needs for the rest.
     system.env |= {"HEIMDEX_RETRY_BACKOFF_SECONDS": "0.1", "HEIMDEX_ACK_WAIT_SECONDS": "30"}

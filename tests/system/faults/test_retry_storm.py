@@ -7,7 +7,7 @@ from collections import Counter
 
 from tests.support.api import Api
 from tests.support.ends import published
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import fetch
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -38,13 +38,13 @@ async def seconds_to_complete(api: Api, seen: Observer, count: int) -> list[floa
 
 
 async def test_jobs_in_back_off_do_not_hold_up_healthy_ones_and_are_tried_as_often_as_their_policy_says(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     await fail(300, system, api, nats, duties, database_url)
 
 
 async def fail(
-    failing_jobs: int, system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+    failing_jobs: int, system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     """So many jobs fail at one stage, on every attempt, while healthy ones go through it."""
     system.env["HEIMDEX_RETRY_BACKOFF_SECONDS"] = ",".join(map(str, BACKOFF))

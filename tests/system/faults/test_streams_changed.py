@@ -8,7 +8,7 @@ import pytest
 from tests.support.api import Api
 from tests.support.load import Load
 from tests.support.pipelines.behaviours import STAGES as DUTIES
-from tests.support.pipelines.behaviours import Duties
+from tests.support.pipelines.behaviours import Behaviours
 from tests.support.rows import statuses
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -142,7 +142,7 @@ async def ended(api: Api, job_id: str) -> bool:
 
 @pytest.mark.allows("topology", "given_up", "repeated")
 async def test_a_limit_of_deliveries_is_taken_away_and_what_ran_into_it_goes_on(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(DUTIES)
     await system.ready()

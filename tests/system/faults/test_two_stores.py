@@ -12,7 +12,7 @@ from tests.conftest import NewSystem
 from tests.support.api import Api
 from tests.support.ends import published, told
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.receiver import SECRET, Receiver
 from tests.support.servers import NatsServer
 from tests.support.services import LAUNCHERS, Service, System
@@ -33,7 +33,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 async def test_a_left_over_that_a_frozen_store_holds_is_not_told_as_a_jobs_state_when_postgres_goes_away(
-    system: System, nats: NatsServer, own_postgres: Any, duties: Duties
+    system: System, nats: NatsServer, own_postgres: Any, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("status-store",))
     frozen = system.start("status-store", {"TEST_TAKES": "5"}, LAUNCHERS / "store_that_takes_few.py")
@@ -83,7 +83,7 @@ async def _left_over(system: System, seen: Observer, api: Api, job_type: str, **
 
 
 async def test_a_cancel_of_a_job_that_ended_just_before_is_refused_though_a_left_over_looks_like_its_last_message(
-    system: System, nats: NatsServer, duties: Duties, scratch: Path, receiver: Receiver
+    system: System, nats: NatsServer, duties: Behaviours, scratch: Path, receiver: Receiver
 ) -> None:
     go_on = scratch / "go_on"
     system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.1"}
@@ -113,7 +113,7 @@ async def test_a_cancel_of_a_job_that_ended_just_before_is_refused_though_a_left
 
 
 async def test_a_failed_job_is_run_again_though_a_left_over_looks_like_its_last_message(
-    system: System, nats: NatsServer, duties: Duties
+    system: System, nats: NatsServer, duties: Behaviours
 ) -> None:
     async with Api(system.url) as api, Observer(nats.url) as seen:
         job_id, frozen = await _left_over(system, seen, api, "raiser")
@@ -133,7 +133,7 @@ async def _ended(api: Api, jobs: list[str], status: str = "completed") -> bool:
 
 
 async def test_two_gateways_tell_the_same_story_while_the_store_lags_and_one_of_them_starts_anew(
-    system: System, nats: NatsServer, duties: Duties
+    system: System, nats: NatsServer, duties: Behaviours
 ) -> None:
     other = free_port()
     system.start_all(stages=STAGES)

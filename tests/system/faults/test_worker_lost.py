@@ -9,7 +9,7 @@ import pytest
 from tests.support.api import Api
 from tests.support.ends import published
 from tests.support.following import Follower
-from tests.support.pipelines.behaviours import STAGES, Duties
+from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import statuses
 from tests.support.servers import NatsServer
 from tests.support.services import System
@@ -43,7 +43,7 @@ async def supervised(system: System, name: str) -> AsyncIterator[list[int]]:
 
 
 async def test_it_fails_with_its_stage_and_worker_lost_and_its_neighbours_complete(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("working",))
     await system.ready()
@@ -66,7 +66,7 @@ async def test_it_fails_with_its_stage_and_worker_lost_and_its_neighbours_comple
 
 
 async def test_neighbours_that_share_a_worker_with_several_killers_complete(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("working",))
     await system.ready()
@@ -86,7 +86,7 @@ async def test_neighbours_that_share_a_worker_with_several_killers_complete(
 
 
 async def test_the_same_while_the_status_store_is_down(
-    system: System, api: Api, nats: NatsServer, duties: Duties, database_url: str
+    system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     system.start_all(stages=STAGES, without=("working",))
     await system.ready()
@@ -105,7 +105,7 @@ async def test_the_same_while_the_status_store_is_down(
 
 
 async def test_the_same_when_no_worker_runs_for_a_while(
-    system: System, api: Api, nats: NatsServer, duties: Duties
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("working",))
     first = system.start("working")

@@ -38,7 +38,7 @@ def test_list_says_when_there_are_more_than_its_limit(api: str, capsys: Printed)
     assert call(["list", "--limit", "4", "--json"]) == 0
     captured = capsys.readouterr()
     assert [json.loads(line)["id"] for line in captured.out.splitlines()] == made[:0:-1]
-    assert captured.err == "There are more: these are the newest 4 (--limit, --all).\n"
+    assert captured.err == "There are more jobs: these are the newest 4 (see --limit and --all).\n"
     assert call(["list", "--limit", "5"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -80,7 +80,7 @@ def test_events_is_a_table_or_one_event_a_line(api: str, capsys: Printed) -> Non
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["id", "at", "run", "event", "stage", "took", "attempt", "error"]
     assert [row.split()[4] for row in rows] == ["submitted", "handed_over", "attempt_failed", "failed"]
-    assert rows[2].split(maxsplit=6)[6].rstrip() == "0.5 s  1 of analyzing  it was told to; next try in 1.5 s"
+    assert rows[2].split(maxsplit=6)[6].rstrip() == "0.5 s  1 of analyzing  it was told to; next attempt in 1.5 s"
     assert call(["events", job_id, "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["0.0", "1.0", "2.0", "3.0"]
@@ -89,7 +89,7 @@ def test_events_is_a_table_or_one_event_a_line(api: str, capsys: Printed) -> Non
 def test_watch_tells_each_failed_attempt(api: str, capsys: Printed) -> None:
     job_id = submit(capsys, "--fail-at", "analyzing")
     assert call(["watch", job_id]) == 1
-    assert f"{job_id}  attempt 1 at analyzing failed: it was told to; next try in 1.5 s" in capsys.readouterr().out
+    assert f"{job_id}  attempt 1 at analyzing failed: it was told to; next attempt in 1.5 s" in capsys.readouterr().out
 
 
 def test_watch_takes_a_broken_stream_up_again_behind_the_last_event(

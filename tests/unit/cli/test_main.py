@@ -103,7 +103,7 @@ def test_what_is_no_id_is_refused_and_nothing_is_asked(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("heimdex: ")
-    assert captured.err.endswith("give the UUID that was answered when the job was submitted.\n")
+    assert captured.err.endswith("give the UUID that the API returned when the job was submitted.\n")
     assert Gateway.asked == []
 
 
@@ -112,7 +112,7 @@ def test_an_argument_that_is_no_text_is_one_sentence_and_exit_code_2(
     api: str, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
     assert call(["submit", word, "\udcff"]) == 2
-    assert capsys.readouterr().err == "heimdex: The argument '\\udcff' is no UTF-8, and cannot be sent.\n"
+    assert capsys.readouterr().err == "heimdex: The argument '\\udcff' is not valid UTF-8 and cannot be sent.\n"
     assert Gateway.asked == []
 
 

@@ -52,7 +52,7 @@ def test_an_outage_on_the_way_is_waited_for() -> None:
 
 
 def test_an_outage_that_lasts_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "MAX_OUTAGE_SECONDS", 0.05)
     with pytest.raises(Unreachable, match="still down"):
         _follow(Api(_job("processing", 10), Unreachable("still down")), Shown())
 
