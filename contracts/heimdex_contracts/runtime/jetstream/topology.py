@@ -308,7 +308,7 @@ class Topology:
         for consumer in stream.consumers:
             await self._ensure_consumer(stream, consumer)
         # A stream that somebody gave more copies keeps them: it was for safety.
-        wanted = stream.wanted(max(self._replicas, found["num_replicas"]))
+        wanted = stream.required(max(self._replicas, found["num_replicas"]))
         differs = config_drift.drift(found, wanted)
         if not differs:
             self._changed_since.pop(stream.name, None)
@@ -342,7 +342,7 @@ class Topology:
             raise BrokerUnavailable(f"{stream} was removed, and is made again in a moment")
 
     async def _ensure_consumer(self, stream: Stream, consumer: Consumer) -> None:
-        wanted, called = consumer.wanted(), _called(stream.name, consumer.name)
+        wanted, called = consumer.required(), _called(stream.name, consumer.name)
         place = (stream.name, consumer.name)
         known = place in self._consumers_created
         try:
