@@ -47,7 +47,7 @@ class _Reporting(Service):
     def __init__(self, client: Client, config: ServiceConfig, counters: Counters, metadata: Metadata) -> None:
         super().__init__(client, config)
         self._counters = counters
-        self._metadata = metadata
+        self._read_metadata = metadata
 
     def stats(self) -> ServiceStats:
         counters = self._counters
@@ -70,7 +70,7 @@ class _Reporting(Service):
         info: ServiceInfo = super().info()
         counters = self._counters
         info.endpoints = [EndpointInfo(counters.name, counters.subject, counters.queue_group)]
-        info.metadata = self._metadata()
+        info.metadata = self._read_metadata()
         return info
 
 
