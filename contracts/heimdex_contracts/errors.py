@@ -31,7 +31,7 @@ class Superseded(HeimdexError):
 
 
 class BrokerUnavailable(HeimdexError):
-    """NATS or its JetStream did not answer before the deadline."""
+    """NATS or its JetStream did not answer before the deadline, so the outcome is unknown."""
 
 
 class LeaderBehind(BrokerUnavailable):

@@ -97,7 +97,7 @@ class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
 
 
 class Completed(JobMessage, frozen=True, kw_only=True, tag="completed", omit_defaults=True):
-    """All stages succeeded. `result` has at least `stages_completed` and `total_duration_seconds`."""
+    """All stages of the run succeeded. `result` has at least `stages_completed` and `total_duration_seconds`."""
 
     stage: Name
     result: dict[str, Any]
@@ -238,7 +238,7 @@ def decode_progress(subject: str, payload: bytes) -> Progress:
 
 
 def check_subject(subject: str, channel: str, token: str, job_id: str) -> None:
-    """Raises UnusableMessage unless the subject is `heimdex.<channel>.<token>.<job_id>`."""
+    """Raise UnusableMessage unless the subject is `heimdex.<channel>.<token>.<job_id>`."""
     if subject != f"heimdex.{channel}.{token}.{job_id}":
         raise UnusableMessage(f"the payload is that of heimdex.{channel}.{token}.{job_id}, not of {subject[:200]}")
 

@@ -96,7 +96,7 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Pipelines:
-    """The job types that this deployment knows, by type."""
+    """The pipelines of this deployment, by job type."""
 
     by_type: dict[str, Pipeline]
 

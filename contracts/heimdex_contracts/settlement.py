@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stage's function returned."""
+    """The stage's function returned, so the stage succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Publish failed, then acknowledge."""
+    """Publish the job's failure, a terminal event, then acknowledge."""
 
     error: str
 

@@ -234,7 +234,7 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
                 "storage": "file",
                 "discard": "old",
                 "max_age": 30 * 24 * 3600 * NANOSECOND,
-                # The server reserves this much of its disk.
+                # The server reserves this amount of disk space.
                 "max_bytes": 64 * 1024 * 1024,
             },
             (),

@@ -1,4 +1,4 @@
-"""The console script `heimdex-stage-worker STAGE`: reads the settings, loads the stage, runs its worker."""
+"""The console script `heimdex-stage-worker STAGE`: reads the settings, loads the stage's code, runs its worker."""
 
 import sys
 from typing import Final

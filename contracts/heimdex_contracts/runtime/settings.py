@@ -14,7 +14,7 @@ from heimdex_contracts.runtime import callback_settings
 PREFIX: Final = "HEIMDEX_"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 24 * 3600)]
-#: `<tenant>:<SHA-256 of the key, as hexadecimal>`.
+#: An API key's entry: `<tenant>:<SHA-256 of the key, as hexadecimal>`.
 ApiKey = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}:[0-9A-Fa-f]{64}$")]
 #: An origin as a browser sends it, without a path or a trailing slash, or `*`.
 Origin = Annotated[

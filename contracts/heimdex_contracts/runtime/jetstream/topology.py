@@ -71,7 +71,7 @@ class HeldDelivery(Protocol):
 
 
 class Topology:
-    """Ensures these streams on one connection.
+    """Ensures that these streams and their consumers exist and are correct. One per process.
 
     ready: set while all streams and consumers are known to exist and to have the required configuration.
     known: set while the streams have been checked since the last connection, whatever their problems. Only then is it
