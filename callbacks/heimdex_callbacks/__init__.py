@@ -1,7 +1,7 @@
-"""Callbacks: a job's end is POSTed, signed, to the `callback_url` that it was submitted with.
+"""Signed webhooks: when a job reaches a terminal state, the job object is POSTed to its `callback_url`.
 
-`url` reads one; `validation` refuses what may not be called when a job is submitted; `transport` (with `resolver`)
-checks every connection; `metered_stream` holds what a receiver sends to its `response_budget`; `sender` makes one
-signed attempt; `dispatcher` takes the work from JetStream; `retry_schedule` and `concurrency` say when the next attempt
-is. The gateway runs it. Imports contracts only.
+`url` parses a callback_url; `validation` refuses forbidden ones when a job is submitted; `transport` (with `resolver`)
+checks the address of every connection; `metered_stream` limits what a receiver may send to its `response_budget`;
+`sender` makes one signed attempt; `dispatcher` takes due callbacks from JetStream; `retry_schedule` and `concurrency`
+determine when the next attempt is made. The gateway process runs the dispatcher. This package imports only contracts.
 """

@@ -1,8 +1,8 @@
-"""Shares a gateway's calls among receivers and tenants; what is too much for one of them waits in the stream.
+"""Concurrency limits for each receiver and each tenant; a callback over a limit waits in the stream.
 
-A receiver is called a few times at once, and a tenant has at most half of what the others leave free, with however many
-receivers. So one that lets every call run into its time-out, with thousands of callbacks due, does not take the places
-of the others; and what waits for it does so with JetStream, not here.
+A receiver gets at most a few concurrent calls. A tenant gets at most half of the calls that other tenants leave free,
+however many receivers it has. A receiver that lets every call time out, with thousands of callbacks due, therefore
+cannot use up the slots of the others. Its waiting callbacks stay in JetStream and use no memory in the gateway.
 """
 
 import random
@@ -10,33 +10,37 @@ from typing import Final
 
 import msgspec
 
-#: Calls that one gateway makes at the same time, to all receivers together.
+#: Concurrent calls of one gateway, to all receivers together.
 MAX_AT_ONCE: Final = 256
-#: To one receiver.
+#: Concurrent calls of one gateway to one receiver.
 AT_ONCE: Final = 16
-#: What comes too early is asked to come again after at most this long.
+#: The longest delay after which a callback that found no free slot is redelivered.
 MAX_WAIT_SECONDS: Final = 60.0
-#: Of how long a call takes before any has ended, in seconds.
-_GUESS: Final = 0.2
+#: The assumed duration of a call, in seconds, until the first call has finished.
+_INITIAL_CALL_SECONDS: Final = 0.2
 _SHORTEST_WAIT_SECONDS: Final = 0.05
 
 
 class _Calls(msgspec.Struct):
-    """running: now; seconds: how long one takes, of late; until: event-loop time when all that wait have had a turn."""
+    """The calls to one receiver or of one tenant.
+
+    running: calls in progress; seconds: moving average of a call's duration; until: event-loop time by which every
+    callback that waits is expected to have had its turn.
+    """
 
     running: int = 0
-    seconds: float = _GUESS
+    seconds: float = _INITIAL_CALL_SECONDS
     until: float = 0.0
 
     def wait(self, at_once: int, now: float) -> float:
-        """For how many seconds one call more has to wait."""
+        """Queue one more call and return the seconds that it has to wait."""
         self.until = max(self.until, now) + self.seconds / at_once
         wait = min(MAX_WAIT_SECONDS, self.until - now)
         return max(_SHORTEST_WAIT_SECONDS, wait) * random.uniform(1.0, 1.2)  # noqa: S311  # no secret
 
 
 class ReceiverSlots:
-    """Of one gateway. `now` is always the event loop's time."""
+    """Call slots of one gateway, counted by receiver and by tenant. `now` is always event-loop time."""
 
     def __init__(self, at_once: int = AT_ONCE, in_all: int = MAX_AT_ONCE) -> None:
         self._at_once = at_once
@@ -46,26 +50,30 @@ class ReceiverSlots:
         self._tenants: dict[str, _Calls] = {}
 
     def enter(self, receiver: str, tenant: str, now: float) -> float | None:
-        """None: call it, and `leave` afterwards. Otherwise: in how many seconds to ask again."""
-        calls = self._receivers.setdefault(receiver, _Calls())
-        theirs = self._tenants.setdefault(tenant, _Calls())
-        if calls.running >= self._at_once:
-            return calls.wait(self._at_once, now)
-        free = self._in_all - (self._running - theirs.running)
+        """Take a slot for one call.
+
+        Returns None if the call may start; the caller then calls `leave` when it has finished. Otherwise returns the
+        seconds after which to retry.
+        """
+        receiver_calls = self._receivers.setdefault(receiver, _Calls())
+        tenant_calls = self._tenants.setdefault(tenant, _Calls())
+        if receiver_calls.running >= self._at_once:
+            return receiver_calls.wait(self._at_once, now)
+        free = self._in_all - (self._running - tenant_calls.running)
         share = max(1, free // 2)
-        if theirs.running >= share:
-            return theirs.wait(share, now)
-        for each in (calls, theirs):
-            each.running += 1
+        if tenant_calls.running >= share:
+            return tenant_calls.wait(share, now)
+        for calls in (receiver_calls, tenant_calls):
+            calls.running += 1
         self._running += 1
         return None
 
     def leave(self, receiver: str, tenant: str, took_seconds: float, now: float) -> None:
-        """One call has ended."""
+        """Free the slot of a finished call and update the average duration."""
         self._running -= 1
-        for all_calls, name in ((self._receivers, receiver), (self._tenants, tenant)):
-            calls = all_calls[name]
+        for calls_by_name, name in ((self._receivers, receiver), (self._tenants, tenant)):
+            calls = calls_by_name[name]
             calls.running -= 1
             calls.seconds += (took_seconds - calls.seconds) / 8
             if not calls.running and calls.until <= now:
-                del all_calls[name]
+                del calls_by_name[name]

@@ -1,7 +1,8 @@
-"""The connection of one try, as httpcore uses it, with a budget: plain, or under TLS.
+"""The network stream of one attempt, plain or TLS, for httpcore, with a budget for what the receiver sends.
 
-TLS is done here, not by httpcore: the budget has to be spent below it too, since a receiver can send much there that
-never becomes an answer; and the handshake costs what the receiver chooses, so a thread makes it, not the event loop.
+TLS is implemented here instead of by httpcore for two reasons. The budget must also limit the bytes below TLS, where a
+receiver can send much that never becomes part of a response. And the receiver chooses how much CPU time the handshake
+costs, so it runs in a thread, not on the event loop.
 """
 
 import asyncio
@@ -15,35 +16,45 @@ import httpcore
 
 from heimdex_callbacks.response_budget import Budget
 
-#: Asked for in one read. One line of so many bytes is understood within half a millisecond.
+#: The maximum size of one read. A single line of this length is parsed within half a millisecond.
 READ_BYTES: Final = 4096
-#: Of the receivers that send much, one is understood this often: it takes a tenth of the event loop's time.
+#: Of all receivers that send more than usual, one is parsed per this interval. This takes a tenth of the event loop's
+#: time.
 TURN_SECONDS: Final = 0.005
-#: In a ClientHello: a key for one of the groups ffdhe2048 to ffdhe8192. OpenSSL offers them all, and sends a key for
-#: the one that the server asks for; the last costs the client 160 ms.
-_FINITE_FIELD_KEY: Final = re.compile(
+#: In a ClientHello: a key share for one of the groups ffdhe2048 to ffdhe8192. OpenSSL offers all of these groups, and
+#: sends a key share for the one that the server requests; for ffdhe8192 this costs the client 160 ms.
+_FINITE_FIELD_KEY_SHARE: Final = re.compile(
     rb"\x00\x33....\x01(?:\x00\x01\x00|\x01\x01\x80|\x02\x02\x00|\x03\x03\x00|\x04\x04\x00)", re.DOTALL
 )
 
 
 def without_finite_fields(context: ssl.SSLContext) -> ssl.SSLContext:
-    """The same context, without the ciphers of TLS 1.2 that let the server choose a group: up to 1 s of the CPU."""
-    usual = context.get_ciphers()
-    names = (cipher["name"] for cipher in usual if cipher["kea"] != "kx-dhe" and cipher["protocol"] != "TLSv1.3")
+    """Remove the TLS 1.2 ciphers with a finite-field key exchange (DHE) from the context, and return it.
+
+    They let the server choose the group, which can cost the client up to 1 s of CPU time.
+    """
+    ciphers = context.get_ciphers()
+    names = (cipher["name"] for cipher in ciphers if cipher["kea"] != "kx-dhe" and cipher["protocol"] != "TLSv1.3")
     context.set_ciphers(":".join(names))
     return context
 
 
 @dataclass
 class Shared:
-    """What the connections of a gateway have in common. threads: for handshakes; turns: whose turn it is."""
+    """State that all connections of a gateway share.
+
+    threads: the pool for TLS handshakes; turns: held by the connection whose turn it is to be parsed.
+    """
 
     threads: Executor
     turns: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class MeteredStream(httpcore.AsyncNetworkStream):
-    """Reads raise Overspent beside httpcore's own errors, once all that the budget allows was read."""
+    """Limits the reads of a connection to a budget.
+
+    After everything that the budget allows was read, reads raise Overspent; they also raise httpcore's own errors.
+    """
 
     def __init__(self, wire: httpcore.AsyncNetworkStream, budget: Budget, shared: Shared) -> None:
         self._wire = wire
@@ -52,7 +63,7 @@ class MeteredStream(httpcore.AsyncNetworkStream):
         self._ahead = b""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """READ_BYTES at most; b"" at the end."""
+        """Read at most READ_BYTES. Returns b"" when the receiver has closed the connection."""
         if not self._ahead:
             self._ahead = await self._receive(min(max_bytes, READ_BYTES), timeout)
             if not self._ahead:
@@ -62,17 +73,21 @@ class MeteredStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it."""
+        """Send the whole buffer."""
         await self._wire.write(buffer, timeout)
 
     async def aclose(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         await self._wire.aclose()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        """The connection under TLS, on the same budget. Closes this one where that fails."""
+        """Start TLS and return the encrypted stream, which shares this stream's budget.
+
+        Closes this stream if that fails. Raises httpcore.ConnectTimeout after `timeout` seconds, and what
+        `_TlsStream.shake_hands` raises.
+        """
         stream = _TlsStream(self._wire, self._budget, self._shared, ssl_context, server_hostname)
         try:
             async with asyncio.timeout(timeout):
@@ -86,7 +101,7 @@ class MeteredStream(httpcore.AsyncNetworkStream):
         return stream
 
     def get_extra_info(self, info: str) -> Any:
-        """As httpcore's own streams have it."""
+        """Return the same information as httpcore's own streams."""
         return self._wire.get_extra_info(info)
 
     async def _turn(self) -> None:
@@ -94,13 +109,15 @@ class MeteredStream(httpcore.AsyncNetworkStream):
             async with self._shared.turns:
                 await asyncio.sleep(TURN_SECONDS)
         else:
-            await asyncio.sleep(0)  # what is here already would be understood without a pause
+            await asyncio.sleep(0)  # otherwise data that has already arrived is parsed without yielding to other tasks
 
     async def _receive(self, max_bytes: int, timeout: float | None) -> bytes:
         return self._budget.take(await self._wire.read(max_bytes, timeout))
 
 
 class _TlsStream(MeteredStream):
+    """A metered stream under TLS, with the TLS engine in memory between it and the connection."""
+
     def __init__(
         self,
         wire: httpcore.AsyncNetworkStream,
@@ -114,14 +131,17 @@ class _TlsStream(MeteredStream):
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
 
     async def shake_hands(self) -> None:
-        """Raises ssl.SSLError beside httpcore's own errors."""
+        """Make the TLS handshake in a thread. Raises ssl.SSLError, and httpcore's own errors.
+
+        A receiver that requests a finite-field key exchange is refused with httpcore.ConnectError.
+        """
         loop = asyncio.get_running_loop()
         while True:
             try:
                 await loop.run_in_executor(self._shared.threads, self._tls.do_handshake)
             except ssl.SSLWantReadError:
                 hello = self._outgoing.read()
-                if _FINITE_FIELD_KEY.search(hello):
+                if _FINITE_FIELD_KEY_SHARE.search(hello):
                     raise httpcore.ConnectError(
                         "it asks for a TLS key exchange over a finite field (ffdhe), not over an elliptic curve"
                     ) from None
@@ -132,14 +152,14 @@ class _TlsStream(MeteredStream):
                 return await self._flush(None)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it."""
-        left = memoryview(buffer)
-        while left:
-            left = left[self._tls.write(left) :]
+        """Send the whole buffer."""
+        unsent = memoryview(buffer)
+        while unsent:
+            unsent = unsent[self._tls.write(unsent) :]
         await self._flush(timeout)
 
     def get_extra_info(self, info: str) -> Any:
-        """As httpcore's own streams have it."""
+        """Return the same information as httpcore's own streams; "ssl_object" is the TLS object of this stream."""
         return self._tls if info == "ssl_object" else super().get_extra_info(info)
 
     async def _receive(self, max_bytes: int, timeout: float | None) -> bytes:

@@ -1,17 +1,17 @@
-"""When a callback that failed is tried again: soon at first, hourly later, for a day in all. Pure."""
+"""Retry delays for failed callbacks: seconds at first, later one hour, for about a day in total. Pure."""
 
 import random
 from typing import Final
 
-#: Seconds after the first, the second, ... failed try; about a day, and 30 tries.
+#: Seconds of delay after the first, second, … failed attempt: about a day in total, and 30 attempts.
 RETRY_DELAYS: Final = (5.0, 30.0, 120.0, 600.0, 1800.0, *[3600.0] * 24)
-#: Callbacks that failed together do not come back together.
+#: Random variation, as a fraction of the delay, so that callbacks that failed together are not retried together.
 _SPREAD: Final = 0.1
 
 
-def delay_after(tries: int, random_: random.Random | None = None) -> float | None:
-    """Seconds until the next try, after so many failed ones; None: it is given up."""
-    if tries > len(RETRY_DELAYS):
+def delay_after(attempts: int, random_: random.Random | None = None) -> float | None:
+    """Seconds until the next attempt, after this many failed attempts. None: no attempts are left."""
+    if attempts > len(RETRY_DELAYS):
         return None
     spread = (random_ or random).uniform(-_SPREAD, _SPREAD)
-    return round(RETRY_DELAYS[tries - 1] * (1 + spread), 3)
+    return round(RETRY_DELAYS[attempts - 1] * (1 + spread), 3)

@@ -1,4 +1,4 @@
-"""Makes one try: a signed POST of the job object, and what came of it. Follows no redirect and asks no proxy."""
+"""Makes one attempt: POSTs the signed job object and classifies the response. Redirects and proxies are not used."""
 
 import asyncio
 import ssl
@@ -23,17 +23,17 @@ from heimdex_contracts.messages import End
 from heimdex_contracts.runtime import micro
 from heimdex_contracts.runtime.outbound.address_policy import AddressForbidden, AddressPolicy
 
-#: For all of a try: the look-up, the connection, the answer.
+#: Time-out of a whole attempt: look-up, connection and response.
 TIMEOUT_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 10.0
-#: So much of an answer's body is read, and thrown away, for a receiver that would take a sudden end for an error.
+#: This much of a response body is read and discarded, because some receivers treat an early close as an error.
 MAX_READ_BYTES: Final = 4096
 READ_SECONDS: Final = 1.0
 GONE: Final = 410
-#: Of the tries that are due together, so many are begun before the event loop goes round.
-BEGUN_AT_ONCE: Final = 8
-#: What may come of reading a body, of which nothing depends.
-_OF_THE_BODY: Final = (
+#: Of the attempts that are due at the same time, this many start before other tasks get the event loop.
+MAX_STARTS_AT_ONCE: Final = 8
+#: Errors of reading a body. They are ignored: the status alone is the result.
+_BODY_ERRORS: Final = (
     TimeoutError,
     httpcore.NetworkError,
     httpcore.ProtocolError,
@@ -44,44 +44,48 @@ _OF_THE_BODY: Final = (
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of a try. error: None where it was taken; final: the receiver wants no other try."""
+    """The result of an attempt. error: None if it was delivered; final: no further attempt must be made."""
 
     error: str | None = None
     final: bool = False
 
 
 def webhook_id(end: End) -> str:
-    """One for each end of each job, the same on every try: how a receiver knows a repeat."""
+    """The `webhook-id` of a terminal event: the same on every attempt, so that a receiver recognizes a repeat."""
     return f"{end.job_id}-{end.step}"
 
 
 def body_of(end: End) -> bytes:
-    """The eight-key job object, as it was at this end."""
+    """The request body: the job object with its eight keys, as of this terminal event."""
     return msgspec.json.encode(job_object(lifecycle.snapshot(end)))
 
 
 class Sender:
-    """Of one gateway. `secrets`: each `whsec_` and base64. A receiver may know any one of them."""
+    """Makes the attempts of one gateway.
+
+    `secrets`: each is `whsec_` followed by base64. Every request is signed with all of them, so that a receiver needs
+    only one. `most_at_once`: the maximum number of concurrent connections.
+    """
 
     def __init__(self, secrets: Sequence[str], allowed: AddressPolicy, resolver: Resolver, most_at_once: int) -> None:
         self._webhooks = [Webhook(secret) for secret in secrets]
         self._agent = f"heimdex/{micro.package_version()}"
         trusted = without_finite_fields(httpcore.default_ssl_context())
-        # Beside the usual authorities those of this machine, and of SSL_CERT_FILE.
+        # Trust the certificate authorities of this machine and of SSL_CERT_FILE, in addition to httpcore's own.
         trusted.load_default_certs(ssl.Purpose.SERVER_AUTH)
         self._backend = CheckedBackend(allowed, resolver)
-        # Each call has a connection of its own: one that was kept may have been closed by the other side meanwhile.
+        # Each call opens a new connection, because the receiver may have closed a kept one in the meantime.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=trusted,
             max_connections=most_at_once,
             max_keepalive_connections=0,
             network_backend=self._backend,
         )
-        self._beginning = asyncio.Semaphore(BEGUN_AT_ONCE)
+        self._starting = asyncio.Semaphore(MAX_STARTS_AT_ONCE)
 
     async def post(self, receiver: Receiver, end: End) -> Answer:
-        """One try, within TIMEOUT_SECONDS."""
-        async with self._beginning:
+        """Make one attempt, within TIMEOUT_SECONDS. A failure of the receiver is returned as an Answer."""
+        async with self._starting:
             await asyncio.sleep(0)
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -95,12 +99,12 @@ class Sender:
         except Unresolved as error:
             return Answer(f"The receiver cannot be reached: {error}.")
         except (httpcore.NetworkError, ssl.SSLError) as error:
-            return Answer(f"The receiver cannot be reached: {_said(error)}.")
+            return Answer(f"The receiver cannot be reached: {_one_line(error)}.")
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
-            return Answer(f"The receiver did not answer in HTTP: {_said(error)}.")
+            return Answer(f"The receiver did not answer in HTTP: {_one_line(error)}.")
 
     async def close(self) -> None:
-        """Drop what is open."""
+        """Close all connections and stop the handshake thread."""
         await self._pool.aclose()
         self._backend.close()
 
@@ -113,8 +117,8 @@ class Sender:
         headers = self._headers(receiver, webhook_id(end), body)
         extensions = {"timeout": timeouts}
         async with self._pool.stream("POST", url, headers=headers, content=body, extensions=extensions) as response:
-            answer = _judged(response.status)
-            with suppress(*_OF_THE_BODY):
+            answer = _answer_for(response.status)
+            with suppress(*_BODY_ERRORS):
                 async with asyncio.timeout(READ_SECONDS):
                     read = 0
                     async for chunk in response.aiter_stream():
@@ -134,25 +138,25 @@ class Sender:
             ("User-Agent", self._agent),
             ("webhook-id", message_id),
             ("webhook-timestamp", str(int(now.timestamp()))),
-            ("webhook-signature", " ".join(one.sign(message_id, now, body.decode()) for one in self._webhooks)),
+            ("webhook-signature", " ".join(hook.sign(message_id, now, body.decode()) for hook in self._webhooks)),
         ]
 
 
-def _judged(status: int) -> Answer:
+def _answer_for(status: int) -> Answer:
     if 200 <= status < 300:
         return Answer()
     if status == GONE:
-        return Answer("The receiver answered 410 (Gone): it wants no more of this.", final=True)
+        return Answer("The receiver answered 410 (Gone): it wants no further attempts.", final=True)
     if 300 <= status < 400:
         return Answer(f"The receiver answered {status}; a redirect is not followed.")
     return Answer(f"The receiver answered {status}.")
 
 
-def _said(error: Exception) -> str:
-    """The cause in one line, which may be a stranger's words."""
+def _one_line(error: Exception) -> str:
+    """The cause of an error in one printable line of at most 200 characters. The text may come from the receiver."""
     cause: BaseException | None = error
     while cause is not None and not str(cause):
         cause = cause.__cause__ or cause.__context__
-    said = (getattr(cause, "strerror", None) or str(cause)) if cause is not None else "the connection broke"
-    text = " ".join(said[:1000].split())
+    message = (getattr(cause, "strerror", None) or str(cause)) if cause is not None else "the connection broke"
+    text = " ".join(message[:1000].split())
     return "".join(letter for letter in text if letter.isprintable())[:200].rstrip(".")

@@ -1,8 +1,8 @@
-"""Connects to a receiver: looks its name up, checks every address, and connects to one that was checked.
+"""Connects to a receiver: resolves its name, checks every address, and connects to a checked address.
 
-A name may tell another address each time it is asked (DNS rebinding), so what was checked when the job was submitted
-says nothing; and what is connected to here is the address itself, never the name again. What comes over the connection
-is held to a budget.
+A name may resolve to another address each time (DNS rebinding), so the check made when the job was submitted proves
+nothing. The connection goes to the checked address itself; the name is not resolved a second time. What the receiver
+sends over the connection is limited by a budget.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ from heimdex_callbacks.resolver import Resolver
 from heimdex_callbacks.response_budget import Budget
 from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
 
-#: Addresses tried one after the other, within the time that one connection may take.
+#: Addresses tried one after the other, within the connect time-out.
 MAX_ADDRESSES: Final = 3
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
-    """The only way out for callbacks. Raises Forbidden and Unresolved beside httpcore's own errors."""
+    """The network backend of all callbacks. Raises AddressForbidden and Unresolved besides httpcore's own errors."""
 
     def __init__(
         self, allowed: AddressPolicy, resolver: Resolver, connector: httpcore.AsyncNetworkBackend | None = None
@@ -29,7 +29,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         self._allowed = allowed
         self._resolver = resolver
         self._connector = connector or httpcore.AnyIOBackend()
-        # One is enough for some hundred handshakes a second, and leaves the other processors to the others.
+        # One thread makes some hundred handshakes a second, and leaves the other CPU cores to other work.
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="tls")
         self._shared = Shared(self._threads)
 
@@ -41,18 +41,21 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """`timeout` in seconds, for all of it but the look-up."""
+        """Connect to a checked address of the host.
+
+        `timeout` is in seconds, for all addresses together; it does not include the look-up.
+        """
         address = self._allowed.check_host(host)
         addresses = [address] if address is not None else await self._resolver.addresses(host, port)
         if address is None and not self._allowed.knows(host):
             self._allowed.check_found(addresses)
-        tried = addresses[:MAX_ADDRESSES]
-        each = None if timeout is None else timeout / len(tried)
-        for number, found in enumerate(tried, 1):
+        candidates = addresses[:MAX_ADDRESSES]
+        each = None if timeout is None else timeout / len(candidates)
+        for number, candidate in enumerate(candidates, 1):
             try:
-                wire = await self._connector.connect_tcp(str(found), port, each, local_address, socket_options)
+                wire = await self._connector.connect_tcp(str(candidate), port, each, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if number == len(tried):
+                if number == len(candidates):
                     raise
             else:
                 return MeteredStream(wire, Budget(), self._shared)
@@ -61,13 +64,13 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        """Never."""
+        """Not supported: callbacks go over TCP. Raises NotImplementedError."""
         raise NotImplementedError("a callback goes over TCP")
 
     async def sleep(self, seconds: float) -> None:
-        """Between httpcore's own retries, of which there are none."""
+        """Wait between httpcore's own retries. The pool is configured without retries, so this is never called."""
         await self._connector.sleep(seconds)
 
     def close(self) -> None:
-        """Wait for nobody."""
+        """Shut the handshake thread down without waiting for handshakes in progress."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,7 @@
-"""Which callback_urls are accepted when a job is submitted.
+"""Validates the callback_url of a submitted job.
 
-A courtesy, so that a caller learns of a mistake at once; the guard is `transport`, which checks every connection.
+This is a courtesy, so that a caller learns of a mistake at once. The protection is in `transport`, which checks every
+connection.
 """
 
 import asyncio
@@ -12,23 +13,23 @@ from heimdex_callbacks.url import UnusableUrl, parse_url
 from heimdex_contracts.errors import HeimdexError
 from heimdex_contracts.runtime.outbound.address_policy import AddressForbidden, AddressPolicy
 
-#: A name that is not looked up within this time is taken: it is checked when it is called.
+#: A host name that is not resolved within this time is accepted; it is checked when the callback is made.
 LOOK_UP_SECONDS: Final = 1.0
 _DISABLED: Final = (
-    "cannot be used here: callbacks are not enabled (the operator sets HEIMDEX_CALLBACK_SECRET to enable them)"
+    "cannot be used: callbacks are not enabled on this server (the operator enables them with HEIMDEX_CALLBACK_SECRET)"
 )
 
 
 class CallbackUrlRefused(HeimdexError):
-    """A callback may not be sent there; the text says why. `field`: where the caller gave the URL."""
+    """Callbacks to this URL are not allowed; the text gives the reason. `field`: the request field with the URL."""
 
-    def __init__(self, field: str, what: str) -> None:
-        super().__init__(f"The field {field!r} {what}.")
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"The field {field!r} {reason}.")
         self.field = field
 
 
 class CallbackValidation:
-    """Of one gateway. `enabled`: whether it takes any."""
+    """Checks callback_urls for one gateway. `enabled`: whether this gateway accepts callback_urls at all."""
 
     def __init__(self, enabled: bool, allowed: AddressPolicy, resolver: Resolver) -> None:
         self.enabled = enabled
@@ -36,7 +37,7 @@ class CallbackValidation:
         self._resolver = resolver
 
     def read(self, value: object, field: str) -> str:
-        """The URL, as far as can be told without looking its host up. Raises CallbackUrlRefused."""
+        """Check the URL without resolving its host, and return it. Raises CallbackUrlRefused."""
         if not self.enabled:
             raise CallbackUrlRefused(field, _DISABLED)
         try:
@@ -46,23 +47,26 @@ class CallbackValidation:
             raise CallbackUrlRefused(field, str(error)) from None
         return str(value)
 
-    async def look_up(self, wanted: Iterable[tuple[str, str]]) -> None:
-        """Look up the hosts of these (field, URL). Raises CallbackUrlRefused for one that no callback may reach."""
+    async def look_up(self, urls: Iterable[tuple[str, str]]) -> None:
+        """Resolve the hosts of these pairs of field and URL, each host once.
+
+        Raises CallbackUrlRefused if a host has an address that callbacks may not reach.
+        """
         fields: dict[tuple[str, int], str] = {}
-        for field, url in wanted:
+        for field, url in urls:
             receiver = parse_url(url)
-            # An address was checked when it was read.
+            # A URL with an IP address as its host was checked by `read`.
             if self._allowed.check_host(receiver.host) is None and not self._allowed.knows(receiver.host):
                 fields.setdefault((receiver.host, receiver.port), field)
         if fields:
-            await asyncio.gather(*(self._look_up(*place, field) for place, field in fields.items()))
+            await asyncio.gather(*(self._look_up(host, port, field) for (host, port), field in fields.items()))
 
     async def _look_up(self, host: str, port: int, field: str) -> None:
         try:
             async with asyncio.timeout(LOOK_UP_SECONDS):
-                found = await self._resolver.addresses(host, port)
-            self._allowed.check_found(found)
+                addresses = await self._resolver.addresses(host, port)
+            self._allowed.check_found(addresses)
         except AddressForbidden as error:
             raise CallbackUrlRefused(field, str(error)) from None
         except (Unresolved, TimeoutError):
-            return  # it may have an address by the time that the job ends
+            return  # the host may have an address by the time the job has finished

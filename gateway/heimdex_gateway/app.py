@@ -12,7 +12,6 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, Tag
 from litestar.static_files import create_static_files_router
 
-from heimdex_callbacks.validation import CallbackUrlRefused
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_gateway import errors, routes
 from heimdex_gateway.dependencies import Gateway
@@ -46,7 +45,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
             cors_config=gateway.access.cors,
             exception_handlers={
                 errors.Problem: errors.on_problem,
-                CallbackUrlRefused: errors.on_callback_url_refused,
+                **dict.fromkeys(errors.ERRORS, errors.on_error),
                 HTTPException: errors.on_http_exception,
                 Exception: errors.on_defect(log),
             },

@@ -1,4 +1,4 @@
-"""What the routes work with: one gateway's connections and what it knows."""
+"""What the routes work with: the gateway's connections, and the use cases that are built on them."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,9 +12,15 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_gateway.installation import InstallationCheck
 from heimdex_gateway.jobs.admission import Admission
+from heimdex_gateway.jobs.cancel import Cancel
+from heimdex_gateway.jobs.change import JobChanges
+from heimdex_gateway.jobs.history import History
+from heimdex_gateway.jobs.idempotency import IdempotentSubmit
 from heimdex_gateway.jobs.recently_accepted import RecentlyAccepted
 from heimdex_gateway.jobs.repository import Database
+from heimdex_gateway.jobs.retry import Retry
 from heimdex_gateway.jobs.status import StatusReader
+from heimdex_gateway.jobs.submit import Submit
 from heimdex_gateway.jobs.subscriptions import Subscriptions
 from heimdex_gateway.middleware.access import AccessControl
 from heimdex_gateway.schemas.health import Health
@@ -22,7 +28,7 @@ from heimdex_gateway.schemas.health import Health
 
 @dataclass
 class Gateway:
-    """Made once a process, kept in the application's state."""
+    """Built once per process, and kept in the application's state."""
 
     broker: Broker
     topology: Topology
@@ -37,14 +43,25 @@ class Gateway:
     accepted: RecentlyAccepted
     installation: InstallationCheck
     status: StatusReader = field(init=False)
+    submit: Submit = field(init=False)
+    idempotent_submit: IdempotentSubmit = field(init=False)
+    history: History = field(init=False)
+    cancel: Cancel = field(init=False)
+    retry: Retry = field(init=False)
     #: What goes on though its caller has been answered.
     background_tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.status = StatusReader(self.broker, self.database)
+        self.submit = Submit(self.publisher, self.pipelines, self.admission, self.accepted, self.installation)
+        self.idempotent_submit = IdempotentSubmit(self.broker, self.publisher, self.database, self.submit)
+        self.history = History(self.broker, self.database, self.subscriptions)
+        changes = JobChanges(self.broker, self.publisher, self.database, self.status)
+        self.cancel = Cancel(changes, self.spawn)
+        self.retry = Retry(changes, self.admission, self.pipelines)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start what may take longer than an answer; kept until it is done, for a moment also when the process ends."""
+        """Start what may outlast an answer; kept until it is done, and for a moment also when the process ends."""
         task = asyncio.create_task(work)
         self.background_tasks.add(task)
         task.add_done_callback(self.background_tasks.discard)

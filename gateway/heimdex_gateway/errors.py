@@ -1,6 +1,6 @@
 """Errors as answers: every one is JSON with a `detail`, a sentence that says what is wrong and what to do."""
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from litestar import Request, Response
@@ -8,7 +8,14 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from heimdex_callbacks.validation import CallbackUrlRefused
+from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_contracts.runtime.logs import Logger
+from heimdex_gateway.jobs.admission import RETRY_AFTER_SECONDS, QueueFull
+from heimdex_gateway.jobs.change import Conflict
+from heimdex_gateway.jobs.idempotency import KeyReused
+from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.status import JobNotFound, StateUnavailable
 
 
 class Problem(Exception):
@@ -42,14 +49,43 @@ def answer(status: int, detail: str, headers: dict[str, str] | None = None, **ex
     )
 
 
+class Mapping(NamedTuple):
+    """How an error of the use cases is answered. detail: None for the error's own text."""
+
+    status: int
+    detail: str | None = None
+    retry_after_seconds: int | None = None
+    field: str | None = None
+
+
+#: Every error that a use case raises for its caller, with its answer. One that stands here is part of the API.
+ERRORS: Final[dict[type[Exception], Mapping]] = {
+    JobNotFound: Mapping(404),
+    Conflict: Mapping(409),
+    KeyReused: Mapping(422, field="Idempotency-Key"),
+    CallbackUrlRefused: Mapping(422),
+    StateUnavailable: Mapping(500),
+    DatabaseUnavailable: Mapping(500, "Postgres cannot be reached. Try again in a few seconds."),
+    BrokerUnavailable: Mapping(
+        500, "NATS did not store it in time, so it may or may not happen. Try again in a few seconds."
+    ),
+    TimeoutError: Mapping(500, "The answer could not be had in time. Try again in a few seconds."),
+    QueueFull: Mapping(503, retry_after_seconds=RETRY_AFTER_SECONDS),
+    Refused: Mapping(503, retry_after_seconds=RETRY_AFTER_SECONDS),
+}
+
+
+def on_error(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The answer to an error of ERRORS, or to a subclass of one."""
+    mapping = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+    headers = None if mapping.retry_after_seconds is None else {"Retry-After": str(mapping.retry_after_seconds)}
+    field = error.field if isinstance(error, CallbackUrlRefused) else mapping.field
+    return answer(mapping.status, mapping.detail or str(error), headers, **({"field": field} if field else {}))
+
+
 def on_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
-    """Ours."""
+    """The answer to a request that a route or a schema refuses."""
     return answer(problem.status, problem.detail, problem.headers, **problem.extra)
-
-
-def on_callback_url_refused(_: Request[Any, Any, Any], error: CallbackUrlRefused) -> Response[bytes]:
-    """Of a job's `callback_url`."""
-    return answer(422, str(error), field=error.field)
 
 
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

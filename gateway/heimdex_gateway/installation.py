@@ -1,6 +1,7 @@
-"""Whether the streams that this gateway reaches are of the installation that its database is of.
+"""Checks that the streams and the database of this gateway belong to the same installation.
 
-A job that is accepted into another installation's stream is recorded in that one's database: here it would be a 404.
+A job that is accepted into another installation's stream is recorded in the other database. This gateway would answer
+404 for it.
 """
 
 import asyncio
@@ -17,55 +18,60 @@ from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, Installation
 
+#: Seconds between two checks.
 LOOK_SECONDS: Final = 10.0
-#: While it is not known yet, or they are of two.
+#: Seconds between two checks until the first has succeeded, and while the streams belong to another installation.
 LOOK_AGAIN_SECONDS: Final = 1.0
-#: How long a request waits for the first look: as long as for NATS.
+#: How long a request waits for the first check: as long as for NATS.
 FIRST_LOOK_SECONDS: Final = 4.0
-#: How long status stores may name another database: whether theirs was emptied, they know after some seconds.
+#: How long status stores may report another database. They need some seconds to notice that their own was emptied.
 PATIENCE_SECONDS: Final = 15.0
 UNKNOWN: Final = Installation(None, None)
 
 
 class InstallationCheck:
-    """Of one gateway."""
+    """Compares the installation of the streams with that of the database, for one gateway."""
 
     def __init__(self, broker: Broker, database: Database, log: Logger) -> None:
-        #: While they are of two installations: a sentence that names both.
+        #: A sentence that names both installations, while they differ; otherwise None.
         self.problem: str | None = None
         self._broker = broker
         self._database = database
         self._log = log
         self._own = UNKNOWN
-        #: When no status store but those of this database was last seen to record; event-loop time.
-        self._fine_at = float("-inf")
+        #: Event-loop time of the last check that found a status store of this database, or no status store at all.
+        self._matched_at = float("-inf")
         self._look_now = asyncio.Event()
         self._looked = asyncio.Event()
-        # Before the others: the streams need not be made sure of to be looked at.
+        # Runs before the other reconnect callbacks, because the check does not need the streams to be verified first.
         broker.on_reconnect.insert(0, self._on_reconnect)
 
     @property
     def agreed(self) -> bool:
-        """Whether the gateway has looked, and nothing is known to be wrong."""
+        """Whether the first check is complete and no mismatch is known."""
         return self._looked.is_set() and self.problem is None
 
     async def check(self) -> None:
-        """Before a job is accepted. Raises Refused where the streams are another's, BrokerUnavailable without NATS."""
+        """Check that jobs may be accepted. Called before each acceptance.
+
+        Raises Refused if the streams belong to another installation, BrokerUnavailable if the first check did not
+        complete in time because NATS is down.
+        """
         if not self._looked.is_set():
             try:
                 async with asyncio.timeout(FIRST_LOOK_SECONDS):
                     await self._looked.wait()
             except TimeoutError:
-                raise BrokerUnavailable("the streams could not be looked at yet") from None
+                raise BrokerUnavailable("the installation of the streams could not be checked yet") from None
         if self.problem is not None:
             raise Refused(self.problem)
 
     async def first_look(self) -> None:
-        """Return once it is known whose the streams are, as far as Postgres answers."""
+        """Wait until the installation of the streams is known, and that of the database, unless Postgres is down."""
         await self._looked.wait()
 
     async def run(self) -> None:
-        """Look until cancelled. To be started once NATS is connected."""
+        """Check until cancelled. Start it after NATS is connected."""
         while True:
             try:
                 self._report(await self._look())
@@ -73,14 +79,14 @@ class InstallationCheck:
             except (BrokerUnavailable, JetStreamError) as error:
                 self._log.debug("installation_not_compared_yet", reason=str(error))
             except Exception:
-                self._log.exception("defect", message="comparing the installations ended in a defect; it is repeated")
+                self._log.exception("defect", message="the installation check failed with a bug; it will be repeated")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS if self.agreed else LOOK_AGAIN_SECONDS):
                     await self._look_now.wait()
             self._look_now.clear()
 
     def on_change(self, streams: frozenset[str]) -> None:
-        """Look now: these were changed, or made again."""
+        """Check now if HEIMDEX_JOBS is among these streams, which were changed or created anew."""
         if subjects.JOBS in streams:
             self._look_now.set()
 
@@ -88,12 +94,17 @@ class InstallationCheck:
         self._look_now.set()
 
     async def _look(self) -> str | None:
-        """What is wrong. Nothing is known to be wrong while Postgres has not answered yet."""
+        """Check once. Returns a sentence about the mismatch, or None.
+
+        Until Postgres has answered for the first time, no mismatch is known. Raises BrokerUnavailable or
+        JetStreamError.
+        """
         mark = await installations.mark(self._broker)
         with contextlib.suppress(DatabaseUnavailable):
-            found = await self._database.installation()
-            # One that has no id any more was emptied: it is the same installation's until its status store says else.
-            self._own = found if found.id is not None else msgspec.structs.replace(found, id=self._own.id)
+            current = await self._database.installation()
+            # A database without the id that it had was emptied. It keeps its installation until its status store
+            # gives it another.
+            self._own = current if current.id is not None else msgspec.structs.replace(current, id=self._own.id)
         own = self._own
         ours = f"this gateway's database ({own.database or 'empty'}) belongs to {_named(own.id)}"
         if own.id is not None and mark is not None and own.id != mark:
@@ -104,13 +115,13 @@ class InstallationCheck:
         others = [store for store in stores if store.database not in {None, own.database}]
         now = asyncio.get_running_loop().time()
         if len(others) < len(stores) or not others:
-            self._fine_at = now
+            self._matched_at = now
             return None
         other = others[0]
-        if own.id is not None and other.installation in {None, own.id} and now - self._fine_at < PATIENCE_SECONDS:
+        if own.id is not None and other.installation in {None, own.id} and now - self._matched_at < PATIENCE_SECONDS:
             return None
         return _refusal(
-            f"the status store of another database ({other.database}, of {_named(other.installation or mark)}) records "
+            f"the status store of another database ({other.database}, {_named(other.installation or mark)}) records "
             f"from the streams of this NATS account, and {ours}"
         )
 
@@ -118,7 +129,7 @@ class InstallationCheck:
         if problem is not None and problem != self.problem:
             self._log.error("installations_mixed", message=problem)
         elif problem is None and self.problem is not None:
-            self._log.info("installation", message="the streams and the database are of one installation again")
+            self._log.info("installation", message="the streams and the database belong to the same installation again")
         self.problem = problem
 
 
@@ -126,5 +137,5 @@ def _named(installation: str | None) -> str:
     return f"installation {installation}" if installation else "no installation yet"
 
 
-def _refusal(why: str) -> str:
-    return f"Jobs are not accepted: {why}. The operator can {installations.ONE_EACH}."
+def _refusal(reason: str) -> str:
+    return f"Jobs are not accepted: {reason}. The operator can {installations.ONE_EACH}."

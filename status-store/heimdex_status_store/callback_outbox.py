@@ -1,7 +1,8 @@
-"""What is owed to a job's `callback_url` at its end: published after that is committed, before it is acknowledged.
+"""Publishes due callbacks: after a job's terminal event is committed, and before that event is acknowledged.
 
-Killed in between, the end comes again, and is published again. A JetStream that lost its disk has lost what was owed,
-too: that is published again from the rows, whose history says which callbacks have had their last word.
+If the store is killed in between, the terminal event is redelivered and the callback is published again. A JetStream
+that loses its disk loses the due callbacks, too. They are published again from the rows in Postgres; the history of a
+job shows whether its callback was delivered or given up.
 """
 
 import asyncio
@@ -18,31 +19,33 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store import queries
 from heimdex_status_store.database import Database
 
-#: Of one try to publish, and of those that follow at once; then the end is put back, to come again after a while.
+#: Time-out of one attempt to publish, and the delays before the next attempts.
 _TIMEOUT_SECONDS: Final = 2.0
 _RETRY_DELAYS: Final = (0.1, 0.5)
+#: Delay after which the terminal event is redelivered, if all of these attempts failed.
 AGAIN_SECONDS: Final = 5.0
-#: Rows read at a time when everything is looked through.
+#: Rows read at a time when all callbacks are restored.
 PAGE: Final = 500
 _READ_SECONDS: Final = 300.0
 
 
 def needs_callback(event: AnyMessage | callbacks.CallbackResult) -> TypeGuard[End]:
-    """Whether this event ends a job that somebody wants to hear of."""
+    """Whether this is the terminal event of a job with a `callback_url`."""
     return isinstance(event, (Completed, Failed, Canceled)) and event.callback_url is not None
 
 
 class CallbackOutbox:
-    """Publishes on `heimdex.callbacks.due.*` for one status store."""
+    """Publishes due callbacks on `heimdex.callbacks.due.*` for one status store."""
 
     def __init__(self, broker: Broker, log: Logger) -> None:
         self._broker = broker
         self._log = log
 
     async def publish(self, end: End, tries: int = 0, restored: str = "") -> bool:
-        """Whether it is stored. `tries`: how often it was tried already.
+        """Publish the due callback of a terminal event. Returns whether it is stored.
 
-        restored: what took the first one away, to tell it from the one that NATS remembers by its id.
+        tries: the number of attempts to call back that were already made. restored: empty, or the `cause` of `restore`;
+        it makes the message ID differ from the one that NATS remembers, so that NATS stores the message again.
         """
         due = CallbackDue(end=end, tries=tries, at=max(messages.now(), end.at))
         message_id = f"{callbacks.message_id(due)}.{restored}" if restored else callbacks.message_id(due)
@@ -60,24 +63,24 @@ class CallbackOutbox:
             await asyncio.sleep(delay)
         self._log.warning(
             "callback_not_due_yet",
-            message="a callback could not be stored; its end is kept, and tried again",
+            message="a due callback could not be stored; its terminal event will be redelivered",
             job_id=end.job_id,
             reason=reason,
         )
         return False
 
     async def _is_under_way(self, job_id: str) -> bool:
-        """Whether its callback is in the stream, or follows from the job's end, which is not acknowledged yet."""
+        """Whether the job's callback is in the stream, or will be published for its unacknowledged terminal event."""
         if await self._broker.last_message(subjects.CALLBACKS, subjects.callback_subject("*", job_id)) is not None:
             return True
         last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id))
         return last is not None and last.subject.split(".")[2] in subjects.ENDS
 
     async def restore(self, database: Database, cause: str) -> int:
-        """Publish again what the rows say is owed and the stream does not hold; returns how many could not be.
+        """Publish the callbacks again that are due according to the rows and missing in the stream.
 
-        To be called when the stream, or its consumer, is another one than before; `cause` tells it from the one before.
-        Raises OUTAGE, BrokerUnavailable or JetStreamError.
+        Returns how many could not be published. Called when the stream or its consumer was created anew; `cause`
+        identifies the new one. Raises OUTAGE, BrokerUnavailable or JetStreamError.
         """
         after: str | None = None
         restored = missed = 0
@@ -100,5 +103,5 @@ class CallbackOutbox:
                 break
             after = page[-1][0]
         if restored:
-            self._log.warning("callbacks_restored", message="published callbacks again that were lost", count=restored)
+            self._log.warning("callbacks_restored", message="published lost callbacks again", count=restored)
         return missed

@@ -1,4 +1,4 @@
-"""The status store's connection to Postgres: waits for it, keeps the schema up to date, tells outages from bad data."""
+"""The status store's connection to Postgres: reconnects, migrates the schema, distinguishes outages from bad data."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ from heimdex_contracts.runtime import postgres_session, tcp_keepalive
 from heimdex_contracts.runtime.logs import Logger
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-#: The revision that this version of the store writes to: the last file's.
+#: The schema revision that this version of the store needs: that of the last migration file.
 REVISION: Final = "installation"
-#: What there must be at this revision, by the one that made it, oldest first.
+#: The relations that must exist, by the revision that creates them, oldest first.
 RELATIONS: Final = {
     "jobs": ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"],
     "tenants": [],
@@ -26,28 +26,28 @@ RELATIONS: Final = {
 }
 _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
 _CURRENT: Final = "SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1"
-#: Any number of stores may start at once; this advisory lock lets one of them migrate.
+#: Advisory lock of the migration: any number of stores may start at the same time, and only one may migrate.
 _MIGRATING: Final = 0x6865696D64657831
-#: Of a connection, and of one try of a piece of work.
+#: Time-out of a connection attempt.
 CONNECT_SECONDS: Final = 5.0
+#: Default time-out of one call of `Database.run`.
 WORK_SECONDS: Final = 30.0
-#: An index on a large table takes minutes, and must not be begun again and again.
+#: Time-out of a migration. An index on a large table takes minutes, and must not be started again and again.
 MAX_MIGRATION_SECONDS: Final = 6 * 3600.0
-#: How often Postgres looks, while a statement takes long, whether there is still somebody to be told.
-_LISTENED_SECONDS: Final = 5.0
-#: How soon a connection that broke while nothing was to be done is replaced.
+#: How often `keep` checks for a connection that broke while it was idle.
 _KEEP_SECONDS: Final = 1.0
 
-_LISTENED: Final = {"client_connection_check_interval": postgres_session.milliseconds(_LISTENED_SECONDS)}
+#: How often Postgres checks during a long statement whether the client is still connected.
+_CONNECTION_CHECK: Final = {"client_connection_check_interval": postgres_session.milliseconds(5.0)}
 
 _T = TypeVar("_T")
 
-#: Postgres is away, restarting, overloaded or slow: the same work succeeds later.
+#: Errors of an outage: Postgres is down, restarting, overloaded or slow. The same work succeeds later.
 OUTAGE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    # What a connection that is killed in the middle of a query may say.
+    # Possible errors of a connection that is killed during a query.
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -61,12 +61,12 @@ OUTAGE: Final = (
     asyncpg.InternalServerError,
     asyncpg.InsufficientPrivilegeError,
 )
-#: The schema is gone or half there: make it again.
+#: Errors of a missing or incomplete schema. The next connection migrates it.
 NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.UndefinedColumnError)
 
 
 class Database:
-    """One connection, made when it is needed and dropped after any doubt."""
+    """One connection to Postgres, opened on demand and dropped when its state is in doubt."""
 
     def __init__(self, url: str, log: Logger) -> None:
         self._url = url
@@ -74,57 +74,58 @@ class Database:
         self._connection: asyncpg.Connection | None = None
         self._statement_seconds = 0.0
         self._lock = asyncio.Lock()
-        self._said: str | None = None
+        self._logged_reason: str | None = None
 
     @property
     def connected(self) -> bool:
-        """Whether the last thing that we tried worked."""
+        """Whether there is a connection. It is dropped after every error that may be an outage."""
         return self._connection is not None and not self._connection.is_closed()
 
     async def run(self, work: Callable[[asyncpg.Connection], Awaitable[_T]], timeout: float = WORK_SECONDS) -> _T:
-        """Run `work` with the connection, alone; one try of at most `timeout` seconds, and as much to connect.
+        """Run `work` with exclusive use of the connection.
 
-        Postgres gives each of its statements as long, whatever its role's `statement_timeout` says.
+        This is one attempt of at most `timeout` seconds, and as many to connect. The same time-out applies to each
+        statement in Postgres, whatever the role's `statement_timeout` is.
 
-        Raises one of OUTAGE when the same work may succeed later (the reason was logged, once an outage); any other
-        asyncpg.PostgresError is about the work itself.
+        Raises one of OUTAGE if the same work may succeed later; the reason was then logged, once for each outage. Any
+        other asyncpg.PostgresError is caused by the work itself.
         """
         async with self._lock:
             try:
                 connection = await self._connect(timeout)
                 async with asyncio.timeout(timeout):
-                    await self._allow(connection, timeout)
+                    await self._set_statement_timeout(connection, timeout)
                     result = await work(connection)
             except NO_SCHEMA as error:
                 self._drop()
-                self._waiting(error)
+                self._log_outage(error)
                 raise asyncpg.InterfaceError(str(error)) from error
             except OUTAGE as error:
                 self._drop()
-                self._waiting(error)
+                self._log_outage(error)
                 raise
             except Exception as error:
                 if self._connection is None or not self._connection.is_closed():
                     raise
-                # A connection that breaks while asyncpg looks up types fails in ways of its own.
+                # A connection that breaks while asyncpg looks up types raises errors that are not in OUTAGE.
                 self._drop()
-                self._waiting(error)
+                self._log_outage(error)
                 raise asyncpg.InterfaceError(f"the connection broke: {error}") from error
-            if self._said is not None:
-                self._said = None
+            if self._logged_reason is not None:
+                self._logged_reason = None
                 self._log.info("postgres_connected", message="connected to Postgres")
             return result
 
     async def keep(self) -> None:
-        """Until cancelled: connect again where the connection was lost while there was nothing to do."""
+        """Reconnect whenever the idle connection was lost, until cancelled."""
         while True:
             if not self.connected and not self._lock.locked():
                 with contextlib.suppress(*OUTAGE, asyncpg.PostgresError):
-                    await self.run(_nothing)
+                    await self.run(_do_nothing)
             await asyncio.sleep(_KEEP_SECONDS)
 
     async def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection at once."""
         self._drop()
 
     async def _connect(self, timeout: float) -> asyncpg.Connection:
@@ -139,14 +140,14 @@ class Database:
                 await self._begin_session(connection)
                 current = await is_current(connection)
             if not current:
-                self._log.info("schema_migrating", message="bringing the schema up to date", revision=REVISION)
+                self._log.info("schema_migrating", message="migrating the schema", revision=REVISION)
                 async with asyncio.timeout(MAX_MIGRATION_SECONDS):
                     await migrate(connection)
                 self._log.info("schema_migrated", message="the schema is up to date", revision=REVISION)
         except BaseException:
             connection.terminate()
             raise
-        if self._said is None:
+        if self._logged_reason is None:
             self._log.info("postgres_connected", message="connected to Postgres")
         self._connection = connection
         return connection
@@ -156,11 +157,11 @@ class Database:
             postgres_session.setting({**postgres_session.COMMON, **_statement_timeout(WORK_SECONDS)})
         )
         self._statement_seconds = WORK_SECONDS
-        # Not every platform that Postgres runs on can look.
+        # Postgres does not support this check on every platform.
         with contextlib.suppress(asyncpg.InvalidParameterValueError):
-            await connection.execute(postgres_session.setting(_LISTENED))
+            await connection.execute(postgres_session.setting(_CONNECTION_CHECK))
 
-    async def _allow(self, connection: asyncpg.Connection, seconds: float) -> None:
+    async def _set_statement_timeout(self, connection: asyncpg.Connection, seconds: float) -> None:
         if seconds != self._statement_seconds:
             await connection.execute(postgres_session.setting(_statement_timeout(seconds)))
             self._statement_seconds = seconds
@@ -170,11 +171,11 @@ class Database:
             self._connection.terminate()
             self._connection = None
 
-    def _waiting(self, error: Exception) -> None:
+    def _log_outage(self, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
-        if self._said != reason:
-            self._said = reason
-            self._log.warning("postgres_waiting", message="Postgres cannot be used: waiting for it", error=reason)
+        if self._logged_reason != reason:
+            self._logged_reason = reason
+            self._log.warning("postgres_waiting", message="Postgres is not available: waiting for it", error=reason)
 
 
 def _statement_timeout(seconds: float) -> dict[str, str]:
@@ -182,35 +183,36 @@ def _statement_timeout(seconds: float) -> dict[str, str]:
 
 
 async def is_current(connection: asyncpg.Connection) -> bool:
-    """Whether everything is there, at REVISION or where a newer store has gone further."""
+    """Whether the schema is complete, at REVISION or at a later revision that a newer store has migrated to."""
     if not await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL"):
         return False
-    if await connection.fetchval(_MISSING, _made_by(REVISION)):
+    if await connection.fetchval(_MISSING, _relations_of(REVISION)):
         return False
     current = await connection.fetchval(_CURRENT)
     known = {path.stem.rpartition("_up_")[2] for path in MIGRATIONS.glob("*_up_*.sql")}
     return current == REVISION or (current is not None and current not in known)
 
 
-def _made_by(revision: str | None) -> list[str]:
-    """What there must be at this revision; at one that is not known here, all that is known."""
+def _relations_of(revision: str | None) -> list[str]:
+    """The relations that must exist at this revision. For an unknown revision: all that this version knows."""
     names: list[str] = []
-    for step, made in RELATIONS.items():
-        names += made
+    for step, created in RELATIONS.items():
+        names += created
         if step == revision:
             break
     return names
 
 
 async def migrate(connection: asyncpg.Connection) -> None:
-    """Bring the schema to REVISION, unless it is current. May take long, and blocks no other store's start.
+    """Migrate the schema to REVISION, unless it is current. This may take long; it does not block other stores' start.
 
-    Each step is a transaction of its own: one that takes long must not hold the locks of the one before.
+    Each step runs in its own transaction, so that a long step does not hold the locks of the step before.
     """
-    begun = False
+    started = False
     while True:
         async with connection.transaction(isolation="read_committed"):
-            # Of the transaction, as is the lock: a pooler may be in front, and give the next one to another session.
+            # Both the settings and the lock apply to the transaction only, because with a connection pooler in between
+            # the next transaction may run in another session.
             settings = {**postgres_session.COMMON, **_statement_timeout(MAX_MIGRATION_SECONDS)}
             await connection.execute(postgres_session.setting(settings, in_transaction=True))
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATING)
@@ -219,23 +221,23 @@ async def migrate(connection: asyncpg.Connection) -> None:
             recorded = await connection.fetchval("SELECT to_regclass('migrations') IS NOT NULL")
             if (
                 recorded
-                and not begun
-                and await connection.fetchval(_MISSING, _made_by(await connection.fetchval(_CURRENT)))
+                and not started
+                and await connection.fetchval(_MISSING, _relations_of(await connection.fetchval(_CURRENT)))
             ):
-                await connection.execute("DELETE FROM migrations")  # somebody removed some: they can be made again
-            begun = True
+                await connection.execute("DELETE FROM migrations")  # relations were removed: create them again
+            started = True
             backend = _InTransaction(connection)
             steps = await asyncpg_trek.plan(backend, MIGRATIONS, REVISION, asyncpg_trek.Direction.up)
             await asyncpg_trek.execute(backend, steps[:1])
 
 
 class _InTransaction(AsyncpgBackend):  # type: ignore[misc]
-    """Works in the transaction that its connection is in; the library's own would begin one of its own, for itself."""
+    """A backend that uses the connection's current transaction; the library's own starts a serializable one."""
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[Any]:
         yield AsyncpgExecutor(self.connection, self.schema)
 
 
-async def _nothing(_: asyncpg.Connection) -> None:
+async def _do_nothing(_: asyncpg.Connection) -> None:
     pass

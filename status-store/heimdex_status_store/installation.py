@@ -1,7 +1,7 @@
-"""One installation a NATS account: a status store refuses a stream that another installation has marked.
+"""Ensures one installation for each NATS account: a status store refuses a stream marked by another installation.
 
-Of two databases that record from one stream, each has half of the events. So a status store begins only once the id in
-its database is the stream's and no living status store works for another database; it looks again while it runs.
+If two databases record from one stream, each gets half of the events. So a status store starts only when the id in its
+database is that of the stream and no live status store works for another database. It repeats the check while it runs.
 """
 
 import asyncio
@@ -18,42 +18,43 @@ from heimdex_contracts.runtime.jetstream.connection import STREAM_NOT_FOUND, Bro
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store.database import OUTAGE, Database
 
-#: How often a running store compares the two.
+#: Seconds between two checks in a running store.
 LOOK_SECONDS: Final = 5.0
-#: While they do not agree. Also while NATS or Postgres is away: they are then compared as soon as they are back.
+#: Seconds between two checks while they do not agree, and while NATS or Postgres is down, so that the check runs soon
+#: after the outage.
 LOOK_AGAIN_SECONDS: Final = 1.0
-#: How long two ids must be different before they are: on a cluster, what was just written is not everywhere yet.
+#: How long two ids must differ before the store refuses: on a cluster, a new mark takes a moment to reach every node.
 CERTAIN_SECONDS: Final = 1.0
-#: How long a living status store may name another database: whether its own was emptied, or the mark was changed, it
-#: knows after LOOK_SECONDS.
+#: How long a live status store may report another database before this store refuses. If its database was emptied or
+#: the mark was changed, that store notices it within LOOK_SECONDS.
 PATIENCE_SECONDS: Final = 3 * LOOK_SECONDS
-#: How long a database that was refused must see no other one's status stores before it adopts the stream's id: they may
-#: just be restarted.
+#: How long a refused database must see no status store of another database before it adopts the stream's id. The
+#: others may only be restarting.
 QUIET_SECONDS: Final = 60.0
-#: How often status stores that are there and do not answer are asked before the stream's id is adopted.
-TRIES: Final = 3
-#: Of Postgres, to be asked for a row.
+#: How often status stores that do not answer are queried before the stream's id is adopted.
+MAX_QUERIES: Final = 3
+#: Time-out of one statement in Postgres.
 TIMEOUT_SECONDS: Final = 5.0
 
-OWN: Final = """
+IDENTITY: Final = """
 SELECT view.id, view.database, view.id IS NULL AND refused_at IS NOT NULL FROM job_installation AS view, installation
 """
-#: Where somebody removed the row.
-MAKE: Final = "INSERT INTO installation DEFAULT VALUES ON CONFLICT DO NOTHING"
-#: The first of several stores names it, with the stream's id or a new one.
-NAME: Final = """
+#: Recreates the row if it was removed.
+RECREATE: Final = "INSERT INTO installation DEFAULT VALUES ON CONFLICT DO NOTHING"
+#: Sets the id, to the stream's or to a new one. If several stores do this, the first one wins.
+SET_ID: Final = """
 UPDATE installation SET id = coalesce(id, $1, gen_random_uuid()::text), refused_at = NULL RETURNING id
 """
 REFUSED: Final = "UPDATE installation SET refused_at = now() WHERE id IS NULL"
-RENAME: Final = "UPDATE installation SET id = gen_random_uuid()::text, refused_at = NULL RETURNING id"
+NEW_ID: Final = "UPDATE installation SET id = gen_random_uuid()::text, refused_at = NULL RETURNING id"
 
-TAKE_OVER: Final = "run `heimdex-status-store --take-over` once to make the streams this database's"
+TAKE_OVER: Final = "run `heimdex-status-store --take-over` once to assign the streams to this database"
 
 
-class Own(msgspec.Struct, frozen=True):
-    """What this database says: the installation's id, where it knows one, and the database's own.
+class Identity(msgspec.Struct, frozen=True):
+    """The identity stored in this database: the id of its installation, or None, and the id of the database itself.
 
-    refused: it has no id, and was refused once.
+    refused: the database has no installation id and was refused before.
     """
 
     installation: str | None
@@ -62,54 +63,60 @@ class Own(msgspec.Struct, frozen=True):
 
 
 class Obstacle(msgspec.Struct, frozen=True):
-    """Why this store may not work with this stream; final when it has been there for so many seconds."""
+    """The reason why this store must not use this stream.
+
+    patience_seconds: the store refuses after the obstacle has existed for this long.
+    """
 
     sentence: str
     patience_seconds: float
 
 
 class Installation:
-    """Of one status store."""
+    """Compares the installation of the streams with that of the database, for one status store."""
 
     def __init__(self, broker: Broker, database: Database, log: Logger) -> None:
-        #: While they do not agree: why.
+        #: A sentence about the mismatch while there is one; otherwise None.
         self.problem: str | None = None
         self._broker = broker
         self._database = database
         self._log = log
-        self._own: Own | None = None
+        self._own: Identity | None = None
         self._look_now = asyncio.Event()
         self._agreed = asyncio.Event()
-        #: Since when no other database's status store has been seen; event-loop time.
+        #: Event-loop time since which no status store of another database has been seen.
         self._alone_since: float | None = None
-        #: Why the mark could not be written; said once.
-        self._said = ""
+        #: The last logged reason why the mark could not be written; each reason is logged once.
+        self._logged_reason = ""
 
-    def told(self) -> dict[str, str]:
-        """What this store says of itself in `$SRV.INFO`."""
+    def metadata(self) -> dict[str, str]:
+        """The metadata of this store in `$SRV.INFO`: the ids of its database and its installation."""
         if self._own is None:
             return {}
-        told = {installations.DATABASE: self._own.database}
+        metadata = {installations.DATABASE: self._own.database}
         if self._own.installation is not None:
-            told[installations.INSTALLATION] = self._own.installation
-        return told
+            metadata[installations.INSTALLATION] = self._own.installation
+        return metadata
 
     async def settle(self) -> None:
-        """Before the store begins: return once the database and the stream are of one installation.
+        """Return when the database and the stream belong to the same installation. Called before the store starts.
 
-        Waits for NATS and Postgres. Raises CannotServe when they are of two.
+        Waits for NATS and Postgres. Raises CannotServe if they belong to two installations.
         """
         await self._agree()
         own = self._own
         self._log.info(
             "installation",
-            message="the streams and the database are of this installation",
+            message="the streams and the database belong to this installation",
             installation=own and own.installation,
             database=own and own.database,
         )
 
     async def run(self) -> None:
-        """Keep it so until cancelled: the mark is written again where it is gone. Raises CannotServe as `settle`."""
+        """Repeat the check until cancelled, and write the mark again if it is missing.
+
+        Raises CannotServe under the same conditions as `settle`.
+        """
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
@@ -118,48 +125,52 @@ class Installation:
             await self._agree()
 
     def on_change(self, streams: frozenset[str]) -> None:
-        """Look now: these were changed, or made again."""
+        """Check now if HEIMDEX_JOBS is among these streams, which were changed or created anew."""
         if subjects.JOBS in streams:
             self._look_now.set()
 
     async def after_reconnection(self) -> None:
-        """Return once the streams may be taken from: at once where their mark is ours, or gone."""
+        """Return when the streams may be pulled from again.
+
+        This is at once if their mark is this installation's, or missing. Otherwise it is after the next successful
+        check.
+        """
         self._look_now.set()
         try:
             mark = await installations.mark(self._broker)
         except (BrokerUnavailable, JetStreamError):
-            return  # the look that follows asks for longer
+            return  # the check that follows has a longer time-out
         if mark is not None and (self._own is None or mark != self._own.installation):
             self._agreed.clear()
             self._look_now.set()
             await self._agreed.wait()
 
     async def take_over(self) -> str:
-        """Make the stream this database's; returns what was done, a sentence.
+        """Assign the stream to this database. Returns a sentence that describes the result.
 
-        Raises one of OUTAGE, BrokerUnavailable or JetStreamError where it could not be done.
+        Raises one of OUTAGE, BrokerUnavailable or JetStreamError if that failed.
         """
-        own = await self._database.run(_own, TIMEOUT_SECONDS)
+        own = await self._database.run(_read_identity, TIMEOUT_SECONDS)
         try:
-            mark = await self._mark()
+            mark = await self._read_mark()
         except JetStreamError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
-            return "There are no streams yet: the first status store to start makes them this database's."
-        wanted = own.installation
-        if wanted is None or (wanted == mark and await self._others(own)):
-            # A copy of the database has the same id; what tells them apart from now on is a new one.
-            wanted = await self._name(RENAME)
-        if wanted == mark:
-            return f"The streams are this database's already: both are of installation {wanted}."
-        await self._write(wanted, mark)
-        if await self._mark() != wanted:
+            return "There are no streams yet: the first status store that starts will create them for this database."
+        target = own.installation
+        if target is None or (target == mark and await self._other_stores(own)):
+            # A copy of the database has the same id; a new id distinguishes the two from now on.
+            target = await self._set_id(NEW_ID)
+        if target == mark:
+            return f"Nothing to do: the streams and this database already belong to installation {target}."
+        await self._write(target, mark)
+        if await self._read_mark() != target:
             raise BrokerUnavailable("a status store marked them at the same moment")
-        before = f"before, they were installation {mark}'s, whose status stores end now" if mark else "they had no mark"
-        return f"The streams are installation {wanted}'s now, as this database is; {before}."
+        before = f"the status stores of their former installation {mark} now stop" if mark else "they had no mark"
+        return f"The streams and this database now belong to installation {target}; {before}."
 
     async def _agree(self) -> None:
-        """Look until they agree. Raises CannotServe for an obstacle that stays."""
+        """Check until stream and database agree. Raises CannotServe if an obstacle persists."""
         loop = asyncio.get_running_loop()
         since, patience = loop.time(), 0.0
         while True:
@@ -185,33 +196,33 @@ class Installation:
                 await self._database.run(lambda connection: connection.execute(REFUSED), TIMEOUT_SECONDS)
 
     async def _look(self) -> Obstacle | None:
-        mark, known = await self._mark(), self._own
+        mark, known = await self._read_mark(), self._own
         try:
-            own = self._own = await self._database.run(_own, TIMEOUT_SECONDS)
+            own = self._own = await self._database.run(_read_identity, TIMEOUT_SECONDS)
         except OUTAGE:
             if mark is not None and known is not None and known.installation not in {None, mark}:
-                return _two(mark, known)
+                return _mismatch(mark, known)
             raise
         if own.installation is not None and mark is not None and own.installation != mark:
-            return _two(mark, own)
-        if (own.installation is None or not self._agreed.is_set()) and (others := await self._others(own)):
+            return _mismatch(mark, own)
+        if (own.installation is None or not self._agreed.is_set()) and (others := await self._other_stores(own)):
             self._alone_since = None
-            return _other(mark, own, others[0])
+            return _other_database(mark, own, others[0])
         if own.refused and mark is not None and not self._alone_for(QUIET_SECONDS):
-            return _perhaps(mark, own)
+            return _adoption_pending(mark, own)
         if own.installation is None:
-            own = self._own = msgspec.structs.replace(own, installation=await self._name(NAME, mark))
+            own = self._own = msgspec.structs.replace(own, installation=await self._set_id(SET_ID, mark))
             if mark is not None and own.installation != mark:
-                return _two(mark, own)  # another store was faster, and has seen another mark
+                return _mismatch(mark, own)  # another store set the id first, and had read another mark
             if mark is not None:
                 self._log.warning(
                     "installation_adopted",
-                    message="the database was new, or emptied: it is of the stream's installation from now on",
+                    message="the database was new or emptied: it now belongs to the installation of the streams",
                     installation=mark,
                     database=own.database,
                 )
         if mark is None and own.installation is not None:
-            await self._mark_it(own.installation)
+            await self._mark_stream(own.installation)
         return None
 
     def _alone_for(self, seconds: float) -> bool:
@@ -220,47 +231,50 @@ class Installation:
             self._alone_since = now
             self._log.info(
                 "installation_waiting",
-                message="this database was refused before: it waits whether the other one's status stores come back",
+                message="this database was refused before: waiting for the other database's status stores to return",
                 seconds=seconds,
             )
         return now - self._alone_since >= seconds
 
-    async def _others(self, own: Own) -> list[installations.StatusStore]:
-        """The living status stores of other databases."""
-        for _ in range(TRIES if own.installation is None else 1):
-            found = await installations.living(self._broker)
-            if found is not None:
-                return [store for store in found if store.database not in {None, own.database}]
+    async def _other_stores(self, own: Identity) -> list[installations.StatusStore]:
+        """The live status stores of other databases."""
+        for _ in range(MAX_QUERIES if own.installation is None else 1):
+            stores = await installations.living(self._broker)
+            if stores is not None:
+                return [store for store in stores if store.database not in {None, own.database}]
         return []
 
-    async def _name(self, statement: str, *arguments: Any) -> str:
-        named: str = await self._database.run(
+    async def _set_id(self, statement: str, *arguments: Any) -> str:
+        installation: str = await self._database.run(
             lambda connection: connection.fetchval(statement, *arguments), TIMEOUT_SECONDS
         )
-        return named
+        return installation
 
-    async def _mark(self) -> str | None:
+    async def _read_mark(self) -> str | None:
         return installations.mark_of((await self._broker.api(f"STREAM.INFO.{subjects.JOBS}"))["config"])
 
-    async def _mark_it(self, installation: str) -> None:
-        """A stream that takes no mark now (a full disk) must not stop the store: the next look tries again."""
+    async def _mark_stream(self, installation: str) -> None:
+        """Mark the stream as this installation's.
+
+        A failure (a full disk, for example) is logged and does not stop the store: the next check tries again.
+        """
         try:
             await self._write(installation, None)
         except (BrokerUnavailable, JetStreamError) as error:
-            if self._said != str(error):
-                self._said = str(error)
+            if self._logged_reason != str(error):
+                self._logged_reason = str(error)
                 self._log.warning(
                     "stream_not_marked",
-                    message="the stream could not be marked as this installation's: it is tried again",
+                    message="the stream could not be marked as this installation's; the next check tries again",
                     installation=installation,
                     error=str(error),
                 )
         else:
-            self._said = ""
+            self._logged_reason = ""
 
     async def _write(self, installation: str, before: str | None) -> None:
-        """Mark the stream, unless it has another mark than `before` by now: then the next look says so."""
-        # The configuration as it is at this moment: what it says of everything else is the topology's.
+        """Mark the stream, unless its mark is no longer `before`; the next check then reports the mismatch."""
+        # Update the current configuration, because only `topology` may change the rest of it.
         config = (await self._broker.api(f"STREAM.INFO.{subjects.JOBS}"))["config"]
         if installations.mark_of(config) != before:
             return
@@ -274,7 +288,7 @@ class Installation:
         )
 
 
-def _two(mark: str, own: Own) -> Obstacle:
+def _mismatch(mark: str, own: Identity) -> Obstacle:
     return Obstacle(
         f"The streams of this NATS account belong to installation {mark}, and this database to installation "
         f"{own.installation}: {installations.ONE_EACH}, or {TAKE_OVER}.",
@@ -282,26 +296,26 @@ def _two(mark: str, own: Own) -> Obstacle:
     )
 
 
-def _other(mark: str | None, own: Own, other: installations.StatusStore) -> Obstacle:
-    whose = other.installation or mark or "not known yet"
+def _other_database(mark: str | None, own: Identity, other: installations.StatusStore) -> Obstacle:
+    their_id = other.installation or mark or "not known yet"
     return Obstacle(
-        f"A status store of another database ({other.database}, of installation {whose}) records from the streams of "
-        f"this NATS account, so that this one ({own.database}, of installation {own.installation or 'not known yet'}) "
-        f"would get a part of the events only: {installations.ONE_EACH}, or stop that status store and {TAKE_OVER}.",
+        f"A status store of another database ({other.database}, installation {their_id}) records from the streams of "
+        f"this NATS account, so that this one ({own.database}, installation {own.installation or 'not known yet'}) "
+        f"would get only a part of the events: {installations.ONE_EACH}, or stop that status store and {TAKE_OVER}.",
         PATIENCE_SECONDS,
     )
 
 
-def _perhaps(mark: str, own: Own) -> Obstacle:
+def _adoption_pending(mark: str, own: Identity) -> Obstacle:
     return Obstacle(
         f"The streams of this NATS account belong to installation {mark}, and this database ({own.database}) to none.",
         float("inf"),
     )
 
 
-async def _own(connection: asyncpg.Connection) -> Own:
-    row = await connection.fetchrow(OWN)
+async def _read_identity(connection: asyncpg.Connection) -> Identity:
+    row = await connection.fetchrow(IDENTITY)
     if row is None:
-        await connection.execute(MAKE)
-        row = await connection.fetchrow(OWN)
-    return Own(*row)
+        await connection.execute(RECREATE)
+        row = await connection.fetchrow(IDENTITY)
+    return Identity(*row)

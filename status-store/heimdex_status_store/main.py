@@ -1,4 +1,4 @@
-"""The console script `heimdex-status-store`: wires the recorder to NATS and Postgres."""
+"""The console script `heimdex-status-store`: connects the recorder to NATS and Postgres."""
 
 import asyncio
 import sys
@@ -25,11 +25,14 @@ from heimdex_status_store.retention import prune
 
 NAME = "heimdex-status-store"
 USAGE = """usage: heimdex-status-store                record the events of every job in Postgres
-       heimdex-status-store --take-over    once: make the streams of this NATS account this database's"""
+       heimdex-status-store --take-over    assign the streams of this NATS account to this database, and exit"""
 
 
 def main() -> None:
-    """Never returns: exits with 0 when told to stop, with 2 for an unusable setting or a stream that is another's."""
+    """Run the status store. Never returns.
+
+    Exits with 0 after a signal to stop, with 2 for an unusable setting or for streams of another installation.
+    """
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
         print(USAGE)
@@ -43,19 +46,19 @@ def main() -> None:
 
 
 def _read_settings() -> Settings:
-    found = settings.read()
-    pipelines.load(found.pipelines)
-    return found
+    config = settings.read()
+    pipelines.load(config.pipelines)
+    return config
 
 
 def _read_quiet_settings() -> Settings:
-    """For a command that a person runs: of its log, what is wrong."""
+    """Settings for a command that a person runs: its log has only warnings and errors."""
     return msgspec.structs.replace(settings.read(), log_level="warning")
 
 
 async def take_over(running: Process) -> None:
-    """Make the streams this database's, say so on stdout, and return."""
-    running.exit_code = process.EXIT_BROKEN  # unless it comes to its end
+    """Assign the streams to this database, print the result to stdout, and return."""
+    running.exit_code = process.EXIT_BROKEN  # until it has succeeded
     database = Database(running.settings.database_url, running.log)
     if not await running.connect() or not await running.unless_stopped(_wait_for(database)):
         return
@@ -70,17 +73,17 @@ async def take_over(running: Process) -> None:
 
 
 async def serve(running: Process) -> None:
-    """Record until told to stop; then write what has arrived."""
-    found, broker, log = running.settings, running.broker, running.log
-    database = Database(found.database_url, log)
+    """Record events until the process is stopped; then write the events that have arrived."""
+    config, broker, log = running.settings, running.broker, running.log
+    database = Database(config.database_url, log)
     if not await running.connect():
         return
-    required_streams = streams.for_stages(pipelines.load(found.pipelines).stage_names, found.ack_wait_seconds)
-    topology = Topology(broker, required_streams, found.stream_replicas, log, own=(subjects.STATUS_STORE,))
+    required_streams = streams.for_stages(pipelines.load(config.pipelines).stage_names, config.ack_wait_seconds)
+    topology = Topology(broker, required_streams, config.stream_replicas, log, own=(subjects.STATUS_STORE,))
     if not await running.unless_stopped(topology.start()) or not await running.unless_stopped(_wait_for(database)):
         return
-    # A connection of its own: a sweep must not stand in the recorder's way.
-    upkeep_database = Database(found.database_url, log)
+    # Its own connection, so that the reconciler does not delay the recorder.
+    upkeep_database = Database(config.database_url, log)
     installation = Installation(broker, upkeep_database, log)
     if not await running.unless_stopped(installation.settle()):
         return
@@ -99,31 +102,31 @@ async def serve(running: Process) -> None:
     topology.on_change.append(installation.on_change)
     running.health += [topology.ready.is_set, lambda: database.connected]
     await micro.register(
-        broker.nc, NAME, "records every event of every job in Postgres", counters, metadata=installation.told
+        broker.nc, NAME, "records every event of every job in Postgres", counters, metadata=installation.metadata
     )
     leases.start()
     work = asyncio.create_task(recorder.run())
     publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS) or installation.problem)
-    comparing = asyncio.create_task(installation.run())
+    checking = asyncio.create_task(installation.run())
     upkeep = [
-        comparing,
+        checking,
         asyncio.create_task(database.keep()),
         asyncio.create_task(installations.Watch(broker, log).run()),
         asyncio.create_task(Reconciler(broker, topology, upkeep_database, publisher, log).run()),
-        asyncio.create_task(prune(upkeep_database, found.retention_days, log)),
+        asyncio.create_task(prune(upkeep_database, config.retention_days, log)),
     ]
     await recorder.start()
     log.info("ready")
     stop = asyncio.ensure_future(running.stopping.wait())
-    await asyncio.wait({work, stop, comparing}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({work, stop, checking}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():
-        work.result()  # a defect: let the process end, to be started anew
+        work.result()  # raises if there was a bug: the process ends, and is restarted
     log.info("stopping")
-    refusal = comparing.exception() if comparing.done() else None
+    refusal = checking.exception() if checking.done() else None
     for task in upkeep:
         task.cancel()
     await upkeep_database.close()
-    # What it holds of another installation comes again there, after its ack wait.
+    # Messages of another installation are not written: they are redelivered there after their ack wait.
     deadline = running.stop_by() - 1 if refusal is None else asyncio.get_running_loop().time()
     await recorder.stop(deadline)
     await asyncio.wait({work}, timeout=max(0.1, deadline - asyncio.get_running_loop().time()))
@@ -134,7 +137,7 @@ async def serve(running: Process) -> None:
 
 
 async def _wait_for(database: Database) -> None:
-    """Until Postgres is there and has the schema."""
+    """Return when Postgres is available and has the schema."""
     delay = 0.1
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What the events of one batch say, as rows to write. Pure."""
+"""Projects the events of one batch to the rows to write. Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,11 +16,11 @@ from heimdex_contracts.messages import (
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A job's merged snapshot, the message that is kept with it, and whether it tells of an attempt alone.
+    """The row of one job: its merged snapshot and the message that is kept with it.
 
-    attempt_only: ticks and failed attempts are all there is, so the hand-over that they belong to must be recorded.
-    message: its newest on HEIMDEX_JOBS in this batch; None where there is none, or where nobody will ask for it: a
-    completed job's is kept for its `callback_url` alone.
+    message: the job's newest message on HEIMDEX_JOBS in this batch. None if there is none, or if it is not needed: that
+    of a completed job is kept only if the job has a `callback_url`. attempt_only: the batch has only ticks and failed
+    attempts of the job, so their hand-over must already be recorded.
     """
 
     job: Snapshot
@@ -29,44 +29,45 @@ class JobRow(msgspec.Struct, frozen=True):
 
 
 def ahead(events: Sequence[AnyMessage]) -> frozenset[tuple[str, int]]:
-    """Job id and step of each attempt that is told in this batch beside messages of its job that are older only.
+    """Job id and step of each attempt event whose job has messages in this batch, but only of earlier steps.
 
-    Its hand-over is not here, and may not be recorded either; the others must be, so it has to come by itself.
+    The hand-over of such an attempt is not in the batch and may not be recorded yet. The job's messages must be
+    recorded nevertheless, so the attempt event must be redelivered separately.
     """
     newest: dict[str, int] = {}
-    of_attempts: list[Progress | AttemptFailed] = []
+    attempt_events: list[Progress | AttemptFailed] = []
     for event in events:
         if isinstance(event, (Progress, AttemptFailed)):
-            of_attempts.append(event)
+            attempt_events.append(event)
         else:
             newest[event.job_id] = max(event.step, newest.get(event.job_id, 0))
     return frozenset(
-        (event.job_id, event.step) for event in of_attempts if event.step > newest.get(event.job_id, event.step)
+        (event.job_id, event.step) for event in attempt_events if event.step > newest.get(event.job_id, event.step)
     )
 
 
 def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
-    """One row a job, sorted by id: two stores that lock rows in different orders would deadlock.
+    """One row for each job, sorted by id, because two stores that lock rows in different orders would deadlock.
 
-    events: without those that are `ahead`.
+    events: those of one batch, without the events that are `ahead`.
     """
-    found: dict[str, JobRow] = {}
+    rows: dict[str, JobRow] = {}
     newest: dict[str, tuple[Snapshot, AnyJobMessage]] = {}
     for event in events:
-        seen = lifecycle.snapshot(event)
-        of_attempt = isinstance(event, (Progress, AttemptFailed))
+        snapshot = lifecycle.snapshot(event)
+        is_attempt = isinstance(event, (Progress, AttemptFailed))
         if not isinstance(event, (Progress, AttemptFailed)):
             other = newest.get(event.job_id)
-            if other is None or lifecycle.outranks(seen, other[0]):
-                newest[event.job_id] = (seen, event)
-        row = found.get(event.job_id)
+            if other is None or lifecycle.outranks(snapshot, other[0]):
+                newest[event.job_id] = (snapshot, event)
+        row = rows.get(event.job_id)
         if row is None:
-            found[event.job_id] = JobRow(seen, None, of_attempt)
+            rows[event.job_id] = JobRow(snapshot, None, is_attempt)
         else:
-            found[event.job_id] = JobRow(lifecycle.merge(row.job, seen), None, of_attempt and row.attempt_only)
+            rows[event.job_id] = JobRow(lifecycle.merge(row.job, snapshot), None, is_attempt and row.attempt_only)
     return [
-        msgspec.structs.replace(found[job_id], message=_kept(newest.get(job_id, (None, None))[1]))
-        for job_id in sorted(found)
+        msgspec.structs.replace(rows[job_id], message=_kept(newest.get(job_id, (None, None))[1]))
+        for job_id in sorted(rows)
     ]
 
 

@@ -1,9 +1,9 @@
-"""Repairs either store from the other: compares the unfinished jobs in Postgres with the stream, for good.
+"""Repairs each store from the other: continuously compares the unfinished jobs in Postgres with the stream.
 
-A job whose messages are gone (an empty JetStream volume, a removed consumer, a limit that somebody set) is published
-again from its row. A database that was emptied is filled again by reading the stream: a replay through the durable
-would mean deleting it, and with it what only it holds. A message that NATS will not deliver any more, since somebody
-limited its deliveries, is put at the end of its queue (`undeliverable`).
+A job whose messages are gone (an empty JetStream volume, a removed consumer, a limit that an operator set) is published
+again from its row. An emptied database is filled again by reading the stream directly: a replay through the durable
+consumer would require its deletion, and the messages retained only for that consumer would be lost. A message that
+NATS no longer delivers, because an operator limited its deliveries, is moved to the end of its queue (`undeliverable`).
 """
 
 import asyncio
@@ -27,19 +27,19 @@ from heimdex_status_store.projection import job_rows
 from heimdex_status_store.queries import StreamSeen, Unfinished
 from heimdex_status_store.undeliverable import Undeliverable
 
-#: How often it looks whether either store was replaced.
+#: Seconds between two checks whether either store was replaced.
 LOOK_SECONDS: Final = 5.0
-#: Rows compared at a time. Where neither store was replaced, one page a look: a backlog of a million rows must not
-#: cost a core.
+#: Rows compared at a time. If neither store was replaced, each check compares one page, so that a backlog of a million
+#: rows does not occupy a core.
 PAGE: Final = 500
-#: Rows of a page that are compared at the same time.
+#: Rows of a page that are compared concurrently.
 AT_ONCE: Final = 20
-#: A row that was just written is on its way; only one that has rested this long can be stuck.
+#: A job whose row was written recently is making progress; only one unchanged for this long can be stuck.
 REST: Final = timedelta(seconds=60)
 
 
 class Reconciler:
-    """Of one status store; several may sweep at once, since the broker accepts one successor only."""
+    """The reconciler of one status store. Several can run at once, because NATS accepts one successor of a message."""
 
     def __init__(
         self, broker: Broker, topology: Topology, database: Database, publisher: Publisher, log: Logger
@@ -49,27 +49,27 @@ class Reconciler:
         self._database = database
         self._publisher = publisher
         self._log = log
-        self._owed = CallbackOutbox(broker, log)
-        self._undeliverable = Undeliverable(broker, publisher, self._record, self._owed, log)
+        self._callbacks = CallbackOutbox(broker, log)
+        self._undeliverable = Undeliverable(broker, publisher, self._record, self._callbacks, log)
         self._after: str | None = None
-        #: The streams that were removed or changed since the last look.
+        #: The streams that were removed or changed since the last check.
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
         topology.on_damage.append(self._on_damage)
 
     async def run(self) -> None:
-        """Sweep until cancelled; an outage of either store only delays it."""
+        """Reconcile until cancelled. An outage of either store only delays it."""
         await self._undeliverable.start(self._wake)
         while True:
             changed, self._changed = self._changed, set()
             self._wake.clear()
             try:
-                await self._look(changed)
+                await self._check(changed)
             except (*OUTAGE, BrokerUnavailable, JetStreamError) as error:
                 self._changed |= changed
                 self._log.debug("sweep_delayed", reason=str(error))
             except Exception:
-                self._log.exception("sweep_broken", message="a sweep ended in a defect; the next one tries again")
+                self._log.exception("sweep_broken", message="the reconciler failed with a bug; it will try again")
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
@@ -80,36 +80,36 @@ class Reconciler:
         self._changed |= changed
         self._wake.set()
 
-    async def _look(self, changed: set[str]) -> None:
+    async def _check(self, changed: set[str]) -> None:
         stream = await self._broker.api(f"STREAM.INFO.{subjects.JOBS}")
         created, durables = str(stream["created"]), self._topology.durables_created()
         seen = await self._database.run(queries.stream_seen)
-        # What this store does not know by name may be another version's: it says nothing.
-        made_again = {name for name, at in durables.items() if seen is not None and seen.durables.get(name, at) != at}
-        jobs_lost = subjects.JOBS in changed or any(name.startswith(f"{subjects.JOBS}.") for name in made_again)
-        callbacks_lost = subjects.CALLBACKS in changed or f"{subjects.CALLBACKS}.{subjects.GATEWAY}" in made_again
+        # A consumer whose name was not recorded may belong to another version; it is ignored.
+        recreated = {name for name, at in durables.items() if seen is not None and seen.durables.get(name, at) != at}
+        jobs_lost = subjects.JOBS in changed or any(name.startswith(f"{subjects.JOBS}.") for name in recreated)
+        callbacks_lost = subjects.CALLBACKS in changed or f"{subjects.CALLBACKS}.{subjects.GATEWAY}" in recreated
         if seen is None or jobs_lost or (stream["state"]["messages"] and await self._database.run(queries.has_no_jobs)):
-            # This database has never seen the stream: it is new, or was emptied. Or the store's own consumer is another
-            # one: what the one before had not brought may be in the stream still.
+            # Either this database has never seen the stream: it is new or was emptied. Or the store's own consumer was
+            # recreated: messages that the former one had not delivered may still be in the stream.
             await self._refill(stream["state"])
         await self._undeliverable.settle()
         new_stream = seen is None or seen.created != created
-        left = 0
+        unpublished = 0
         if new_stream or jobs_lost:
-            # This stream is not the one that the rows were recorded from, or has lost some of it.
+            # The rows were recorded from another stream, or this one has lost messages.
             after: str | None = None
             while True:
                 after, missed = await self._compare_page(after, None)
-                left += missed
+                unpublished += missed
                 if after is None:
                     break
         else:
             self._after, _ = await self._compare_page(self._after, REST)
-        if seen is not None and (new_stream or callbacks_lost):  # a new database owes nothing
+        if seen is not None and (new_stream or callbacks_lost):  # a new database has no due callbacks
             cause = durables.get(f"{subjects.CALLBACKS}.{subjects.GATEWAY}", created)
-            left += await self._owed.restore(self._database, cause)
-        if left:
-            # Look again: the mark stays away.
+            unpublished += await self._callbacks.restore(self._database, cause)
+        if unpublished:
+            # Some could not be published: check again, and do not mark the stream as seen.
             self._changed |= changed
             return
         now_seen = StreamSeen(created, {**(seen.durables if seen else {}), **durables})
@@ -117,8 +117,8 @@ class Reconciler:
             await self._database.run(lambda connection: queries.mark_stream_seen(connection, now_seen))
 
     async def _refill(self, state: dict[str, Any]) -> None:
-        """Record every message that the stream still holds; what is recorded already changes nothing."""
-        found = 0
+        """Record every message that the stream still holds. A message that is already recorded changes nothing."""
+        raised = 0
         batch: list[AnyJobMessage] = []
         sequence = state["first_seq"]
         while sequence <= state["last_seq"]:
@@ -129,18 +129,18 @@ class Reconciler:
             try:
                 batch.append(messages.decode_job(stored.subject, stored.data))
             except UnusableMessage:
-                continue  # its consumers set it aside
+                continue  # its consumers move it to the dead letters
             if len(batch) >= PAGE:
-                found += await self._record(batch)
+                raised += await self._record(batch)
                 batch = []
-        found += await self._record(batch)
-        if found:
-            self._log.warning("jobs_refilled", message="recorded jobs that Postgres did not know", count=found)
+        raised += await self._record(batch)
+        if raised:
+            self._log.warning("jobs_refilled", message="recorded jobs that were missing in Postgres", count=raised)
 
     async def _record(self, batch: list[AnyJobMessage]) -> int:
         if not batch:
             return 0
-        # With what was told of their progress: a job that was seen to run must not be pending until its next tick.
+        # Record their progress, too: a job that was reported as running must not be pending until its next tick.
         ticks = await asyncio.gather(*(self._tick(event) for event in batch if isinstance(event, Due)))
         events: list[AnyMessage] = [*batch, *(tick for tick in ticks if tick is not None)]
         recorded = await self._database.run(
@@ -149,7 +149,7 @@ class Reconciler:
         return recorded.raised
 
     async def _tick(self, due: Due) -> Progress | None:
-        """The newest of this very hand-over."""
+        """The newest progress tick of this hand-over, or None."""
         last = await self._broker.last_message(subjects.PROGRESS, subjects.progress_subject("*", due.job_id))
         try:
             tick = None if last is None else messages.decode_progress(last.subject, last.data)
@@ -158,25 +158,30 @@ class Reconciler:
         return tick if tick is not None and tick.step == due.step else None
 
     async def _compare_page(self, after: str | None, rest: timedelta | None) -> tuple[str | None, int]:
-        """Publish again the unfinished jobs of one page that the stream does not hold.
+        """Publish the unfinished jobs of one page again that the stream does not hold.
 
-        Returns where the next page starts (None: this was the last), and how many could not be published yet.
+        Returns the job id after which the next page starts (None: this was the last page), and how many jobs could not
+        be published. rest: include only rows unchanged for this long; None: all rows.
         """
         page = await self._database.run(lambda connection: queries.unfinished(connection, after, rest, PAGE))
         outcomes: list[bool | None] = []
         for first in range(0, len(page), AT_ONCE):
             outcomes += await asyncio.gather(*(self._restore_if_gone(row) for row in page[first : first + AT_ONCE]))
         if restored := outcomes.count(True):
-            self._log.warning("jobs_restored", message="published jobs again whose messages were gone", count=restored)
+            self._log.warning("jobs_restored", message="published jobs again whose messages were lost", count=restored)
         return (page[-1].job_id if len(page) == PAGE else None), outcomes.count(None)
 
     async def _restore_if_gone(self, row: Unfinished) -> bool | None:
-        """True: published again. False: nothing to do. None: it could not be published now."""
+        """Publish the job again if the stream holds no message of it.
+
+        Returns True if it was published, False if there is nothing to do, None if it could not be published now.
+        """
         last_stored = await self._publisher.last(row.job_id)
         if last_stored is not None:
             await self._undeliverable.suspect(row, last_stored)
             return False
-        # An unfinished job always has a message; unless it ended, and was recorded, between our two looks.
+        # An unfinished job always has a message in the stream, unless it finished and was recorded since the page was
+        # read.
         now = await self._database.run(lambda connection: queries.unfinished_row(connection, row.job_id))
         if now is None or now.step != row.step:
             return False
@@ -191,7 +196,7 @@ class Reconciler:
         try:
             await self._publisher.publish(again, expected=0, deadline=asyncio.get_running_loop().time() + 5)
         except Superseded:
-            return False  # another store was faster
+            return False  # another store published it first
         except (BrokerUnavailable, Refused) as error:
             self._log.warning("job_not_restored_yet", job_id=row.job_id, reason=str(error))
             return None
@@ -200,13 +205,13 @@ class Reconciler:
 
 
 def restored(last: Due, row: Unfinished) -> Due:
-    """The message that brings a job back whose messages are gone. last: its newest one that is recorded."""
+    """The message that restores a job whose messages were lost. last: the newest recorded message of the job."""
     return msgspec.structs.replace(
         last,
         step=row.step + 1,
         at=max(messages.now(), row.updated_at),
         reason="restored",
-        # Being lost with the stream is no attempt; those that ended in an error stay counted.
+        # The loss of the stream is not an attempt. Attempts that failed stay counted.
         attempts=max(last.attempts, row.failed_attempts),
         progress=min(99, row.progress),
         started=last.started or row.started,

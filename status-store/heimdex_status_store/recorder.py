@@ -1,6 +1,7 @@
-"""Records events: a batch of messages, the highest rank of each job, one statement, acknowledgements after its commit.
+"""Records events in batches: one statement writes the highest rank of each job; acknowledgements follow its commit.
 
-Each message is acknowledged by itself: with two stores on one durable, an ack-all would acknowledge the other's.
+Each message is acknowledged separately: two stores can share one durable consumer, and an ack-all would also
+acknowledge the messages of the other store.
 """
 
 import asyncio
@@ -29,14 +30,16 @@ from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.projection import ahead, job_rows
 from heimdex_status_store.queries import WriteResult
 
-#: One statement's worth. Larger batches gain little and make one bad message cost more.
+#: Maximum messages in one statement. Larger batches gain little and increase the cost of one bad message.
 MAX_BATCH: Final = 500
-#: After so many at once, the next ones are left to gather for a moment: a job's hand-overs then raise its row once.
+#: After a batch of at least BUSY messages, the recorder waits for GATHER_SECONDS, so that several hand-overs of one job
+#: update its row only once.
 BUSY: Final = 16
 GATHER_SECONDS: Final = 0.01
-#: Messages held from each stream, waiting or being written.
+#: Maximum messages held from each stream, waiting or being written.
 CAPACITY: Final = 2000
-#: What an acknowledgement's subject looks like (with and without a domain and account): we publish to no other.
+#: The form of an acknowledgement's subject, with and without domain and account. A reply subject taken from a message
+#: must match it before anything is published to it.
 _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\s*>]+")
 
 #: An attempt event that arrives before its hand-over is redelivered after this delay; after many deliveries, after a
@@ -44,11 +47,11 @@ _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\
 EARLY_DELAY_SECONDS: Final = 0.1
 EARLY_DELAY_AFTER_MANY_SECONDS: Final = 1.0
 MANY_DELIVERIES: Final = 50
-#: How often it is let come again: its job may be a stranger's. A minute and more, as what a killed store held comes
-#: again after 30 s.
+#: Deliveries after which an early attempt event is acknowledged unrecorded: its job may not be one of ours. They take
+#: more than a minute, because the messages of a killed store are redelivered only after 30 s.
 MAX_DELIVERIES_SEEN: Final = 130
 
-#: What is about the events themselves, so that they can never be recorded.
+#: Errors caused by the events themselves, which can therefore never be recorded.
 UNRECORDABLE: Final = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -63,6 +66,8 @@ Decode = Callable[[str, bytes], AnyMessage | CallbackResult]
 
 
 class _Held:
+    """A decoded event, its delivery, and the consumer that it came from."""
+
     __slots__ = ("event", "msg", "puller")
 
     def __init__(self, event: AnyMessage | CallbackResult, msg: Delivery, puller: PullConsumer) -> None:
@@ -72,13 +77,13 @@ class _Held:
 
 
 class Recorder:
-    """Takes from the streams of events, writes to one database."""
+    """Pulls from the four event streams and writes to one database."""
 
     def __init__(
         self,
         holder: Holder,
         database: Database,
-        unusable: DeadLetters,
+        dead_letters: DeadLetters,
         counters: Counters,
         log: Logger,
         ack_wait_seconds: float = 30.0,
@@ -88,16 +93,16 @@ class Recorder:
         self._broker = holder.broker
         self._topology = holder.topology
         self._database = database
-        self._unusable = unusable
+        self._dead_letters = dead_letters
         self._counters = counters
         self._log = log
         self._waiting: list[_Held] = []
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
-        #: Why events are tried again; said once.
-        self._said = ""
-        self._owed = CallbackOutbox(holder.broker, log)
-        self._asides: set[asyncio.Task[None]] = set()
+        #: The last logged reason why an event could not be recorded; each reason is logged once.
+        self._logged_reason = ""
+        self._callbacks = CallbackOutbox(holder.broker, log)
+        self._background_tasks: set[asyncio.Task[None]] = set()
         self._pullers: list[PullConsumer] = [
             self._puller(subjects.JOBS, messages.decode_job),
             self._puller(subjects.ATTEMPTS, messages.decode_attempt),
@@ -106,17 +111,17 @@ class Recorder:
         ]
 
     async def start(self) -> None:
-        """Begin to pull."""
+        """Start pulling from all streams."""
         for puller in self._pullers:
             await puller.start()
 
     def reset(self) -> None:
-        """After a reconnection: ask anew."""
+        """Renew the pull requests after a reconnection."""
         for puller in self._pullers:
             puller.reset()
 
     async def run(self) -> None:
-        """Record what arrives, until stopped."""
+        """Record the events that arrive, until stopped."""
         busy = False
         while not self._stopping.is_set():
             await self._arrived.wait()
@@ -131,7 +136,10 @@ class Recorder:
                 await self._record(batch)
 
     async def stop(self, deadline: float) -> None:
-        """Pull no more, then write what has arrived, for as long as Postgres is there and the deadline allows."""
+        """Stop pulling, then write the events that have arrived, as long as Postgres is available.
+
+        `deadline` is in event-loop time.
+        """
         await asyncio.gather(*(puller.stop() for puller in self._pullers))
         loop = asyncio.get_running_loop()
         while any(puller.held for puller in self._pullers) and self._database.connected and loop.time() < deadline:  # noqa: ASYNC110
@@ -144,7 +152,7 @@ class Recorder:
             try:
                 event = decode(msg.subject, msg.data)
             except UnusableMessage as error:
-                self._set_aside(msg, puller, str(error))
+                self._store_dead_letter(msg, puller, str(error))
                 return
             msg.hold()
             self._waiting.append(_Held(event, msg, puller))
@@ -155,28 +163,28 @@ class Recorder:
         )
         return puller
 
-    def _set_aside(self, msg: Delivery, puller: PullConsumer, reason: str) -> None:
-        async def aside() -> None:
+    def _store_dead_letter(self, msg: Delivery, puller: PullConsumer, reason: str) -> None:
+        async def store() -> None:
             try:
-                await self._unusable.store(msg, reason)
+                await self._dead_letters.store(msg, reason)
             finally:
                 puller.release()
 
-        self._beside(aside())
+        self._spawn(store())
 
-    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._asides.add(task)
-        task.add_done_callback(self._asides.discard)
+        self._background_tasks.add(task)
+        task.add_done_callback(self._background_tasks.discard)
 
     async def _record(self, batch: list[_Held]) -> None:
-        """Write and acknowledge one batch, however long Postgres is away; its leases are kept meanwhile."""
+        """Write and acknowledge one batch. During an outage of Postgres this retries, and the leases are renewed."""
         delay = 0.1
         while not self._stopping.is_set():
-            began = time.monotonic_ns()
+            started = time.monotonic_ns()
             events = [held.event for held in batch]
             try:
-                recorded = await self._database.run(lambda connection: write(connection, events))  # noqa: B023
+                written = await self._database.run(lambda connection: write(connection, events))  # noqa: B023
             except OUTAGE:
                 await asyncio.sleep(delay)
                 delay = min(1.0, delay * 2)
@@ -184,17 +192,17 @@ class Recorder:
             except (asyncpg.PostgresError, *UNRECORDABLE) as error:
                 await self._narrow(batch, error)
                 return
-            self._said = ""
-            spent = (time.monotonic_ns() - began) // len(batch)
+            self._logged_reason = ""
+            spent = (time.monotonic_ns() - started) // len(batch)
             self._counters.count(spent, units=len(batch))
-            await self._acknowledge(batch, recorded)
+            await self._acknowledge(batch, written)
             return
 
     async def _narrow(self, batch: list[_Held], error: Exception) -> None:
-        """One message that cannot be recorded must not block the others: halve the batch until it stands alone.
+        """Halve a failed batch until the message that cannot be recorded is alone, so that it does not block others.
 
-        It is set aside where it is the cause itself. What else Postgres may say (a disk that cannot be read, a schema
-        that is another's) must cost no event, so it comes again then.
+        If the message itself is the cause, it becomes a dead letter. Other errors of Postgres (an unreadable disk, the
+        schema of another application) must not lose an event, so the message is redelivered.
         """
         if len(batch) > 1:
             middle = len(batch) // 2
@@ -204,51 +212,58 @@ class Recorder:
         held, reason = batch[0], f"{type(error).__name__}: {error}"
         self._counters.count(0, str(error))
         if isinstance(error, UNRECORDABLE):
-            self._set_aside(held.msg, held.puller, f"Postgres refused it: {reason}")
+            self._store_dead_letter(held.msg, held.puller, f"Postgres refused it: {reason}")
             return
-        if self._said != reason:
-            self._said = reason
-            self._log.error("not_recorded_yet", message="Postgres failed: the event is tried again", error=reason)
+        if self._logged_reason != reason:
+            self._logged_reason = reason
+            self._log.error("not_recorded_yet", message="Postgres failed: the event will be redelivered", error=reason)
         held.msg.nak(AGAIN_SECONDS)
         held.puller.release()
 
-    async def _acknowledge(self, batch: list[_Held], recorded: WriteResult) -> None:
+    async def _acknowledge(self, batch: list[_Held], written: WriteResult) -> None:
         await self._topology.until_known(self._stopping)
-        done: dict[PullConsumer, int] = {}
+        settled: dict[PullConsumer, int] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
-            again = self._comes_again(held, recorded)
+            redeliver = self._is_early(held, written)
             if isinstance(held.event, Canceled) and held.msg.is_current:
-                again = not await self._has_no_predecessor(held.event)
-            if needs_callback(held.event) and not again and (held.event.job_id, held.event.step) not in recorded.strays:
-                # In nobody's way: a stream that takes no callbacks must not hold up what has none.
-                self._beside(self._publish_callback(held, held.event))
+                redeliver = not await self._delete_predecessors(held.event)
+            if (
+                needs_callback(held.event)
+                and not redeliver
+                and (held.event.job_id, held.event.step) not in written.strays
+            ):
+                # In the background: a stream that accepts no callbacks must not delay jobs without a callback.
+                self._spawn(self._publish_callback(held, held.event))
                 continue
-            if not again:
+            if not redeliver:
                 held.msg.ack()
             elif held.msg.metadata.num_delivered > MANY_DELIVERIES:
                 held.msg.nak(EARLY_DELAY_AFTER_MANY_SECONDS)
             else:
                 held.msg.nak(EARLY_DELAY_SECONDS)
-            done[held.puller] = done.get(held.puller, 0) + 1
-        for puller, count in done.items():
+            settled[held.puller] = settled.get(held.puller, 0) + 1
+        for puller, count in settled.items():
             puller.release(count)
 
     @staticmethod
     def _acknowledge_predecessor(held: _Held) -> None:
-        """First, for a worker killed between its publish and its ack (messages.Follows)."""
+        """Acknowledge the predecessor of a message, before the message itself (see messages.Follows).
+
+        The worker that published the message may have been killed before it acknowledged the predecessor.
+        """
         event = held.event
         predecessor = None if isinstance(event, (Progress, AttemptFailed, CallbackMessage)) else event.follows
         if predecessor and _ACK_SUBJECT.fullmatch(predecessor.ack):
             held.msg.ack_predecessor(predecessor.ack)
 
     async def _publish_callback(self, held: _Held, end: End) -> None:
-        """Acknowledge the end of a job once its callback is due; otherwise it comes again, and with it the callback."""
+        """Publish the due callback, then acknowledge the terminal event. If that fails, the event is redelivered."""
         try:
             await self._topology.until_known(self._stopping)
-            # A callback for which no gateway's consumer is there would be dropped.
+            # Without the gateways' consumer, the stream would drop the callback.
             whole = self._topology.problem_of(subjects.CALLBACKS) is None
-            stored = whole and not self._stopping.is_set() and await self._owed.publish(end)
+            stored = whole and not self._stopping.is_set() and await self._callbacks.publish(end)
             if stored:
                 held.msg.ack()
             else:
@@ -257,11 +272,12 @@ class Recorder:
             held.msg.let_go()
             held.puller.release()
 
-    async def _has_no_predecessor(self, canceled: Canceled) -> bool:
-        """Take away what a cancel follows; False where that cannot be done now.
+    async def _delete_predecessors(self, canceled: Canceled) -> bool:
+        """Delete the messages that a cancel follows. Returns False if that is not possible now.
 
-        Its worker, which may not have heard of the cancel, has not acknowledged it. Once the cancel had left the
-        stream, it would be its job's last message again, and the broker would accept the worker's late hand-over.
+        The worker of the predecessor may not have received the cancel, and has not acknowledged the predecessor. After
+        the cancel has left the stream, the predecessor would be the job's last message again, and NATS would accept a
+        late hand-over of that worker.
         """
         if canceled.follows is None:
             return True
@@ -275,41 +291,44 @@ class Recorder:
         return True
 
     async def _fired_late(self, canceled: Canceled) -> int | None:
-        """The sequence of what the server made of a schedule that was canceled, but not removed before its time."""
+        """The sequence of the message that NATS published for a canceled schedule, or None.
+
+        This happens if the cancel did not remove the schedule before its time.
+        """
         last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(canceled.job_id))
         try:
-            found = None if last is None else messages.decode_job(last.subject, last.data)
+            message = None if last is None else messages.decode_job(last.subject, last.data)
         except UnusableMessage:
             return None
-        fired = isinstance(found, Due) and found.run == canceled.run and found.step < canceled.step
+        fired = isinstance(message, Due) and message.run == canceled.run and message.step < canceled.step
         return last.sequence if last is not None and fired else None
 
     @staticmethod
-    def _comes_again(held: _Held, recorded: WriteResult) -> bool:
-        """Whether this tells of an attempt whose hand-over is not recorded yet, and may still be."""
+    def _is_early(held: _Held, written: WriteResult) -> bool:
+        """Whether this is an event of an attempt whose hand-over is not recorded yet, but may still arrive."""
         event = held.event
-        if not (recorded.early or recorded.ahead) or not isinstance(event, (Progress, AttemptFailed)):
+        if not (written.early or written.ahead) or not isinstance(event, (Progress, AttemptFailed)):
             return False
-        if event.job_id not in recorded.early and (event.job_id, event.step) not in recorded.ahead:
+        if event.job_id not in written.early and (event.job_id, event.step) not in written.ahead:
             return False
         return held.msg.metadata.num_delivered < MAX_DELIVERIES_SEEN
 
 
 async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackResult]) -> WriteResult:
-    """One batch, none of it acknowledged by this. What was called back belongs to the history alone.
+    """Write one batch; acknowledging it is left to the caller. Results of callbacks are added only to the history.
 
-    Raises asyncpg's errors, and one of UNRECORDABLE for what Postgres can never hold.
+    Raises asyncpg's errors, and one of UNRECORDABLE for events that Postgres can never hold.
     """
-    of_jobs = [event for event in events if not isinstance(event, CallbackMessage)]
-    if len(of_jobs) < len(events):
-        told = [callback_row(event) for event in events if isinstance(event, CallbackMessage)]
-        await queries.record_callbacks(connection, told)
-        if not of_jobs:
+    job_events = [event for event in events if not isinstance(event, CallbackMessage)]
+    if len(job_events) < len(events):
+        callback_rows = [callback_row(event) for event in events if isinstance(event, CallbackMessage)]
+        await queries.record_callbacks(connection, callback_rows)
+        if not job_events:
             return WriteResult(0, frozenset())
-    told_ahead = ahead(of_jobs)
-    in_time = [event for event in of_jobs if (event.job_id, event.step) not in told_ahead] if told_ahead else of_jobs
-    recorded = await queries.record(connection, job_rows(in_time), event_rows(of_jobs))
-    # Who asked to be called back is told how the job ended, and not what it did not end by.
-    owed = [event for event in of_jobs if needs_callback(event)]
-    strays = await queries.strays(connection, owed) if owed else recorded.strays
-    return msgspec.structs.replace(recorded, ahead=told_ahead, strays=strays)
+    early = ahead(job_events)
+    in_time = [event for event in job_events if (event.job_id, event.step) not in early] if early else job_events
+    written = await queries.record(connection, job_rows(in_time), event_rows(job_events))
+    # A callback reports the recorded terminal state of a run, not a later terminal event of the same run.
+    ends = [event for event in job_events if needs_callback(event)]
+    strays = await queries.strays(connection, ends) if ends else written.strays
+    return msgspec.structs.replace(written, ahead=early, strays=strays)

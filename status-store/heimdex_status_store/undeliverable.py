@@ -1,11 +1,13 @@
-"""Messages that NATS will not deliver any more, since somebody limited how often it does (`max_deliver`).
+"""Recovers messages that NATS no longer delivers, because an operator limited the number of deliveries (`max_deliver`).
 
-Our own consumers have no such limit: JetStream falls silent at it, and keeps the message. Where an operator sets one,
-it is taken away again within seconds; what ran into it meanwhile is never delivered by that consumer again. NATS says
-which message that is (an advisory), and a job that rests although workers wait for work is looked at, too.
+Our own consumers have no such limit, because at the limit JetStream keeps the message without delivering it. If an
+operator sets one, the topology check removes it within seconds. A message that has reached the limit by then is never
+delivered by that consumer again. NATS publishes an advisory about each such message. A job that makes no progress
+although workers wait for work is examined as well.
 
-What only has to be recorded is recorded here. What a stage has to do is put at the end of its queue, as the successor
-of the message that is stuck, which is then removed: the broker accepts one successor, however many stores try.
+A message that only has to be recorded is recorded here. A message with work for a stage is published again at the end
+of its queue, as the successor of the stuck message, which is then removed. NATS accepts only one successor, however
+many stores try.
 """
 
 import asyncio
@@ -27,16 +29,16 @@ from heimdex_status_store.callback_outbox import CallbackOutbox, needs_callback
 from heimdex_status_store.queries import Unfinished
 
 _ADVISED: Final = f"{ADVISORIES}.CONSUMER.MAX_DELIVERIES.*.*"
-#: A job that rests for so many leases, while its stage's workers wait for work, is not held by any of them.
+#: A job without progress for this many leases, while workers of its stage wait for work, is held by none of them.
 LEASES: Final = 3
-#: Suspects that are remembered.
-MOST: Final = 10_000
-#: How long a consumer's state is believed; one look at many rows asks once.
+#: Maximum number of remembered suspects.
+MAX_SUSPECTS: Final = 10_000
+#: How long the state of a consumer is cached, so that a page of rows needs one request.
 _STATE_SECONDS: Final = 1.0
 
 
 class Advice(msgspec.Struct, frozen=True):
-    """What NATS says of a message that it gives up (io.nats.jetstream.advisory.v1.max_deliver)."""
+    """NATS's advisory about a message that it no longer delivers (io.nats.jetstream.advisory.v1.max_deliver)."""
 
     stream: str
     consumer: str
@@ -44,6 +46,8 @@ class Advice(msgspec.Struct, frozen=True):
 
 
 class _Suspect(msgspec.Struct, frozen=True):
+    """A job that makes no progress: the sequences of its newest message and tick, and when they were first seen."""
+
     sequence: int
     tick: int
     since: float
@@ -53,20 +57,20 @@ _advice: Final = msgspec.json.Decoder(Advice)
 
 
 class Undeliverable:
-    """Of one status store. record: writes messages of jobs to Postgres."""
+    """Recovers undeliverable messages for one status store. record: writes messages of jobs to Postgres."""
 
     def __init__(
         self,
         broker: Broker,
         publisher: Publisher,
         record: Callable[[list[AnyJobMessage]], Awaitable[int]],
-        owed: CallbackOutbox,
+        callbacks: CallbackOutbox,
         log: Logger,
     ) -> None:
         self._broker = broker
         self._publisher = publisher
         self._record = record
-        self._owed = owed
+        self._callbacks = callbacks
         self._log = log
         self._advised: set[Advice] = set()
         self._suspects: dict[str, _Suspect] = {}
@@ -74,7 +78,7 @@ class Undeliverable:
         self._wake = asyncio.Event()
 
     async def start(self, wake: asyncio.Event) -> None:
-        """Hear what NATS gives up from now on; `wake` is set when there is something to settle."""
+        """Subscribe to the advisories. `wake` is set when there is a message to settle."""
         self._wake = wake
         await self._broker.nc.direct_subscribe(_ADVISED, self._on_advisory)
 
@@ -88,16 +92,19 @@ class Undeliverable:
             self._wake.set()
 
     async def settle(self) -> None:
-        """Settle all that NATS has given up. Raises OUTAGE, BrokerUnavailable or JetStreamError; then call again."""
+        """Settle all messages that NATS no longer delivers.
+
+        Raises OUTAGE, BrokerUnavailable or JetStreamError; the rest is settled by the next call.
+        """
         for advice in list(self._advised):
             await self._settle(advice)
             self._advised.discard(advice)
 
     async def suspect(self, row: Unfinished, last: Stored) -> None:
-        """Look at a job that rests: settle its newest message where nobody has it and nobody will get it.
+        """Examine a job without progress: settle its newest message if nobody holds it and it will not be delivered.
 
-        Needs to be called at least twice, some leases apart, with nothing having come of the job in between: a worker
-        reports several times a second. Raises as `settle`.
+        This takes at least two calls, some leases apart, without a new message or tick of the job in between: a worker
+        reports its progress several times a second. Raises the same errors as `settle`.
         """
         try:
             message = messages.decode_job(last.subject, last.data)
@@ -115,10 +122,10 @@ class Undeliverable:
             return
         tick = await self._broker.last_message(subjects.PROGRESS, subjects.progress_subject("*", row.job_id))
         now, before = time.monotonic(), self._suspects.get(row.job_id)
-        seen = (last.sequence, tick.sequence if tick else 0)
-        if before is None or (before.sequence, before.tick) != seen:
-            if len(self._suspects) < MOST:
-                self._suspects[row.job_id] = _Suspect(*seen, now)
+        sequences = (last.sequence, tick.sequence if tick else 0)
+        if before is None or (before.sequence, before.tick) != sequences:
+            if len(self._suspects) < MAX_SUSPECTS:
+                self._suspects[row.job_id] = _Suspect(*sequences, now)
             return
         if now - before.since > LEASES * state["config"]["ack_wait"] / NANOSECOND:
             del self._suspects[row.job_id]
@@ -135,7 +142,7 @@ class Undeliverable:
     async def _settle(self, advice: Advice) -> None:
         stuck = await self._broker.next_message(advice.stream, ">", advice.stream_seq)
         if stuck is None or stuck.sequence != advice.stream_seq:
-            return  # it was settled otherwise
+            return  # it has been settled in another way
         if advice.stream != subjects.JOBS:
             if not await self._put_at_the_end(advice.stream, stuck, {}):
                 return
@@ -144,7 +151,7 @@ class Undeliverable:
         await self._broker.delete(advice.stream, stuck.sequence)
         self._log.warning(
             "delivery_given_up",
-            message="NATS will not deliver a message any more: it was recorded, or put at the end of its queue",
+            message="NATS no longer delivers a message: it was recorded, or moved to the end of its queue",
             stream=advice.stream,
             consumer=advice.consumer,
             subject=stuck.subject,
@@ -152,15 +159,15 @@ class Undeliverable:
         )
 
     async def _settle_job(self, advice: Advice, stuck: Stored) -> bool:
-        """Whether the message may be removed."""
+        """Record the message, or publish its work again. Returns whether the stuck message may be removed."""
         try:
             message = messages.decode_job(stuck.subject, stuck.data)
         except UnusableMessage:
-            return False  # for a person to look at
+            return False  # left for a person to examine
         if advice.consumer == subjects.STATUS_STORE:
             await self._record([message])
-            if needs_callback(message) and not await self._owed.publish(message):
-                raise BrokerUnavailable("a callback could not be stored")
+            if needs_callback(message) and not await self._callbacks.publish(message):
+                raise BrokerUnavailable("a due callback could not be stored")
         last = await self._publisher.last(message.job_id)
         if last is None or last.sequence != stuck.sequence or not isinstance(message, Due):
             return True
@@ -171,7 +178,7 @@ class Undeliverable:
         return await self._put_at_the_end(advice.stream, stuck, expected)
 
     async def _put_at_the_end(self, stream: str, stuck: Stored, expected: dict[str, str]) -> bool:
-        """Whether a copy is there, or was not needed."""
+        """Publish a copy at the end of the queue. Returns whether it is stored, now or by another store."""
         headers = {name: value for name, value in stuck.headers.items() if not name.startswith("Nats-Expected-")}
         headers |= expected | {"Nats-Msg-Id": f"again.{stream}.{stuck.sequence}"}
         ack = await self._broker.publish(stuck.subject, stuck.data, headers)

@@ -88,8 +88,13 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-def make_topology(broker: Broker, journal: Journal, stages: tuple[str, ...] = STAGES) -> Topology:
-    return Topology(broker, streams.for_stages(stages, ACK_WAIT_SECONDS), 1, cast("Any", journal))
+def make_topology(
+    broker: Broker,
+    journal: Journal,
+    stages: tuple[str, ...] = STAGES,
+    own: tuple[str, ...] = (subjects.STATUS_STORE,),
+) -> Topology:
+    return Topology(broker, streams.for_stages(stages, ACK_WAIT_SECONDS), 1, cast("Any", journal), own=own)
 
 
 async def stream(broker: Broker, name: str = subjects.JOBS) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Follower:
         self._newest = newest
         self._pause = pause
         self._task: asyncio.Task[None] | None = None
-        known = pipelines.load(with_pipelines("duties", "scripted", "counted")["HEIMDEX_PIPELINES"].split(","))
+        known = pipelines.load(with_pipelines("behaviours", "scripted", "counted")["HEIMDEX_PIPELINES"].split(","))
         self._stages = {name: index for one in known.by_type.values() for index, name in enumerate(one.stage_names)}
 
     async def __aenter__(self) -> Self:

@@ -1,7 +1,8 @@
-"""What this gateway accepted in the last seconds, for a stream that loses it before the status store has recorded it.
+"""Jobs that this gateway accepted in the last seconds, kept in case the stream loses them before they are recorded.
 
-An operator who removes a consumer or a stream, or sets a limit on one, destroys messages at once, also those of jobs
-that were answered with 202 a moment before. Those that are in no place any more are published again from here.
+An operator who removes a consumer or a stream, or sets a limit on one, destroys messages at once. Among them can be
+jobs that were accepted with 202 a moment before and that the status store has not recorded yet. This module publishes
+again those that are neither in the stream nor in Postgres.
 """
 
 import asyncio
@@ -18,16 +19,16 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
 
-#: Longer than a removal can go unnoticed: NATS says so at once, and every service looks every 10 s.
+#: Longer than a removal can go unnoticed: NATS reports it at once, and every service checks every 10 s.
 KEPT_SECONDS: Final = 15.0
-#: More jobs than one gateway accepts in that time; of more, the newest are kept.
+#: More jobs than one gateway accepts in that time. If there are more, the newest are kept.
 MOST: Final = 20_000
-#: How long Postgres, which may have recorded them, is waited for.
+#: How long to wait for Postgres, which may have recorded the jobs.
 RESTORED_WITHIN_SECONDS: Final = 120.0
 
 
 class RecentlyAccepted:
-    """Of one gateway."""
+    """The jobs that one gateway accepted in the last KEPT_SECONDS, at most MOST of them."""
 
     def __init__(self, publisher: Publisher, database: Database, log: Logger) -> None:
         self._publisher = publisher
@@ -36,14 +37,14 @@ class RecentlyAccepted:
         self._jobs: deque[tuple[float, Due]] = deque(maxlen=MOST)
 
     def add(self, jobs: Iterable[Due]) -> None:
-        """NATS has stored them."""
+        """Remember jobs that NATS has just stored."""
         now = asyncio.get_running_loop().time()
         while self._jobs and self._jobs[0][0] < now - KEPT_SECONDS:
             self._jobs.popleft()
         self._jobs.extend((now, job) for job in jobs)
 
     async def restore(self) -> None:
-        """Publish again those that neither the stream nor Postgres has."""
+        """Publish the jobs again that are neither in the stream nor in Postgres. Called after a removal."""
         now = asyncio.get_running_loop().time()
         jobs = [job for at, job in self._jobs if at >= now - KEPT_SECONDS]
         restored = 0
@@ -53,7 +54,7 @@ class RecentlyAccepted:
             except (DatabaseUnavailable, BrokerUnavailable, JetStreamError, Refused) as error:
                 self._log.error(
                     "accepted_jobs_unchecked",
-                    message="whether a removal destroyed jobs that were accepted just before cannot be known now",
+                    message="it cannot be determined now whether a removal destroyed jobs accepted just before",
                     count=len(jobs) - number,
                     reason=str(error),
                 )
@@ -61,19 +62,22 @@ class RecentlyAccepted:
         if restored:
             self._log.warning(
                 "accepted_jobs_restored",
-                message="published jobs again that were accepted just before a removal destroyed them",
+                message="published jobs again that a removal had destroyed just after they were accepted",
                 count=restored,
             )
 
     async def _restore_if_gone(self, job: Due, deadline: float) -> bool:
-        """Raises DatabaseUnavailable, BrokerUnavailable, JetStreamError or Refused after the deadline."""
+        """Publish the job again if neither the stream nor Postgres has it. Returns whether it was published.
+
+        Retries until the deadline, then raises DatabaseUnavailable, BrokerUnavailable, JetStreamError or Refused.
+        """
         loop = asyncio.get_running_loop()
         while True:
             try:
                 if await self._publisher.last(job.job_id) is not None:
                     return False
                 if await self._database.job(job.job_id, job.tenant) is not None:
-                    return False  # the status store has recorded it, and restores what is not ended
+                    return False  # the status store has recorded it, and restores it if it is unfinished
                 await self._publisher.publish(msgspec.structs.replace(job, reason="restored"), expected=0)
             except Superseded:
                 return False

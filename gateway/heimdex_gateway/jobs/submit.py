@@ -12,7 +12,11 @@ import uuid_utils
 from heimdex_contracts import messages, tracing
 from heimdex_contracts.errors import Superseded
 from heimdex_contracts.messages import Due
-from heimdex_gateway.dependencies import Gateway
+from heimdex_contracts.pipelines import Pipelines
+from heimdex_contracts.runtime.jetstream.publisher import Publisher
+from heimdex_gateway.installation import InstallationCheck
+from heimdex_gateway.jobs.admission import Admission
+from heimdex_gateway.jobs.recently_accepted import RecentlyAccepted
 
 #: Of the 5 s that an answer may take at most.
 TIMEOUT_SECONDS: Final = 4.0
@@ -27,44 +31,59 @@ class JobRequest(msgspec.Struct, frozen=True):
     callback_url: str | None = None
 
 
-def new_job(gateway: Gateway, tenant: str, request: JobRequest, traceparent: str | None) -> Due:
-    """The first message of the tenant's job, with an id of its own: a UUID of version 7, ordered by time."""
-    at = messages.now()
-    return Due(
-        job_id=str(uuid_utils.uuid7()),
-        type=request.type,
-        tenant=tenant,
-        step=0,
-        created_at=at,
-        at=at,
-        fail_at_stage=request.fail_at_stage,
-        not_before=request.not_before,
-        stage=gateway.pipelines.by_type[request.type].first_stage,
-        reason="submitted",
-        trace=tracing.start(traceparent),
-        callback_url=request.callback_url,
-    )
+class Submit:
+    """The use case, for one job and for a batch."""
 
+    def __init__(
+        self,
+        publisher: Publisher,
+        pipelines: Pipelines,
+        admission: Admission,
+        accepted: RecentlyAccepted,
+        installation: InstallationCheck,
+    ) -> None:
+        self._publisher = publisher
+        self._pipelines = pipelines
+        self._admission = admission
+        self._accepted = accepted
+        self._installation = installation
 
-async def submit(gateway: Gateway, job: Due) -> None:
-    """Publish the job to its first stage, or for later.
+    def new_job(self, tenant: str, request: JobRequest, traceparent: str | None) -> Due:
+        """The first message of the tenant's job, with an id of its own: a UUID of version 7, ordered by time."""
+        at = messages.now()
+        return Due(
+            job_id=str(uuid_utils.uuid7()),
+            type=request.type,
+            tenant=tenant,
+            step=0,
+            created_at=at,
+            at=at,
+            fail_at_stage=request.fail_at_stage,
+            not_before=request.not_before,
+            stage=self._pipelines.by_type[request.type].first_stage,
+            reason="submitted",
+            trace=tracing.start(traceparent),
+            callback_url=request.callback_url,
+        )
 
-    Raises BrokerUnavailable when NATS did not store it in time (whether it did later is then not known), QueueFull or
-    Refused when there is no room for it, Refused when the streams are another installation's.
-    """
-    await gateway.installation.check()
-    async with gateway.admission.reserve():
-        deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
-        # Nobody else knows its id. So where a repeat finds a message of this job, an earlier try was stored and the
-        # job has gone on since: NATS was away when it should have answered.
-        with contextlib.suppress(Superseded):
-            await gateway.publisher.publish(job, expected=0, deadline=deadline)
-        gateway.accepted.add((job,))
+    async def check_streams(self) -> None:
+        """Raises Refused when the streams are another installation's."""
+        await self._installation.check()
 
+    async def submit(self, jobs: Sequence[Due]) -> None:
+        """Publish these jobs to their first stages, or for later: all or none of them.
 
-async def submit_all(gateway: Gateway, jobs: Sequence[Due]) -> None:
-    """All or none of them. Raises as `submit`."""
-    await gateway.installation.check()
-    async with gateway.admission.reserve(len(jobs)):
-        await gateway.publisher.publish_new(jobs, asyncio.get_running_loop().time() + TIMEOUT_SECONDS)
-        gateway.accepted.add(jobs)
+        Raises BrokerUnavailable when NATS did not store them in time (whether it did later is then not known),
+        QueueFull or Refused when there is no room for them, Refused when the streams are another installation's.
+        """
+        await self.check_streams()
+        async with self._admission.reserve(len(jobs)):
+            deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+            if len(jobs) > 1:
+                await self._publisher.publish_new(jobs, deadline)
+            else:
+                # Nobody else knows its id. So where a repeat finds a message of this job, an earlier publish was stored
+                # and the job has gone on since: NATS was down when it should have answered.
+                with contextlib.suppress(Superseded):
+                    await self._publisher.publish(jobs[0], expected=0, deadline=deadline)
+            self._accepted.add(jobs)

@@ -1,4 +1,4 @@
-"""Hears a job's events as they are stored: for a caller that waits for its end, and for the live stream."""
+"""Live subscriptions to the stored events of a job, for `wait` requests and for the event stream."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,11 @@ from heimdex_contracts.runtime.jetstream.connection import Broker
 
 
 class Interrupted(Exception):
-    """The watch can go on no longer without the risk of a gap: the caller comes again, and resumes."""
+    """The subscription may have missed events. The client must reconnect and resume."""
 
 
 class Subscription:
-    """The events of one job from the moment of `Subscriptions.open` on."""
+    """The events of one job, from the call of `Subscriptions.open` on."""
 
     def __init__(self) -> None:
         self._events: deque[AnyMessage | None] = deque()
@@ -27,7 +27,7 @@ class Subscription:
         self._stopped = False
 
     async def next(self, timeout: float) -> AnyMessage | None:
-        """The next event, or None when none came within `timeout` seconds. Raises Interrupted."""
+        """The next event, or None if none arrived within `timeout` seconds. Raises Interrupted."""
         if not self._events:
             self._more.clear()
             try:
@@ -41,27 +41,27 @@ class Subscription:
         return event
 
     def stop_reading(self) -> None:
-        """What comes from now on comes after a gap: it is not told. The interruption follows."""
+        """Ignore all further events, because events before them may be missing. `interrupt` follows."""
         self._stopped = True
 
     def interrupt(self) -> None:
-        """After what has come already, `next` raises."""
+        """Make `next` raise Interrupted after the events that have already arrived."""
         self._events.append(None)
         self._more.set()
 
     async def on_stored(self, msg: Msg) -> None:
-        """A hand-over or a failed attempt, told by the stream that stored it."""
+        """Add a hand-over or a failed attempt, as republished by the stream that stored it."""
         subject = subjects.subject_of_stored(msg.subject)
         decode = messages.decode_job if subject.startswith("heimdex.jobs.") else messages.decode_attempt
         with contextlib.suppress(UnusableMessage):
             self._add(decode(subject, msg.data))
 
     async def on_progress(self, msg: Msg) -> None:
-        """A tick, as its worker published it."""
+        """Add a progress tick, as its worker published it."""
         with contextlib.suppress(UnusableMessage):
             tick = messages.decode_progress(msg.subject, msg.data)
             if self._events and isinstance(self._events[-1], Progress):
-                self._events.pop()  # nobody has read it yet: a caller who reads slowly holds one tick, not thousands
+                self._events.pop()  # not read yet: for a slow reader only the newest tick is kept, not thousands
             self._add(tick)
 
     def _add(self, event: AnyMessage) -> None:
@@ -71,53 +71,54 @@ class Subscription:
 
 
 class Subscriptions:
-    """All watches of one gateway."""
+    """All subscriptions of one gateway."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._open: set[Subscription] = set()
-        # What was stored while we were away, nobody told us; and the subscriptions hear again before all that is done
-        # at a reconnection is. So nothing is heard from the break on, and the callers are sent away, to come again,
-        # only when they will be answered: to a browser's EventSource, one error is the end.
+        # Events stored during a disconnection are missed, and after it the subscriptions receive events before the
+        # other reconnect callbacks have run. So events are ignored from the disconnection on. The clients are
+        # interrupted only after the reconnection, when their new requests will succeed: a browser's EventSource gives
+        # up after one error.
         broker.on_disconnect.append(self._on_disconnect)
         broker.on_reconnect.append(self._on_reconnect)
 
     def _on_disconnect(self) -> None:
-        for watch in self._open:
-            watch.stop_reading()
+        for subscription in self._open:
+            subscription.stop_reading()
 
     async def _on_reconnect(self) -> None:
         self.interrupt()
 
     def interrupt(self) -> None:
-        """End them all: the gateway stops, or was away from NATS."""
-        for watch in self._open:
-            watch.interrupt()
+        """Interrupt all subscriptions: the gateway stops, or was disconnected from NATS."""
+        for subscription in self._open:
+            subscription.interrupt()
 
     @contextlib.asynccontextmanager
     async def open(self, job_id: str, *, ticks: bool) -> AsyncIterator[Subscription]:
-        """Watch one job; once this has begun, nothing that is stored is missed.
+        """Subscribe to the events of one job. After this has been entered, no event that is stored is missed.
 
-        A job has subscriptions of its own, so that a gateway pays for the jobs that somebody watches, not for all.
-        Raises BrokerUnavailable.
+        Each job has NATS subscriptions of its own, so that a gateway pays only for the jobs that somebody watches.
+        `ticks`: whether progress ticks are included. Raises BrokerUnavailable.
         """
-        watch = Subscription()
-        subscriptions = []
+        subscription = Subscription()
+        nats_subscriptions = []
         nc = self._broker.nc
         try:
             if not self._broker.connected:
                 raise BrokerUnavailable("not connected to NATS")
-            self._open.add(watch)
-            subscriptions.append(await nc.subscribe(subjects.stored_filter(job_id), cb=watch.on_stored))
+            self._open.add(subscription)
+            nats_subscriptions.append(await nc.subscribe(subjects.stored_filter(job_id), cb=subscription.on_stored))
             if ticks:
                 progress = subjects.progress_subject("*", job_id)
-                subscriptions.append(await nc.subscribe(progress, cb=watch.on_progress))
+                nats_subscriptions.append(await nc.subscribe(progress, cb=subscription.on_progress))
             await nc.flush(2)
-            yield watch
+            yield subscription
         except (nats.errors.Error, TimeoutError) as error:
-            raise BrokerUnavailable(f"NATS did not take a subscription: {error}") from error
+            raise BrokerUnavailable(f"NATS did not accept a subscription: {error}") from error
         finally:
-            self._open.discard(watch)
-            for subscription in subscriptions:
+            self._open.discard(subscription)
+            for nats_subscription in nats_subscriptions:
                 with contextlib.suppress(nats.errors.Error):
-                    await subscription.unsubscribe()
+                    await nats_subscription.unsubscribe()

@@ -5,33 +5,36 @@ from typing import Final
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
-from heimdex_gateway.dependencies import Gateway
-from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable
-from heimdex_gateway.jobs.subscriptions import Interrupted
+from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable, StatusReader
+from heimdex_gateway.jobs.subscriptions import Interrupted, Subscriptions
 
 #: How long the end that was heard may take to be shown by a plain GET too.
 RECORDED_WITHIN_SECONDS: Final = 2.0
 
 
-async def until_ended(gateway: Gateway, tenant: str, job_id: str, timeout: float) -> Snapshot | None:
+async def until_ended(
+    status: StatusReader, subscriptions: Subscriptions, tenant: str, job_id: str, timeout: float
+) -> Snapshot | None:
     """The job once it has ended, or after `timeout` seconds as it is then; None where there is none.
 
     Raises as StatusReader.job.
     """
     deadline = asyncio.get_running_loop().time() + timeout
     try:
-        return await _watch(gateway, tenant, job_id, deadline)
+        return await _watch(status, subscriptions, tenant, job_id, deadline)
     except BrokerUnavailable:
-        job = await gateway.status.job(job_id, tenant)
+        job = await status.job(job_id, tenant)
         if job is None or job.ended:
             return job
         raise StateUnavailable(NATS_DOWN) from None
 
 
-async def _watch(gateway: Gateway, tenant: str, job_id: str, deadline: float) -> Snapshot | None:
+async def _watch(
+    status: StatusReader, subscriptions: Subscriptions, tenant: str, job_id: str, deadline: float
+) -> Snapshot | None:
     loop = asyncio.get_running_loop()
-    async with gateway.subscriptions.open(job_id, ticks=False) as watch:
-        job = await gateway.status.job(job_id, tenant)
+    async with subscriptions.open(job_id, ticks=False) as watch:
+        job = await status.job(job_id, tenant)
         if job is None or job.ended:
             return job
         try:
@@ -41,10 +44,10 @@ async def _watch(gateway: Gateway, tenant: str, job_id: str, deadline: float) ->
                     break
         except Interrupted:
             # The gateway stops, or was away: tell how it is now; the caller comes again.
-            return await gateway.status.job(job_id, tenant)
+            return await status.job(job_id, tenant)
     recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
-    job = await gateway.status.job(job_id, tenant)
+    job = await status.job(job_id, tenant)
     while loop.time() < min(recorded_by, deadline) and job is not None and not job.ended:
         await asyncio.sleep(0.01)
-        job = await gateway.status.job(job_id, tenant)
+        job = await status.job(job_id, tenant)
     return job

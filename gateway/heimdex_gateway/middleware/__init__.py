@@ -1,1 +1,1 @@
-"""What stands in front of every route: API keys, the rate limit, CORS, and the counts that `nats micro` shows."""
+"""Middleware in front of every route: API keys, the rate limit, CORS, and the request counts for `nats micro`."""

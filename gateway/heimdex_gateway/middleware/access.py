@@ -1,6 +1,6 @@
-"""Who may come in from where and how often: made of the settings, opened in front of the routes by `create_app`.
+"""Access control from the settings: API keys, rate limit and CORS. `create_app` installs it in front of the routes.
 
-Where a setting is empty, nothing of its door is installed, and no request pays for it.
+Where a setting is empty, its middleware is not installed and costs no request anything.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from heimdex_gateway.middleware import api_keys, cors, rate_limit
 
 @dataclass(frozen=True)
 class AccessControl:
-    """Of one gateway."""
+    """The access rules of one gateway. limit, cors: None if the setting is empty."""
 
     keys: api_keys.Keys
     limit: rate_limit.Limit | None
@@ -23,22 +23,22 @@ class AccessControl:
 
     @classmethod
     def of(cls, settings: Settings) -> "AccessControl":
-        """As the settings say."""
+        """Build the rules that the settings describe."""
         limit = rate_limit.Limit(settings.rate_limit) if settings.rate_limit else None
         return cls(api_keys.Keys(settings.api_keys), limit, cors.config(settings.cors_origins))
 
     @property
     def middleware(self) -> list[Any]:
-        """In the order in which a request passes them."""
-        found: list[Any] = [api_keys.Authenticating(self.keys)] if self.keys else []
+        """The middleware to install, in the order in which a request passes through it."""
+        installed: list[Any] = [api_keys.Authenticating(self.keys)] if self.keys else []
         if self.limit is not None:
-            found.append(rate_limit.Limiting(self.limit))
-        return found
+            installed.append(rate_limit.Limiting(self.limit))
+        return installed
 
     def tenant_of(self, request: Any) -> str:
-        """Whose jobs this request may see.
+        """The tenant whose jobs this request may access.
 
-        On a gateway without keys those of the default tenant: one that lost its keys by mistake shows nobody else's.
+        Without keys it is the default tenant. So a gateway that lost its keys by mistake shows no other tenant's jobs.
         """
-        # A route that somebody put beside the doors knows no user: this raises, so it shows nothing.
+        # A route that bypasses the middleware has no user: this raises, and no job is shown.
         return request.user if self.keys else messages.DEFAULT_TENANT

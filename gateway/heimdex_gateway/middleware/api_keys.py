@@ -1,7 +1,7 @@
-"""Who asks: a key belongs to a tenant, and a tenant sees its own jobs only.
+"""Authentication with API keys. A key belongs to a tenant, and a tenant can access only its own jobs.
 
-Of a key only the SHA-256 is known here. Keys are long and random, so that nobody can guess one from its digest, and
-the time that a look into a table of digests takes tells nothing of a key.
+The gateway knows only the SHA-256 digest of a key. Keys are long and random, so a key cannot be guessed from its
+digest, and the time of a look-up in a table of digests reveals nothing about a key.
 """
 
 import hashlib
@@ -15,42 +15,46 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from heimdex_gateway.errors import Problem
 
-#: Put on a handler that everybody may ask: it says nothing of any job.
+#: Marks a handler that can be called without a key, because it reveals nothing about any job.
 OPEN: Final = "open_to_all"
-#: The document and its page are the framework's handlers, which cannot be marked.
+#: The path of the OpenAPI document and its page. Their handlers belong to the framework and cannot be marked.
 _SCHEMA: Final = "/schema"
 _CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
 _SCHEME: Final = b"bearer "
 
 
 class Keys:
-    """The keys of this gateway, from the entries of HEIMDEX_API_KEYS."""
+    """The API keys that this gateway accepts, from the entries of HEIMDEX_API_KEYS."""
 
     def __init__(self, entries: Sequence[str]) -> None:
         self._tenants: dict[str, str] = {}
         for entry in entries:
             tenant, _, digest = entry.partition(":")
-            # Interned, it is the very default of the messages where it equals that, and is left out of them.
+            # Interned: the default tenant is then the identical object to the default of the message field, and the
+            # encoder omits it.
             self._tenants[digest.lower()] = sys.intern(tenant)
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
     def owner(self, authorization: bytes) -> tuple[str, str]:
-        """Tenant and digest of the key in this Authorization header (empty: there is none). Raises Problem 401."""
+        """The tenant and the digest of the key in this Authorization header. Empty: the header is missing.
+
+        Raises Problem 401 if the header is missing or malformed, or the key is unknown.
+        """
         if not authorization:
-            raise Problem(401, "This gateway wants a key: send it as 'Authorization: Bearer <key>'.", _CHALLENGE)
+            raise Problem(401, "Missing API key: send 'Authorization: Bearer <key>'.", _CHALLENGE)
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise Problem(401, "The Authorization header must be 'Bearer <key>'.", _CHALLENGE)
         digest = hashlib.sha256(authorization[len(_SCHEME) :].strip()).hexdigest()
         tenant = self._tenants.get(digest)
         if tenant is None:
-            raise Problem(401, "The key is not known here: ask the operator for one that is.", _CHALLENGE)
+            raise Problem(401, "The API key is not known: ask the operator for a valid one.", _CHALLENGE)
         return tenant, digest
 
 
 def is_open(scope: Scope) -> bool:
-    """Whether everybody may ask this. Whatever is not said to be open is not."""
+    """Whether this request needs no API key. A handler that is not marked OPEN needs one."""
     return bool(
         scope["route_handler"].opt.get(OPEN)
         or scope["path"] == _SCHEMA
@@ -60,7 +64,7 @@ def is_open(scope: Scope) -> bool:
 
 
 class Authenticating(ASGIMiddleware):
-    """Lets nobody through without a key; `request.user` is then the tenant, `request.auth` the digest of the key."""
+    """Rejects requests without a valid key. Sets `request.user` to the tenant, `request.auth` to the key's digest."""
 
     scopes = (ScopeType.HTTP,)
     should_bypass_for_scope = staticmethod(is_open)
@@ -69,7 +73,7 @@ class Authenticating(ASGIMiddleware):
         self._keys = keys
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Raises Problem 401."""
-        sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scope["user"], scope["auth"] = self._keys.owner(sent)
+        """Authenticate one request. Raises Problem 401."""
+        authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scope["user"], scope["auth"] = self._keys.owner(authorization)
         await next_app(scope, receive, send)

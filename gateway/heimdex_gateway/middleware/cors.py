@@ -1,4 +1,4 @@
-"""Whose pages in a browser may use this API: the framework's CORS, with our origins, and refusals that say why."""
+"""CORS: the framework's own, with the configured origins, and with JSON errors that explain a refused preflight."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -10,14 +10,14 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from heimdex_gateway.middleware import rate_limit
 
-#: What a page may send beside what every page may.
+#: Request headers that a page may send in addition to those that CORS always allows.
 SENT: Final = ("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent")
-#: What a page may read of an answer beside its body.
+#: Response headers that a page may read in addition to those that CORS always allows.
 READ: Final = ("Location", "Retry-After", "WWW-Authenticate", *rate_limit.HEADERS)
 
 
 def config(origins: Sequence[str]) -> CORSConfig | None:
-    """For the application; None where no page may."""
+    """The CORS configuration of the application. None: no page of another origin may use the API."""
     if not origins:
         return None
     return CORSConfig(
@@ -29,7 +29,10 @@ def config(origins: Sequence[str]) -> CORSConfig | None:
 
 
 def explained(app: ASGIApp) -> ASGIApp:
-    """Answers a refused preflight as every other error: the framework's own answer is plain text."""
+    """Wrap the application so that a refused preflight gets a JSON error, like every other error.
+
+    The framework itself responds with plain text.
+    """
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP or scope["method"] != HttpMethod.OPTIONS:
@@ -53,12 +56,12 @@ def explained(app: ASGIApp) -> ASGIApp:
     return call
 
 
-def _body(asked: dict[bytes, bytes]) -> bytes:
+def _body(headers: dict[bytes, bytes]) -> bytes:
     def shown(name: bytes) -> str:
-        return asked.get(name, b"").decode(errors="replace")[:100]
+        return headers.get(name, b"").decode(errors="replace")[:100]
 
     detail = (
-        f"A page of {shown(b'origin')!r} may not ask for {shown(b'access-control-request-method') or 'this'!r} here "
-        f"with these headers. Origins: HEIMDEX_CORS_ORIGINS; methods: GET, POST; headers: {', '.join(SENT)}."
+        f"CORS does not allow {shown(b'access-control-request-method') or 'this'!r} from {shown(b'origin')!r} "
+        f"with these headers. Allowed origins: HEIMDEX_CORS_ORIGINS; methods: GET, POST; headers: {', '.join(SENT)}."
     )
     return msgspec.json.encode({"detail": detail})

@@ -1,7 +1,8 @@
-"""How often a key may ask: so many requests a second, and some at once after silence.
+"""Rate limit by API key: a number of requests a second, and a burst after a time without requests.
 
-A bucket of tokens for each key, refilled as time goes by: two numbers, whatever the rate. (The framework's own limiter
-keeps the time of every request of its window, as JSON, and says no Retry-After.) Each gateway counts for itself.
+Each key has a token bucket, which is refilled continuously and takes two numbers, whatever the rate. (The framework's
+own limiter stores the time of every request in its window, as JSON, and sends no Retry-After.) Each gateway counts
+separately.
 """
 
 import math
@@ -21,19 +22,22 @@ HEADERS: Final = ("RateLimit-Limit", "RateLimit-Policy", "RateLimit-Remaining", 
 
 
 class Limit:
-    """Of one gateway. `per_second`: the setting, the rate and, where it has two numbers, the most at once."""
+    """The token buckets of one gateway.
+
+    `per_second`: the setting; its first number is the rate in requests a second, its optional second number the burst.
+    """
 
     def __init__(self, per_second: Sequence[float], clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = per_second[0]
         self.most = math.floor(per_second[1]) if len(per_second) > 1 else max(1, math.ceil(self.rate))
         self._clock = clock
-        #: By key: tokens, and when there were so many. There are no more entries than keys.
+        #: By key: the tokens, and the time at which they were counted. There is at most one entry for each key.
         self._buckets: dict[str, tuple[float, float]] = {}
         window = max(1, round(self.most / self.rate))
         self._fixed = {"RateLimit-Limit": str(self.most), "RateLimit-Policy": f"{self.most};w={window}"}
 
     def take(self, key: str) -> dict[str, str]:
-        """One request of this key; returns the headers of its answer. Raises Problem 429."""
+        """Take a token for one request of this key. Returns the response headers. Raises Problem 429."""
         now = self._clock()
         tokens, at = self._buckets.get(key, (float(self.most), now))
         tokens = min(float(self.most), tokens + (now - at) * self.rate)
@@ -50,7 +54,7 @@ class Limit:
             seconds = max(1, math.ceil((1 - tokens) / self.rate))
             raise Problem(
                 429,
-                f"Too many requests: {self.rate:g} a second are allowed, {self.most} of them at once. "
+                f"Too many requests: the limit is {self.rate:g} a second, with a burst of {self.most}. "
                 f"Try again in {seconds} s.",
                 {**headers, "Retry-After": str(seconds)},
             )
@@ -58,7 +62,7 @@ class Limit:
 
 
 class Limiting(ASGIMiddleware):
-    """Holds every request for jobs to the limit of its key; where there are no keys, that of all callers together."""
+    """Applies the limit to every request for jobs, by key. Without keys, all callers share one limit."""
 
     scopes = (ScopeType.HTTP,)
     should_bypass_for_scope = staticmethod(is_open)
@@ -67,12 +71,12 @@ class Limiting(ASGIMiddleware):
         self._limit = limit
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Raises Problem 429."""
-        told = self._limit.take(scope.get("auth") or "")
+        """Limit one request, and add the RateLimit headers to its response. Raises Problem 429."""
+        rate_headers = self._limit.take(scope.get("auth") or "")
 
-        async def tell(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableScopeHeaders(message).update(told)
+                MutableScopeHeaders(message).update(rate_headers)
             await send(message)
 
-        await next_app(scope, receive, tell)
+        await next_app(scope, receive, send_with_headers)

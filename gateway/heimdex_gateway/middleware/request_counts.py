@@ -1,4 +1,4 @@
-"""Counts requests for `nats micro stats`."""
+"""Counts HTTP requests, their errors and their durations for `nats micro stats`."""
 
 import time
 from typing import Any
@@ -9,11 +9,11 @@ from heimdex_contracts.runtime.micro import Counters
 
 
 def counting(counters: Counters) -> Any:
-    """A middleware that counts every HTTP request, and as an error each that answers 5xx."""
+    """A middleware that counts every HTTP request; responses with a 5xx status count as errors."""
 
     def wrap(app: ASGIApp) -> ASGIApp:
         async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            began = time.monotonic_ns()
+            started = time.monotonic_ns()
             error: str | None = None
 
             async def watch(message: Message) -> None:
@@ -25,7 +25,7 @@ def counting(counters: Counters) -> Any:
             try:
                 await app(scope, receive, watch)
             finally:
-                counters.count(time.monotonic_ns() - began, error)
+                counters.count(time.monotonic_ns() - started, error)
 
         return count
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document as it is served: as the framework makes it, then completed."""
+"""The OpenAPI document that is served: the framework's own, completed with what the framework leaves out."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -35,9 +35,9 @@ _WITH_NULLS: Final[dict[str, Any]] = {
 
 
 def finish(document: dict[str, Any]) -> dict[str, Any]:
-    """Put right, in place, what the framework leaves out: nulls in examples, formats and enums of our structs, headers.
+    """Add, in place, what the framework leaves out: nulls in examples, formats and enums of our structs, headers.
 
-    Safe to repeat. Returns the document.
+    Can be repeated on the same document. Returns the document.
     """
     _, components = msgspec.json.schema_components(
         [
@@ -54,7 +54,7 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
         ref_template="#/components/schemas/{name}",
     )
     document["components"]["schemas"] = components
-    # By name, so that a generated client calls it so too.
+    # Named, so that a generated client uses the same names.
     components["JobRequest"] = request_bodies.job_schema().to_schema()
     components["BatchRequest"] = request_bodies.batch_schema().to_schema()
     components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
@@ -67,9 +67,9 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
     events = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
     events["text/event-stream"] = {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}
     document["paths"]["/jobs"]["post"]["responses"]["202"]["headers"] = {
-        "Location": {"description": "where the job is found", "schema": {"type": "string"}}
+        "Location": {"description": "the URL of the job", "schema": {"type": "string"}}
     }
-    # The framework thinks that the id is validated; a malformed one is a job that never was: 404.
+    # The framework adds a 400 for a malformed id, but the routes return 404: such a job does not exist.
     for path in document["paths"].values():
         for operation in path.values():
             if operation["operationId"] not in {"submitJob", "submitJobs"}:
@@ -90,16 +90,16 @@ def _examples(node: Any) -> Iterator[dict[str, Any]]:
 
 
 class FinishedJson(JsonRenderPlugin):
-    """/schema/openapi.json."""
+    """Serves the finished document at /schema/openapi.json."""
 
     def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
-        """The finished document."""
+        """Render the finished document."""
         return super().render(request, finish(openapi_schema))
 
 
 class FinishedPage(SwaggerRenderPlugin):
-    """/schema: the page where a person can try it."""
+    """Serves Swagger UI at /schema, where a person can try the API."""
 
     def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
-        """The page around the finished document."""
+        """Render the page with the finished document."""
         return super().render(request, finish(openapi_schema))

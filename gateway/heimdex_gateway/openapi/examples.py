@@ -1,4 +1,4 @@
-"""Jobs and events as examples in the OpenAPI document."""
+"""Example jobs and events for the OpenAPI document."""
 
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ FAILED: Final[dict[str, Any]] = {
 
 
 JOB_EXAMPLES: Final = [
-    Example(id="processing", summary="a job on its way", value=PROCESSING),
+    Example(id="processing", summary="a running job", value=PROCESSING),
     Example(id="completed", summary="a completed job", value=COMPLETED),
     Example(id="failed", summary="a failed job", value=FAILED),
 ]

@@ -1,11 +1,14 @@
-"""What the framework cannot know for the OpenAPI document: parameters that the routes read themselves, and links."""
+"""Parts of the OpenAPI document that the framework cannot derive.
+
+These are the parameters that the routes read themselves, the errors of the middleware, and links between operations.
+"""
 
 from typing import Any, Final
 
 from heimdex_gateway.schemas import parameters
 from heimdex_gateway.schemas.parameters import MAX_KEY_LENGTH
 
-#: By name; the framework takes each for any string, or null.
+#: Schemas by parameter name. The framework describes each of them as any string or null.
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "job_id": {"type": "string", "format": "uuid"},
     "wait": {"type": "number", "minimum": 0, "maximum": parameters.MAX_WAIT_SECONDS},
@@ -15,44 +18,45 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "type": "string",
         "minLength": 1,
-        # Bare, or in quotes.
+        # With or without surrounding quotes.
         "maxLength": MAX_KEY_LENGTH + 2,
         "pattern": f'^([!#-~]([ -~]{{0,{MAX_KEY_LENGTH - 2}}}[!-~])?|"[ !#-\\[\\]-~]{{1,{MAX_KEY_LENGTH}}}")$',
     },
 }
 
 
-def _refusal(description: str, detail: str, headers: dict[str, str]) -> dict[str, Any]:
+def _error(description: str, detail: str, headers: dict[str, str]) -> dict[str, Any]:
     media = {"schema": {"$ref": "#/components/schemas/ErrorBody"}, "examples": {"error": {"value": {"detail": detail}}}}
-    return {"description": description, "headers": _shown(headers), "content": {"application/json": media}}
+    return {"description": description, "headers": _header_objects(headers), "content": {"application/json": media}}
 
 
-def _shown(headers: dict[str, str]) -> dict[str, Any]:
+def _header_objects(headers: dict[str, str]) -> dict[str, Any]:
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
 
 
-#: Answered in front of the routes, where there are keys or a limit.
-_REFUSALS: Final = {
-    "401": _refusal(
-        "No key, or none that is known here.",
-        "This gateway wants a key: send it as 'Authorization: Bearer <key>'.",
+#: Errors of the middleware, which occur if API keys or a rate limit are configured.
+_MIDDLEWARE_ERRORS: Final = {
+    "401": _error(
+        "The API key is missing or unknown.",
+        "Missing API key: send 'Authorization: Bearer <key>'.",
         {"WWW-Authenticate": "Bearer"},
     ),
-    "429": _refusal(
-        "Too many requests with this key; `Retry-After` says when to try again.",
-        "Too many requests: 50 a second are allowed, 200 of them at once. Try again in 1 s.",
+    "429": _error(
+        "Too many requests with this key; `Retry-After` gives the seconds to wait.",
+        "Too many requests: the limit is 50 a second, with a burst of 200. Try again in 1 s.",
         {
-            "Retry-After": "seconds after which there is room for one request",
-            "RateLimit-Limit": "requests at once, after silence; with a limit also on every other answer, as the next",
-            "RateLimit-Policy": "the same, and the seconds in which it comes back",
-            "RateLimit-Remaining": "requests that would be answered now",
-            "RateLimit-Reset": "seconds until all of them would be",
+            "Retry-After": "seconds after which one more request is allowed",
+            "RateLimit-Limit": "requests allowed at once (the burst); all responses have the RateLimit headers",
+            "RateLimit-Policy": "the burst, and the seconds until a used-up burst is available again",
+            "RateLimit-Remaining": "requests that are allowed now",
+            "RateLimit-Reset": "seconds until the whole burst is available again",
         },
     ),
 }
 
-#: What may be asked next, by the operation and status that answered: the next operation, and where its job's id is.
+#: The operations that a response with a job links to.
 _JOB: Final = ("getJob", "listJobEvents", "cancelJob", "retryJob")
+#: Operation, status, JSON pointer to the job id in that response, and the operations that the id can be passed to.
 _LINKS: Final = (
     ("submitJob", "202", "/job_id", _JOB),
     ("submitJobs", "202", "/job_ids/0", _JOB),
@@ -65,17 +69,19 @@ _LINKS: Final = (
 
 
 def add(document: dict[str, Any]) -> None:
-    """Put them in, in place. Safe to repeat."""
-    operations = {found["operationId"]: found for path in document["paths"].values() for found in path.values()}
+    """Add the schemas, errors and links to the document, in place. Can be repeated on the same document."""
+    operations = {
+        operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
+    }
     for operation in operations.values():
         for parameter in operation.get("parameters", ()):
             parameter["schema"] = _PARAMETERS.get(parameter["name"], parameter["schema"])
         if "operations" in operation["tags"]:
             operation["security"] = []
         else:
-            operation["responses"] |= _REFUSALS
+            operation["responses"] |= _MIDDLEWARE_ERRORS
             if "503" in operation["responses"]:
-                operation["responses"]["503"]["headers"] = _shown({"Retry-After": "seconds after which to try again"})
+                operation["responses"]["503"]["headers"] = _header_objects({"Retry-After": "seconds to wait"})
     for name, status, pointer, targets in _LINKS:
         operations[name]["responses"][status]["links"] = {
             target: {"operationId": target, "parameters": {"job_id": f"$response.body#{pointer}"}} for target in targets
@@ -83,5 +89,5 @@ def add(document: dict[str, Any]) -> None:
     operations["listJobs"]["responses"]["200"]["links"]["listJobs"] = {
         "operationId": "listJobs",
         "parameters": {"cursor": "$response.body#/next_cursor"},
-        "description": "the page after this one; where `next_cursor` is null there is none",
+        "description": "the next page; there is none if `next_cursor` is null",
     }

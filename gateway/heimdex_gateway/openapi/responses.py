@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of each route beyond its types: bodies, examples, every error answer."""
+"""Responses of each route for the OpenAPI document: bodies, examples, and every error."""
 
 from typing import Final
 
@@ -12,11 +12,11 @@ from heimdex_gateway.schemas.events import EventList
 from heimdex_gateway.schemas.job_list import JobList
 from heimdex_gateway.schemas.jobs import JobsAccepted, JobsRetried
 
-TRACEPARENT_HEADER: Final = "W3C trace context; the job's messages carry its trace id on"
+TRACEPARENT_HEADER: Final = "W3C trace context; the messages of the job carry its trace ID"
 
 
 def problem(description: str, example: str, **extra: str) -> ResponseSpec:
-    """One error answer."""
+    """An error response with an example of its `detail`; `extra` holds further keys of the example."""
     return ResponseSpec(
         data_container=ErrorBody,
         description=description,
@@ -25,28 +25,28 @@ def problem(description: str, example: str, **extra: str) -> ResponseSpec:
     )
 
 
-#: How a key is sent.
+#: The name of the security scheme in the OpenAPI document.
 SCHEME: Final = "key"
-KEY: Final = SecurityScheme(type="http", scheme="bearer", description="A key of yours; see the operator for one.")
+KEY: Final = SecurityScheme(type="http", scheme="bearer", description="An API key; the operator issues it.")
 
 UNAVAILABLE: Final = problem(
-    "NATS or Postgres cannot be reached, and the answer cannot be had without it. Try again.",
-    "NATS cannot be reached, and the job's state cannot be told without it. Try again in a few seconds.",
+    "NATS or Postgres is required for the response and cannot be reached. Try again.",
+    "NATS cannot be reached, and without it the job's state cannot be determined. Try again in a few seconds.",
 )
 
-FULL: Final = "1000000 jobs are waiting or running, and 1000000 are allowed: try again when some have ended."
+FULL: Final = "The queue is full: 1000000 jobs are waiting or running, and the limit is 1000000. Try again later."
 SUBMIT_ERRORS: Final = {
     400: problem("The body is not JSON.", "The body is not valid JSON: Input data was truncated."),
-    413: problem("The body is over 1 MiB.", "The body is over 1 MiB; a job is far smaller."),
+    413: problem("The body exceeds 1 MiB.", "The body is over 1 MiB; a job is far smaller."),
     415: problem("The content type is not JSON.", "Send the body as application/json, not as text/plain."),
     422: problem(
-        "JSON, but not a job; `field` names what is wrong.",
+        "The body is JSON but not a valid job; `field` names the invalid field.",
         "The field 'fail_at_stage' must be null or one of 'extracting', 'analyzing', 'indexing', not 'cooking'.",
         field="fail_at_stage",
     ),
     500: UNAVAILABLE,
     503: problem(
-        "The queue is full; `Retry-After` says when to try again.",
+        "The queue is full; `Retry-After` gives the seconds to wait.",
         FULL,
     ),
 }
@@ -58,68 +58,73 @@ LIST_ANSWERS: Final = {
         examples=[Example(id="page", value={"jobs": [COMPLETED, FAILED], "next_cursor": None})],
     ),
     422: problem(
-        "A parameter is wrong; `field` names it.",
+        "A parameter is invalid; `field` names it.",
         "The parameter 'limit' must be a whole number from 1 to 1000, not '0'.",
         field="limit",
     ),
     500: UNAVAILABLE,
 }
 NO_PARAMETERS: Final = problem(
-    "There are no parameters.", "There is no parameter 'form'; there are none.", field="form"
+    "The operation has no query parameters.", "There is no parameter 'form'; there are none.", field="form"
 )
 EVENTS_ANSWERS: Final = {
     200: ResponseSpec(
         EventList,
-        description="The history in order. As text/event-stream: the same entries as events, and `progress` ticks.",
+        description="The events of the job in order. As text/event-stream: the same, live, with `progress` events.",
         generate_examples=False,
         examples=[Example(id="history", value=EVENTS)],
     ),
-    404: problem("There is no such job.", "Job not found"),
+    404: problem("The job does not exist.", "Job not found"),
     422: NO_PARAMETERS,
     500: UNAVAILABLE,
 }
 
 
-def _changes(example: Example, conflict: str, no_room: str) -> dict[int, ResponseSpec]:
-    """The answers to a change of one job."""
+def _changes(example: Example, conflict: str, full: str) -> dict[int, ResponseSpec]:
+    """The responses to a cancel or a retry of one job.
+
+    conflict: the `detail` of a 409; full: the reason of a 503, the start of a sentence.
+    """
     return {
-        200: ResponseSpec(JobObject, description="Done and recorded.", generate_examples=False, examples=[example]),
+        200: ResponseSpec(
+            JobObject, description="The change is stored and recorded.", generate_examples=False, examples=[example]
+        ),
         202: ResponseSpec(
             JobObject,
-            description="Done; the status store has not recorded it yet.",
+            description="The change is stored; the status store has not recorded it yet.",
             generate_examples=False,
             examples=[example],
         ),
-        404: problem("There is no such job.", "Job not found"),
-        409: problem("The job's state does not allow it.", conflict),
+        404: problem("The job does not exist.", "Job not found"),
+        409: problem("The job's state does not allow the change.", conflict),
         500: UNAVAILABLE,
-        503: problem(f"{no_room}; `Retry-After` says when to try again.", FULL),
+        503: problem(f"{full}; `Retry-After` gives the seconds to wait.", FULL),
     }
 
 
 CANCEL_ANSWERS: Final = _changes(
-    Example(id="canceled", summary="after a cancel", value=CANCELED),
+    Example(id="canceled", summary="a canceled job", value=CANCELED),
     "The job has ended (completed): only one that has not can be canceled.",
-    "JetStream has no room for what ends the job",
+    "JetStream has no space for the message that cancels the job",
 )
 RETRY_ANSWERS: Final = _changes(
-    Example(id="again", summary="after a retry", value=AGAIN),
+    Example(id="again", summary="a job that runs again", value=AGAIN),
     "The job has completed: only a failed or canceled one can be run again.",
-    "There is no room for another run",
+    "The queue is full",
 )
 UNKNOWN_FROM: Final = problem(
-    "The parameter is unknown.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
+    "The parameter is invalid.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
 )
 WRONG_WAIT: Final = problem(
-    "The parameter is wrong.", "The parameter 'wait' must be seconds from 0 to 300, not 'long'.", field="wait"
+    "The parameter is invalid.", "The parameter 'wait' must be seconds from 0 to 300, not 'long'.", field="wait"
 )
-READ_ERRORS: Final = {422: WRONG_WAIT, 404: problem("There is no such job.", "Job not found"), 500: UNAVAILABLE}
+READ_ERRORS: Final = {422: WRONG_WAIT, 404: problem("The job does not exist.", "Job not found"), 500: UNAVAILABLE}
 
 
 BATCH_ANSWERS: Final = {
     202: ResponseSpec(
         JobsAccepted,
-        description="All stored by JetStream: they will run.",
+        description="JetStream has stored all jobs: they will run.",
         generate_examples=False,
         examples=[Example(id="accepted", value={"job_ids": [EXAMPLE_ID]})],
     ),
@@ -128,15 +133,15 @@ BATCH_ANSWERS: Final = {
 RETRY_MANY_ANSWERS: Final = {
     200: ResponseSpec(
         JobsRetried,
-        description="So many jobs run again.",
+        description="`retried` jobs run again. If `more` is true, further jobs match: repeat the request.",
         generate_examples=False,
         examples=[Example(id="retried", value={"retried": 17, "more": False})],
     ),
     422: problem(
-        "A parameter is wrong; `field` names it.",
+        "A parameter is invalid; `field` names it.",
         "The parameter 'status' is missing; it must be 'failed' or 'canceled'.",
         field="status",
     ),
     500: UNAVAILABLE,
-    503: problem("There is no room for more runs; `Retry-After` says when to try again.", FULL),
+    503: problem("The queue is full; `Retry-After` gives the seconds to wait.", FULL),
 }

@@ -7,14 +7,12 @@ from litestar.params import Parameter
 
 from heimdex_contracts.job_object import job_object
 from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs import cancel, retry
-from heimdex_gateway.jobs.change import Changed, Conflict
-from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.change import Changed
 from heimdex_gateway.jobs.retry import From
+from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.openapi import request_bodies, responses
 from heimdex_gateway.routes.jobs import JobId, Traceparent
 from heimdex_gateway.routes.request import (
-    NOT_FOUND,
     AnyRequest,
     check_query,
     encoded,
@@ -43,11 +41,9 @@ MANY_SECONDS = 10.0
 async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
     """A queued job never starts; a running stage is interrupted. 409 for a job that has ended."""
     check_query(request)
-    work = cancel.cancel(gateway_of(request), tenant_of(request), job_id_of(job_id), traceparent)
-    try:
-        return _answer(await in_time(work))
-    except Conflict as error:
-        raise Problem(409, str(error)) from None
+    gateway = gateway_of(request)
+    work = gateway.cancel.cancel(tenant_of(request), job_id_of(job_id), traceparent)
+    return _answer(await in_time(work))
 
 
 @post(
@@ -72,11 +68,9 @@ async def retry_job(
     if start_from not in {None, "failed", "start"}:
         raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
     where = cast("From", start_from or "failed")
-    work = retry.retry(gateway_of(request), tenant_of(request), job_id_of(job_id), where, traceparent)
-    try:
-        return _answer(await in_time(work))
-    except Conflict as error:
-        raise Problem(409, str(error)) from None
+    gateway = gateway_of(request)
+    work = gateway.retry.retry(tenant_of(request), job_id_of(job_id), where, traceparent)
+    return _answer(await in_time(work))
 
 
 @post(
@@ -99,16 +93,13 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
     job_type = job_list.one_of("type", query.get("type"), gateway.pipelines.types)
-    work = retry.retry_all(gateway, tenant_of(request), status, job_type, MAX_AT_ONCE)
-    try:
-        count, more = await in_time(work, MANY_SECONDS)
-    except DatabaseUnavailable:
-        raise Problem(500, "Postgres cannot be reached, and ended jobs are found in it. Try again.") from None
+    work = gateway.retry.retry_all(tenant_of(request), status, job_type, MAX_AT_ONCE)
+    count, more = await in_time(work, MANY_SECONDS)
     return encoded(JobsRetried(count, more))
 
 
 def _answer(changed: Changed | None) -> Response[bytes]:
     if changed is None:
-        raise Problem(404, NOT_FOUND)
+        raise JobNotFound
     status: Literal[200, 202] = 200 if changed.recorded else 202
     return encoded(job_object(changed.job), status)

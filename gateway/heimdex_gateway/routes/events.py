@@ -7,14 +7,12 @@ from litestar import Response, get
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs import history
-from heimdex_gateway.jobs.repository import DatabaseUnavailable
+from heimdex_gateway.jobs.history import parse_id
+from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.openapi import responses
 from heimdex_gateway.routes import sse
 from heimdex_gateway.routes.jobs import JobId
 from heimdex_gateway.routes.request import (
-    NOT_FOUND,
     AnyRequest,
     check_query,
     encoded,
@@ -29,7 +27,7 @@ from heimdex_gateway.schemas import events
 @get(
     "/jobs/{job_id:str}/events",
     operation_id="listJobEvents",
-    summary="What happened to a job",
+    summary="List the events of a job",
     tags=["jobs"],
     responses=responses.EVENTS_ANSWERS,
 )
@@ -45,18 +43,15 @@ async def list_events(
     check_query(request)
     gateway, known = gateway_of(request), job_id_of(job_id)
 
-    async def told() -> Response[bytes] | Stream:
+    async def answer() -> Response[bytes] | Stream:
         if await gateway.status.job(known, tenant_of(request)) is None:
-            raise Problem(404, NOT_FOUND)
+            raise JobNotFound
         if sse.is_wanted(request):
             source = AsyncExitStack()
             # What stands in the way must be known before the head is sent, which says 200.
-            pieces = await source.enter_async_context(history.live(gateway, known, history.parse_id(last_event_id)))
-            return sse.EventStream(pieces, source)
-        rows = await history.history(gateway, known)
+            entries = await source.enter_async_context(gateway.history.live(known, parse_id(last_event_id)))
+            return sse.EventStream(sse.frames(entries), source)
+        rows = await gateway.history.entries(known)
         return encoded(events.EventList([events.event_object(row) for row in rows]))
 
-    try:
-        return await in_time(told())
-    except DatabaseUnavailable:
-        raise Problem(500, "Postgres cannot be reached, and the history is read from it. Try again.") from None
+    return await in_time(answer())

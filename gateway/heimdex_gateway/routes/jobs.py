@@ -10,14 +10,11 @@ from litestar.params import Parameter
 from heimdex_contracts import tracing
 from heimdex_contracts.job_object import JobObject, job_object
 from heimdex_contracts.messages import Due
-from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs import idempotency, repository
-from heimdex_gateway.jobs.repository import DatabaseUnavailable
-from heimdex_gateway.jobs.submit import new_job, submit, submit_all
+from heimdex_gateway.jobs.repository import Cursor
+from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.jobs.wait import until_ended
 from heimdex_gateway.openapi import examples, request_bodies, responses
 from heimdex_gateway.routes.request import (
-    NOT_FOUND,
     AnyRequest,
     check_query,
     encoded,
@@ -77,9 +74,9 @@ async def submit_job(
     wanted = job_request.job(body, gateway.pipelines, gateway.callbacks)
     if wanted.callback_url is not None:
         await gateway.callbacks.look_up([("callback_url", wanted.callback_url)])
-    job = new_job(gateway, tenant_of(request), wanted, traceparent)
+    job = gateway.submit.new_job(tenant_of(request), wanted, traceparent)
     if idempotency_key is None:
-        await in_time(submit(gateway, job))
+        await in_time(gateway.submit.submit([job]))
         job_id = job.job_id
     else:
         (job_id,) = await _once(request, body, [job])
@@ -108,9 +105,9 @@ async def submit_jobs(
         await gateway.callbacks.look_up(called_back)
     trace = tracing.start(traceparent) if traceparent else None
     tenant = tenant_of(request)
-    jobs = [new_job(gateway, tenant, entry, trace) for entry in wanted]
+    jobs = [gateway.submit.new_job(tenant, entry, trace) for entry in wanted]
     if idempotency_key is None:
-        await in_time(submit_all(gateway, jobs))
+        await in_time(gateway.submit.submit(jobs))
         job_ids = [job.job_id for job in jobs]
     else:
         job_ids = await _once(request, body, jobs)
@@ -119,7 +116,7 @@ async def submit_jobs(
 
 async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
     key = parameters.read_key(request.headers.getall("Idempotency-Key"))
-    return await in_time(idempotency.submit_once(gateway_of(request), key, parameters.digest(body), jobs))
+    return await in_time(gateway_of(request).idempotent_submit.submit(key, parameters.digest(body), jobs))
 
 
 @get(
@@ -134,18 +131,15 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     """As the status store has recorded them: a job that was just accepted appears a moment later."""
     gateway = gateway_of(request)
     wanted = job_list.wanted(job_list.single(request.query_params.multi_items()), gateway.pipelines)
-    try:
-        found = await in_time(gateway.database.jobs(wanted, tenant_of(request)))
-    except DatabaseUnavailable:
-        raise Problem(500, "Postgres cannot be reached, and jobs are listed from it. Try again.") from None
-    places = [repository.Cursor(job.created_at, job.job_id) for job in found]
-    return encoded(job_list.page([job_object(job) for job in found], places, wanted.limit))
+    jobs = await in_time(gateway.status.jobs(wanted, tenant_of(request)))
+    cursors = [Cursor(job.created_at, job.job_id) for job in jobs]
+    return encoded(job_list.page([job_object(job) for job in jobs], cursors, wanted.limit))
 
 
 @get(
     "/jobs/{job_id:str}",
     operation_id="getJob",
-    summary="How is a job?",
+    summary="Get a job",
     tags=["jobs"],
     responses={
         200: ResponseSpec(JobObject, description="The job.", generate_examples=False, examples=examples.JOB_EXAMPLES),
@@ -165,10 +159,10 @@ async def get_job(
     gateway = gateway_of(request)
     seconds, known = wait_seconds(wait), job_id_of(job_id)
     if seconds > 0:
-        ending = until_ended(gateway, tenant_of(request), known, seconds)
+        ending = until_ended(gateway.status, gateway.subscriptions, tenant_of(request), known, seconds)
         job = await in_time(while_there(request, ending), seconds)
     else:
         job = await in_time(gateway.status.job(known, tenant_of(request)))
     if job is None:
-        raise Problem(404, NOT_FOUND)
+        raise JobNotFound
     return encoded(job_object(job))

@@ -10,17 +10,13 @@ from litestar import Request, Response
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from heimdex_contracts import messages
-from heimdex_contracts.errors import BrokerUnavailable
-from heimdex_contracts.runtime.jetstream.publisher import Refused
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.errors import Problem
-from heimdex_gateway.jobs.admission import RETRY_AFTER_SECONDS, QueueFull
-from heimdex_gateway.jobs.status import StateUnavailable
+from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.schemas import job_list
 
 _json: Final = msgspec.json.Encoder()
 JSON: Final = "application/json"
-NOT_FOUND: Final = "Job not found"
 #: Of a body that is too large.
 MAX_DISCARDED_BYTES: Final = 32 * 1024 * 1024
 MAX_DISCARDED_SECONDS: Final = 2.0
@@ -50,27 +46,16 @@ def encoded(body: Any, status: int = 200, headers: dict[str, str] | None = None)
 
 
 def job_id_of(text: str) -> str:
-    """In lower case. Raises Problem 404 for what is no job id: such a job never was."""
+    """In lower case. Raises JobNotFound for what is not a job id."""
     if not messages.is_job_id(text):
-        raise Problem(404, NOT_FOUND)
+        raise JobNotFound
     return text.lower()
 
 
 async def in_time(work: Awaitable[_T], waiting_seconds: float = 0.0) -> _T:
-    """Await an answer for as long as a caller may wait. Raises Problem where it cannot be had."""
-    try:
-        async with asyncio.timeout(MAX_SECONDS + waiting_seconds):
-            return await work
-    except StateUnavailable as error:
-        raise Problem(500, str(error)) from None
-    except BrokerUnavailable:
-        raise Problem(
-            500, "NATS did not store it in time, so it may or may not happen. Try again in a few seconds."
-        ) from None
-    except (QueueFull, Refused) as error:
-        raise Problem(503, str(error), {"Retry-After": str(RETRY_AFTER_SECONDS)}) from None
-    except TimeoutError:
-        raise Problem(500, "The answer could not be had in time. Try again in a few seconds.") from None
+    """Await an answer for as long as a caller may wait. Raises TimeoutError, and what the work raises."""
+    async with asyncio.timeout(MAX_SECONDS + waiting_seconds):
+        return await work
 
 
 async def while_there(request: AnyRequest, work: Coroutine[Any, Any, _T]) -> _T:

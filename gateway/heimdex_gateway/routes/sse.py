@@ -5,12 +5,18 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
+import msgspec
 from litestar.datastructures.headers import Accept
 from litestar.response import Stream
 from litestar.types import Receive, Scope, Send
 
+from heimdex_contracts.job_object import moment
+from heimdex_contracts.messages import Progress
+from heimdex_gateway.jobs.history import Live
 from heimdex_gateway.routes.request import JSON, AnyRequest
+from heimdex_gateway.schemas.events import event_object
 
+_json: Final = msgspec.json.Encoder()
 EVENT_STREAM: Final = "text/event-stream"
 _REFUSED: Final = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|$)", re.IGNORECASE)
 
@@ -25,6 +31,21 @@ def is_wanted(request: AnyRequest) -> bool:
         elif part.partition(";")[0].strip().lower() == EVENT_STREAM:
             return False
     return Accept(",".join(wanted)).best_match([JSON, EVENT_STREAM]) == EVENT_STREAM
+
+
+async def frames(entries: Live) -> AsyncIterator[bytes]:
+    """The stream's bytes, in the order of its entries; a comment where there is nothing to send."""
+    yield b"retry: 1000\n\n"
+    async for entry in entries:
+        if entry is None:
+            yield b": still here\n\n"
+        elif isinstance(entry, Progress):
+            yield b"event: progress\ndata: %s\n\n" % _json.encode(
+                {"stage": entry.stage, "attempt": entry.attempt, "progress": entry.progress, "at": moment(entry.at)}
+            )
+        else:
+            event = event_object(entry)
+            yield b"id: %s\nevent: %s\ndata: %s\n\n" % (event.id.encode(), event.event.encode(), _json.encode(event))
 
 
 class EventStream(Stream):

@@ -1,1 +1,1 @@
-"""uvicorn's HTTP protocol, with bounds on what a client may send and one write for each answer."""
+"""uvicorn's HTTP protocol, with limits on what a client may send, and with one write for each response."""

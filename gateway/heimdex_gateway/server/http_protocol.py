@@ -1,8 +1,9 @@
-"""Holds a connection to its bounds while a request is read, and refuses in JSON what is none.
+"""Limits request-head size and read time, and answers malformed HTTP with a JSON error.
 
-A head comes from anybody, before a key is asked for: it has a largest size, and a time by which it must have ended. A
-body has its largest size from the framework; here it has to go on. A plain request, which comes in one piece, pays
-for little: only what is unfinished after a read is counted and timed, by one timer a connection.
+Anybody can send a request head, because it is read before the API key is checked. So a head has a maximum size and must
+be complete within a time limit. The framework limits the size of a body; here a body must only keep arriving. A normal
+request arrives in one piece and costs little extra: only a request that is incomplete after a read is counted and
+timed, with one timer for each connection.
 """
 
 import asyncio
@@ -15,83 +16,84 @@ import msgspec
 
 from heimdex_gateway.server.write_coalescing import CoalescedWrites
 
-#: How long what still comes is read after a refusal: closing on unread data would reset the connection, and the
-#: refusal be lost.
+#: Seconds for which the connection is still read after an error response. Closing it with unread data would reset the
+#: connection, and the client would lose the response.
 LINGER_SECONDS: Final = 2.0
 
 
 class BoundedHttpProtocol(CoalescedWrites):
-    """The protocol of one connection."""
+    """The protocol of one connection, with limits on request heads and on pauses within a request."""
 
-    #: Path and headers of a request; so much beside a chunked body too.
+    #: Maximum bytes of path and headers; also of the framing of a chunked body (chunk heads, extensions, trailers).
     head_bytes = 32 * 1024
-    #: From a head's first byte to its last; also for the first byte of a new connection.
+    #: Seconds from the first byte of a head to its last; also from the start of a connection to its first byte.
     head_seconds = 30.0
-    #: Between two pieces of a body.
+    #: Seconds between two pieces of a body.
     body_seconds = 60.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Bytes since the last that were a finished head, or of a body.
+        #: Bytes received since the end of the last complete head or the last piece of a body.
         self._unread = 0
-        #: Since when the caller is waited for, None while it has nothing to finish; and in which request.
+        #: Event-loop time since which the server waits for the client; None: no request is incomplete.
         self._since: float | None = None
+        #: The scope of the incomplete request.
         self._unfinished: object = None
         self._timer: asyncio.TimerHandle | None = None
-        #: A refusal, while earlier requests of the connection are still being answered.
+        #: An error response that waits until earlier requests of the connection are answered.
         self._pending_response = b""
-        #: After a refusal nothing more is understood.
-        self._deaf = False
+        #: After an error response, further data is read but not parsed.
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by the event loop."""
+        """Start the timer for the first request. Called by the event loop."""
         super().connection_made(transport)
         self._wait_for_caller()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop."""
+        """Cancel the timer. Called by the event loop."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
-        if self._deaf:
+        """Parse the data, and limit a request that it leaves incomplete. Called by the event loop."""
+        if self._refused:
             return
         self._unread += len(data)
         CoalescedWrites.data_received(self, data)
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.response_complete or cycle.scope is not self.scope:
-            self._left_unfinished()
+            self._on_incomplete()
         else:
             self._unread, self._since = 0, None
 
     def on_headers_complete(self) -> None:
-        """Called by the parser. What it raises makes the parser give up."""
+        """Check the size of the head. Called by the parser, which stops at an exception raised here."""
         if self._unread > self.head_bytes and self._head_size() > self.head_bytes:
             raise _HeadTooLarge
         CoalescedWrites.on_headers_complete(self)
         self._unread = 0
 
     def on_body(self, body: bytes) -> None:
-        """Called by the parser."""
+        """Count the body as received. Called by the parser."""
         self._unread = 0
         CoalescedWrites.on_body(self, body)
 
     def on_response_complete(self) -> None:
-        """Called when an answer is complete."""
+        """Send a waiting error response after the last of the earlier requests. Called when a response is complete."""
         CoalescedWrites.on_response_complete(self)
         if self._pending_response and not self.pipeline and not self.transport.is_closing():
             self._send_and_close(self._pending_response)
 
     def send_400_response(self, msg: str) -> None:
-        """Called where the parser has given up."""
+        """Send an error that gives the cause. Called by `data_received` after the parser has failed."""
         error = sys.exception()
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
         if isinstance(cause, _HeadTooLarge):
             self._refuse_large()
         elif isinstance(cause, httptools.HttpParserInvalidURLError | UnicodeDecodeError):
-            self._refuse(400, "The URL cannot be read: it must be ASCII, with all else percent-encoded.")
+            self._refuse(400, "The URL cannot be parsed: it must be ASCII, with all other characters percent-encoded.")
         else:
             self._refuse(400, f"The request is not valid HTTP: {str(cause).strip(' .') or msg}.")
 
@@ -101,14 +103,17 @@ class BoundedHttpProtocol(CoalescedWrites):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _reading(self) -> Literal["nothing", "head", "body"]:
-        """What the next byte belongs to. (Of a body whose answer did not wait for it, the end is not noticed.)"""
+        """The part of a request that the next byte belongs to.
+
+        The end of a body is not noticed if the response was complete before it.
+        """
         cycle = self.cycle
         if self.scope is not None and (cycle is None or cycle.scope is not self.scope):
             return "head"
         return "body" if cycle is not None and cycle.more_body else "nothing"
 
-    def _left_unfinished(self) -> None:
-        if self._deaf:
+    def _on_incomplete(self) -> None:
+        if self._refused:
             return
         if self._unread > self.head_bytes:
             self._refuse_large()
@@ -118,55 +123,60 @@ class BoundedHttpProtocol(CoalescedWrites):
     def _wait_for_caller(self) -> None:
         self._since, self._unfinished = self.loop.time(), self.scope
         if self._timer is None:
-            self._timer = self.loop.call_later(self.head_seconds, self._look)
+            self._timer = self.loop.call_later(self.head_seconds, self._check_overdue)
 
-    def _look(self) -> None:
-        """Is what is waited for overdue? The timer is not moved with each read, but looks again when it has to."""
+    def _check_overdue(self) -> None:
+        """Refuse the request if the client is overdue.
+
+        Reads do not move the timer; when it fires early, it is set again.
+        """
         self._timer = None
-        if self._since is None or self._deaf:
+        if self._since is None or self._refused:
             return
         now = self.loop.time()
         if self.flow.read_paused:
-            self._since = now  # it is we who do not read
+            self._since = now  # the server itself has paused reading
         reading = self._reading()
-        left = self._since + (self.body_seconds if reading == "body" else self.head_seconds) - now
-        if left > 0:
-            self._timer = self.loop.call_later(min(left, self.head_seconds), self._look)
+        seconds_left = self._since + (self.body_seconds if reading == "body" else self.head_seconds) - now
+        if seconds_left > 0:
+            self._timer = self.loop.call_later(min(seconds_left, self.head_seconds), self._check_overdue)
         elif reading == "body":
-            self._refuse(408, f"Nothing more of the body came for {self.body_seconds:g} s. Send the request again.")
+            self._refuse(408, f"No more of the body arrived for {self.body_seconds:g} s. Send the request again.")
         elif reading == "head":
-            self._refuse(408, f"The head did not end within {self.head_seconds:g} s. Send the request again.")
+            self._refuse(
+                408, f"The request head did not arrive within {self.head_seconds:g} s. Send the request again."
+            )
         else:
-            self.transport.close()  # nothing was asked
+            self.transport.close()  # no request was started
 
     def _refuse_large(self) -> None:
         self._refuse(431, f"The path and the headers together are over {self.head_bytes // 1024} KiB.")
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer so where an answer is possible, and read nothing more of this connection."""
+        """Send an error response if one is still possible, and parse nothing more of this connection."""
         if self.transport.is_closing():
             return
-        self._deaf, self._since = True, None
-        words = _answer(status, detail)
+        self._refused, self._since = True, None
+        response = _error_response(status, detail)
         cycle = self.cycle
         if self._reading() != "body":
             if cycle is None or cycle.response_complete:
-                self._send_and_close(words)
+                self._send_and_close(response)
             else:
-                self._pending_response = words
+                self._pending_response = response
         elif self.pipeline and self.pipeline[0][0] is cycle:
-            self.pipeline.popleft()  # its turn had not come
-            self._pending_response = words
+            self.pipeline.popleft()  # its turn to be answered had not come
+            self._pending_response = response
         elif cycle.response_started:
             self.transport.close()
         else:
-            cycle.disconnected = True  # from now on it is told that nobody listens
+            cycle.disconnected = True  # from now on the application receives "http.disconnect"
             cycle.message_event.set()
-            self._send_and_close(words)
+            self._send_and_close(response)
 
-    def _send_and_close(self, words: bytes) -> None:
+    def _send_and_close(self, response: bytes) -> None:
         self._unset_keepalive_if_required()
-        self.transport.write(words)
+        self.transport.write(response)
         self.transport.write_eof()
         self.flow.resume_reading()
         if self._timer is not None:
@@ -175,10 +185,10 @@ class BoundedHttpProtocol(CoalescedWrites):
 
 
 class _HeadTooLarge(Exception):
-    """Told to the parser, which gives up."""
+    """Raised in a callback of the parser, so that the parser stops."""
 
 
-def _answer(status: int, detail: str) -> bytes:
+def _error_response(status: int, detail: str) -> bytes:
     body = msgspec.json.encode({"detail": detail})
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"

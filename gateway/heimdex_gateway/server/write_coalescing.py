@@ -1,5 +1,7 @@
-"""Writes an answer's head and body in one piece. uvicorn writes each as it gets it, and each write is a system call
-and a wake-up of the caller, who can do nothing with a head alone.
+"""Writes the head and the body of a response in one piece.
+
+uvicorn writes each part when it gets it. Each write is a system call and wakes the client, which can do nothing with a
+head alone.
 """
 
 import asyncio
@@ -9,15 +11,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class CoalescedWrites(HttpToolsProtocol):
-    """uvicorn's protocol on a transport that writes once in a turn of the event loop."""
+    """uvicorn's protocol on a transport that writes once in each iteration of the event loop."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by the event loop."""
-        super().connection_made(_Gathering(transport))  # type: ignore[arg-type]
+        """Wrap the transport. Called by the event loop."""
+        super().connection_made(_CoalescingTransport(transport))  # type: ignore[arg-type]
 
 
-class _Gathering:
-    """A transport whose writes wait for the end of this turn of the event loop; all else is the transport's own."""
+class _CoalescingTransport:
+    """A transport that joins all writes of one event-loop iteration. Everything else goes to the transport itself."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport

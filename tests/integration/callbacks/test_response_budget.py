@@ -25,7 +25,7 @@ HARNESS = Path(receiver.__file__).parent
 #: Of the event loop's thread, for one try: over ten times what it takes, and far below what a flood took.
 MAX_CPU_SECONDS = 0.3
 TOO_MUCH = re.compile(
-    r"The receiver sent more than (32 KiB|256 pieces, lines and repeated blanks) before its answer was over\."
+    r"The receiver sent more than (32 KiB|256 pieces, lines and repeated blanks) before its response was complete\."
 )
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 DELIVERED = Answer()

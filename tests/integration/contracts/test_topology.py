@@ -63,12 +63,31 @@ async def test_nothing_published_while_the_topology_is_made_is_acknowledged_and_
                 accepted_after += done.is_set()
 
     publishers = [asyncio.create_task(publish(await new_broker(), number)) for number in range(3)]
-    await asyncio.gather(*(make_topology(broker, journal).ensure() for broker in makers))
+    await asyncio.gather(*(make_topology(broker, journal, own=()).ensure() for broker in makers))
     done.set()
     await asyncio.gather(*publishers)
     assert await count(makers[0]) == len(stored) >= 60
     assert (await consumer(makers[0], "extracting"))["num_pending"] == len(stored)
     assert (await consumer(makers[0], "status-store"))["num_pending"] == len(stored)
+
+
+async def test_services_that_start_together_give_a_stream_its_subjects_one_after_the_other(
+    new_broker: NewBroker, journal: Journal
+) -> None:
+    """nats-server stores each message twice where two did so at the same moment, and takes no batch any more."""
+    store = make_topology(await new_broker(), journal)
+    others = [make_topology(await new_broker(), journal, own=(stage,)) for stage in STAGES]
+    turns = {topology: await _turn(topology) for topology in (store, *others)}
+    assert turns[store] < min(turns[topology] for topology in others)
+    assert len(set(turns.values())) == len(turns), "each has a turn of its own"
+
+
+async def _turn(topology: Topology) -> float:
+    """When it is this service's turn, once it has found a stream without its subjects."""
+    making = asyncio.create_task(topology.ensure())
+    await eventually(lambda: topology._turn_at > 0)
+    making.cancel()
+    return topology._turn_at
 
 
 async def test_a_publish_is_refused_while_the_stream_waits_for_its_consumers(broker: Broker) -> None:

@@ -10,5 +10,5 @@ async def nothing(*_: Any) -> None:
     return
 
 
-cancel._removal = nothing
+cancel.Cancel._removal = nothing  # type: ignore[method-assign]
 main()

@@ -9,7 +9,7 @@ from heimdex_gateway.jobs import change
 from heimdex_gateway.main import main
 from heimdex_gateway.routes import request
 
-publish = change.publish
+publish = change.JobChanges.publish
 GO_ON = Path(os.environ["TEST_GO_ON"])
 
 
@@ -20,7 +20,7 @@ async def wait_and_publish(*arguments: Any) -> None:
     await publish(*arguments)
 
 
-change.publish = wait_and_publish
+change.JobChanges.publish = wait_and_publish  # type: ignore[method-assign]
 change.ANSWERED_WITHIN_SECONDS = 60.0  # type: ignore[misc]
 request.MAX_SECONDS = 60.0  # type: ignore[misc]
 main()

@@ -43,7 +43,7 @@ class Duties:
     def env(self) -> dict[str, str]:
         from tests.support.pipelines import with_pipelines
 
-        return {FOLDER: str(self.folder), STEADY: str(self.steady_seconds), **with_pipelines("duties")}
+        return {FOLDER: str(self.folder), STEADY: str(self.steady_seconds), **with_pipelines("behaviours")}
 
     def open_gate(self) -> None:
         """Let every `gated` job go on."""

@@ -255,7 +255,7 @@ async def test_the_command_line_sends_its_key_and_says_what_is_wrong_without_one
         assert (done.returncode, done.stderr) == (0, "")
         refused = await asyncio.to_thread(heimdex, "get", done.stdout.strip())
         assert refused.returncode == 2
-        assert "wants a key" in refused.stderr
+        assert "Missing API key" in refused.stderr
         assert "HEIMDEX_API_KEY" in refused.stderr
         refused = await asyncio.to_thread(heimdex, "get", done.stdout.strip(), key=KEYS["beta"])
         assert refused.returncode == 2

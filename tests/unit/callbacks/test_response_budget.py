@@ -25,7 +25,7 @@ def test_bytes_are_taken_until_none_is_left() -> None:
     assert budget.take(b"x" * (MAX_BYTES - 2)) == b"x" * (MAX_BYTES - 2)
     assert budget.take(b"abc") == b"ab"
     assert budget.take(b"") == b"", "the end costs nothing"
-    with pytest.raises(Overspent, match=r"^The receiver sent more than 32 KiB before its answer was over\.$"):
+    with pytest.raises(Overspent, match=r"^The receiver sent more than 32 KiB before its response was complete\.$"):
         budget.take(b"d")
 
 

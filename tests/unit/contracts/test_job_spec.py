@@ -23,7 +23,6 @@ from heimdex_contracts.messages import (
     JobMessage,
     Progress,
 )
-from heimdex_contracts.runtime.jetstream.connection import Stored
 from heimdex_gateway.jobs.cancel import canceled
 from heimdex_gateway.jobs.idempotency import IdempotencyRecord
 from heimdex_gateway.jobs.retry import retried
@@ -63,14 +62,10 @@ def held(percent: int = 20) -> Ended:
     return Ended(1, 17, "$JS.ACK.some", START + timedelta(seconds=1), 0.0, percent, True)
 
 
-def stored(message: AnyJobMessage) -> Stored:
-    return Stored(subject="heimdex.jobs.any.id", sequence=7, data=messages.encode(message), headers={})
-
-
 def transitions(job: Due) -> dict[str, AnyJobMessage | AttemptFailed | Progress]:
     """Every way in which a message follows this one, or one that follows it."""
     end = failed(job, held(), "it failed")
-    cancel = canceled(job, stored(job), snapshot(job))
+    cancel = canceled(job, 7, snapshot(job))
     tick = Progress(**spec_of(job, Progress), step=0, stage=job.stage, attempt=1, progress=3, at=START)
     last = msgspec.structs.replace(job, stage=PIPELINE.stages[-1].name)
     row = Unfinished(job.job_id, 4, 30, job.stage, True, START, "", 2, False)
@@ -80,8 +75,8 @@ def transitions(job: Due) -> dict[str, AnyJobMessage | AttemptFailed | Progress]
         "hand-back": handed_back(job, held()),
         "failure": end,
         "cancel": cancel,
-        "cancel of what runs": canceled(job, stored(job), snapshot(job), tick),
-        "retry of a failed job": retried(end, stored(end), snapshot(end), PIPELINE),
+        "cancel of what runs": canceled(job, 7, snapshot(job), tick),
+        "retry of a failed job": retried(end, 7, snapshot(end), PIPELINE),
         "retry of a canceled job, whose end left the stream": retried(
             cancel, None, snapshot(cancel), PIPELINE, "start"
         ),

@@ -14,7 +14,7 @@ from heimdex_callbacks.url import Receiver, UnusableUrl, parse_url
 from heimdex_callbacks.validation import CallbackUrlRefused, CallbackValidation
 from heimdex_contracts import pipelines
 from heimdex_contracts.runtime.outbound.address_policy import Address, AddressPolicy
-from heimdex_gateway.errors import on_callback_url_refused
+from heimdex_gateway.errors import on_error
 from heimdex_gateway.schemas import job_request
 
 KNOWN = pipelines.load(["heimdex_contracts.mock_process"])
@@ -58,10 +58,10 @@ BAD: list[tuple[Any, str]] = [
     ("https://shop.example:-1/", "port from 1 to 65535"),
     ("https://[::1", "must have a host"),
     ("https://[fe80::1%25eth0]/", "must have a host"),
-    ("https://user:secret@shop.example/", "no user name and no password"),
-    ("https://user@shop.example/", "no user name and no password"),
-    ("https://@shop.example/", "no user name and no password"),
-    ("https://:@shop.example/", "no user name and no password"),
+    ("https://user:secret@shop.example/", "must not contain a user name or a password"),
+    ("https://user@shop.example/", "must not contain a user name or a password"),
+    ("https://@shop.example/", "must not contain a user name or a password"),
+    ("https://:@shop.example/", "must not contain a user name or a password"),
     ("https://shop.example/#part", "fragment"),
     ("https://shop.example/a b", "characters of a URL"),
     ("https://shop.example/\r\nX-Evil: 1", "characters of a URL"),
@@ -69,7 +69,7 @@ BAD: list[tuple[Any, str]] = [
     ("https://shop.example\\@127.0.0.1/", "characters of a URL"),
     ("https://bücher.example/", "characters of a URL"),
     ("https://shop.example/ü", "characters of a URL"),
-    ("https://shop.example/" + "x" * 2048, "2048 characters long at most, and is 2069"),
+    ("https://shop.example/" + "x" * 2048, "must have at most 2048 characters, not 2069"),
     # Nobody's host but by the numbers: what the C library takes for an address.
     ("http://2130706433/", "must name a host"),
     ("http://0x7f000001/", "must name a host"),
@@ -116,7 +116,7 @@ def acceptance(*allow: str, **names: list[str] | None) -> CallbackValidation:
 
 def status_and_field(error: CallbackUrlRefused) -> tuple[int, str]:
     """As the caller gets them."""
-    answer = on_callback_url_refused(cast("Any", None), error)
+    answer = on_error(cast("Any", None), error)
     return answer.status_code, json.loads(answer.content)["field"]
 
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,12 +15,11 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, AnyMessage
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_gateway.dependencies import Gateway
-from heimdex_gateway.jobs import history
+from heimdex_gateway.jobs.history import History
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.status import StateUnavailable
 from heimdex_gateway.jobs.subscriptions import Interrupted, Subscriptions
-from heimdex_gateway.routes.sse import EventStream
+from heimdex_gateway.routes.sse import EventStream, frames
 from tests.support.histories import Writer
 
 JOB = "00000000-0000-4000-8000-000000000000"
@@ -80,15 +78,15 @@ def handed_over() -> list[Any]:
     return writer.events
 
 
-def gateway_of(nats: Nats, database: Database) -> Gateway:
-    watches = Subscriptions(cast(Broker, nats))
-    return cast(Gateway, SimpleNamespace(broker=nats, subscriptions=watches, database=database))
+def history_of(nats: Nats, database: Database) -> tuple[History, Subscriptions]:
+    subscriptions = Subscriptions(cast(Broker, nats))
+    return History(cast(Broker, nats), cast(Any, database), subscriptions), subscriptions
 
 
 async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_the_stream_begins() -> None:
     nats = Nats()
-    with pytest.raises(DatabaseUnavailable):
-        async with history.live(gateway_of(nats, Database(away=True)), JOB, None):
+    with pytest.raises(StateUnavailable, match="Postgres"):
+        async with history_of(nats, Database(away=True))[0].live(JOB, None):
             raise AssertionError("it began")
     assert nats.subscriptions == 0
 
@@ -96,25 +94,25 @@ async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_t
 async def test_a_nats_that_answers_nothing_is_raised_before_the_stream_begins() -> None:
     nats = Nats(swallows=True)
     with pytest.raises(StateUnavailable, match="NATS"):
-        async with history.live(gateway_of(nats, Database()), JOB, None):
+        async with history_of(nats, Database())[0].live(JOB, None):
             raise AssertionError("it began")
     assert nats.subscriptions == 0
 
 
 async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "CATCH_UP_SECONDS", 0.0)
+    monkeypatch.setattr("heimdex_gateway.jobs.history.CATCH_UP_SECONDS", 0.0)
     nats = Nats()
-    gateway = gateway_of(nats, Database())
-    async with history.live(gateway, JOB, None) as pieces:
-        gateway.subscriptions.interrupt()
-        assert [piece async for piece in pieces] == [b"retry: 1000\n\n"]
+    history, subscriptions = history_of(nats, Database())
+    async with history.live(JOB, None) as entries:
+        subscriptions.interrupt()
+        assert [piece async for piece in frames(entries)] == [b"retry: 1000\n\n"]
     assert nats.subscriptions == 0
 
 
 async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at_the_reconnection() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
-    async with gateway_of(nats, Database()).subscriptions.open(JOB, ticks=True) as watch:
+    async with history_of(nats, Database())[1].open(JOB, ticks=True) as watch:
         await nats.tell(submitted)
         for call in nats.on_disconnect:
             call()
@@ -131,15 +129,16 @@ async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at
 async def test_a_stream_ends_before_it_tells_what_comes_after_a_gap() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
-    async with history.live(gateway_of(nats, Database(submitted)), JOB, None) as pieces:
+    async with history_of(nats, Database(submitted))[0].live(JOB, None) as entries:
         await nats.tell(heard)
         async with asyncio.timeout(5):
-            told = b"".join([piece async for piece in pieces])
+            told = b"".join([piece async for piece in frames(entries)])
     assert b"id: 0.0\n" in told
     assert b"id: 2.0\n" not in told
     nats = Nats()
-    async with history.live(gateway_of(nats, Database(submitted, missed)), JOB, (0, 0)) as pieces:
+    async with history_of(nats, Database(submitted, missed))[0].live(JOB, (0, 0)) as entries:
         await nats.tell(heard)
+        pieces = frames(entries)
         assert [(await anext(pieces)).split(b"\n")[0] for _ in range(3)] == [b"retry: 1000", b"id: 1.0", b"id: 2.0"]
 
 

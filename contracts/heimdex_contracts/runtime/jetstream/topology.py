@@ -8,6 +8,7 @@ therefore created with an unused subject, its consumers are added, and only then
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -41,6 +42,11 @@ _WAIT_SECONDS: Final = 0.05
 UNREADABLE_TIMES: Final = 4
 #: The time that the status store has to restore a stream's configuration before another service does.
 OTHERS_SECONDS: Final = 1.0
+#: The random spread of the times at which the status stores, and the other services, give streams their subjects.
+STORES_SPREAD_SECONDS: Final = 0.1
+OTHERS_SPREAD_SECONDS: Final = 1.0
+#: How long a service's turn lasts. It covers all streams that the service finds without their subjects.
+TURN_LASTS_SECONDS: Final = 10.0
 #: The delay between the removal of a stream and its re-creation.
 REMOVED_SECONDS: Final = 2.0
 #: The minimum interval between two checks, so that one check covers a burst of advisories.
@@ -129,6 +135,8 @@ class Topology:
         self._changed_since: dict[str, float] = {}
         #: When each stream was first found missing; event-loop time.
         self._missing_since: dict[str, float] = {}
+        #: When this service's turn to give streams their subjects begins; event-loop time.
+        self._turn_at = float("-inf")
         self._changed: set[str] = set()
         self._damaged: set[str] = set()
         #: The number of removals that NATS has reported. One that arrives during a check may concern a stream that was
@@ -319,11 +327,35 @@ class Topology:
             self._broken(stream.name, f"{stream.name} was changed and is being reconfigured.")
             self._leave_to_the_store(stream.name)
             self._damaged.add(stream.name)
+        if "subjects" in differs:
+            actual = await self._take_turn(stream.name, actual)
+            differs = config_drift.drift(actual, required)
+            if not differs:
+                return  # another service had its turn before
         answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**actual, **required})
         remaining = config_drift.drift(answer["config"], required)
         if remaining:
             raise Unfit(config_drift.sentence(stream.name, remaining, self._broker.server_version))
         self._log.info("stream_configured", message="configured a stream", stream=stream.name, changed=_shown(differs))
+
+    async def _take_turn(self, stream: str, config: dict[str, Any]) -> dict[str, Any]:
+        """Wait for this service's turn to give the stream its subjects. Returns the stream's configuration then.
+
+        Services that start together must not update the subjects at the same moment. nats-server (2.12 to 2.15) may
+        then subscribe to a subject twice, store each message twice, and reject every atomic batch until it is restarted
+        (1 of 60 times with 8 concurrent updates).
+        """
+        now = asyncio.get_running_loop().time()
+        if now > self._turn_at + TURN_LASTS_SECONDS:
+            if subjects.STATUS_STORE in self._own:
+                self._turn_at = now + random.uniform(0.0, STORES_SPREAD_SECONDS)  # noqa: S311  # not a secret
+            else:
+                self._turn_at = now + OTHERS_SECONDS + random.uniform(0.0, OTHERS_SPREAD_SECONDS)  # noqa: S311
+        if now >= self._turn_at:
+            return config
+        await asyncio.sleep(self._turn_at - now)
+        current: dict[str, Any] = (await self._broker.api(f"STREAM.INFO.{stream}"))["config"]
+        return current
 
     def _leave_to_the_store(self, stream: str) -> None:
         """Raise BrokerUnavailable for OTHERS_SECONDS, except in the status store.
