@@ -1,5 +1,5 @@
-"""What every room may know: messages, subjects, pipelines, the order of events, and how a delivery ends.
+"""The code that all services share: messages, subjects, pipelines, the order of events, and how a delivery is settled.
 
-The modules beside `runtime` are pure: they import the standard library and msgspec only. `runtime` is the one
-place here that does I/O; the three services share it. This room imports no other room.
+The modules outside `runtime` are pure: they import only the standard library and msgspec. All I/O of this package is in
+`runtime`, which the services share. This package imports no other package of the project.
 """

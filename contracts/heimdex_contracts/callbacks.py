@@ -1,9 +1,10 @@
-"""The payloads on HEIMDEX_CALLBACKS: what is owed to whoever gave a `callback_url`, and how each try to tell it went.
+"""The payloads on HEIMDEX_CALLBACKS: callbacks that are due, and the result of each attempt to deliver one.
 
     due ──> failed ──> … ──> failed ──> delivered | given-up
 
-As a hand-over does, a failed try says two things in one publish: the fact, for the history, and the next try's work. So
-the number of a try is in the message, not the broker's count of deliveries, and no restart of anything uses up a try.
+Like a hand-over, the message of a failed attempt has two purposes: it records the failure in the history, and it is the
+work item of the next attempt. The number of the attempt is therefore in the message rather than in the broker's
+delivery count, and no restart uses up an attempt.
 """
 
 from typing import Final
@@ -16,9 +17,10 @@ from heimdex_contracts.subjects import CALLBACK_DELIVERED, CALLBACK_DUE, CALLBAC
 
 
 class CallbackMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
-    """What each of them carries: the end that is told, and how often that had been tried by then.
+    """The fields that all callback messages share.
 
-    The end as it was: no later run of the job changes what is told of this one.
+    end: the terminal event that the callback reports. A later run of the job does not change it.
+    tries: the number of attempts made so far, including the one whose result this message reports.
     """
 
     end: End
@@ -27,35 +29,35 @@ class CallbackMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="even
 
 
 class CallbackDue(CallbackMessage, frozen=True, kw_only=True, tag=CALLBACK_DUE, omit_defaults=True):
-    """The job has ended, and its `callback_url` is to be told."""
+    """The job has reached a terminal state, and its `callback_url` must be notified."""
 
 
 class CallbackFailed(CallbackMessage, frozen=True, kw_only=True, tag=CALLBACK_FAILED, omit_defaults=True):
-    """This try failed; the next one follows after `delay_seconds`."""
+    """The attempt failed; the next one follows after `delay_seconds`."""
 
     error: Text
     delay_seconds: Seconds
 
 
 class CallbackDelivered(CallbackMessage, frozen=True, kw_only=True, tag=CALLBACK_DELIVERED, omit_defaults=True):
-    """The receiver said that it has it."""
+    """The receiver accepted the callback."""
 
 
 class CallbackGivenUp(CallbackMessage, frozen=True, kw_only=True, tag=CALLBACK_GIVEN_UP, omit_defaults=True):
-    """This try failed, and none follows."""
+    """The last attempt failed; no other follows."""
 
     error: Text
 
 
-#: What the gateways take: a try that is to be made.
+#: The messages that the gateways consume: each calls for an attempt.
 CallbackWork = CallbackDue | CallbackFailed
-#: What the status store takes: how a try went.
+#: The messages that the status store consumes: each reports the result of an attempt.
 CallbackResult = CallbackFailed | CallbackDelivered | CallbackGivenUp
 AnyCallback = CallbackDue | CallbackFailed | CallbackDelivered | CallbackGivenUp
 
 _encoder: Final = msgspec.json.Encoder()
 _work: Final = msgspec.json.Decoder(CallbackWork)
-_told: Final = msgspec.json.Decoder(CallbackResult)
+_results: Final = msgspec.json.Decoder(CallbackResult)
 _TOKENS: Final = {
     CallbackDue: CALLBACK_DUE,
     CallbackFailed: CALLBACK_FAILED,
@@ -65,29 +67,35 @@ _TOKENS: Final = {
 
 
 def encode(message: AnyCallback) -> bytes:
-    """As compact JSON."""
+    """Encode a message as compact JSON."""
     return _encoder.encode(message)
 
 
 def token(message: AnyCallback) -> str:
-    """The third token of the subject that this message belongs on."""
+    """Return the third token of this message's subject."""
     return _TOKENS[type(message)]
 
 
 def message_id(message: AnyCallback) -> str:
-    """Its `Nats-Msg-Id`: the same for every repetition of what it says."""
+    """Return the message's `Nats-Msg-Id`. It is the same whenever the same result is published again."""
     return f"{message.end.job_id}.{message.end.step}.{message.tries}.{token(message)}"
 
 
 def decode_work(subject: str, payload: bytes) -> CallbackWork:
-    """The message on `heimdex.callbacks.due.<job_id>` or `.failed.`. Raises UnusableMessage."""
+    """Decode a message on `heimdex.callbacks.<due, failed>.<job_id>`.
+
+    Raises UnusableMessage when the payload is invalid or belongs to another subject.
+    """
     message: CallbackWork = messages.decode(_work, payload)
     messages.check_subject(subject, "callbacks", token(message), message.end.job_id)
     return message
 
 
 def decode_told(subject: str, payload: bytes) -> CallbackResult:
-    """The message on `heimdex.callbacks.failed.<job_id>`, `.delivered.` or `.given-up.`. Raises UnusableMessage."""
-    message: CallbackResult = messages.decode(_told, payload)
+    """Decode a message on `heimdex.callbacks.<failed, delivered, given-up>.<job_id>`.
+
+    Raises UnusableMessage when the payload is invalid or belongs to another subject.
+    """
+    message: CallbackResult = messages.decode(_results, payload)
     messages.check_subject(subject, "callbacks", token(message), message.end.job_id)
     return message

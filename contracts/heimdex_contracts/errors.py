@@ -1,29 +1,29 @@
-"""The errors that rooms tell each other about, by what the catcher must do.
+"""The errors that packages share, grouped by what the caller must do.
 
 HeimdexError
-├── SettingsError      the process cannot start: one line on stderr, exit code 2
-├── CannotServe        what the process reached is not for it: one line on stderr, exit code 2
-├── UnusableMessage    a message that no retry can mend: set it aside, go on with the next
-├── Superseded         the job has moved on without us: drop what we hold, it is somebody else's now
-└── BrokerUnavailable  NATS did not answer in time: nothing is known about the outcome, ask again later
-    └── LeaderBehind   the stream's leader answered, and does not know yet what this process was delivered
+├── SettingsError      The process cannot start: print one line to stderr, exit with code 2.
+├── CannotServe        NATS or Postgres belongs to another installation or is unsuitable: one log entry, exit code 2.
+├── UnusableMessage    No retry can make this message readable: store it as a dead letter, continue with the next.
+├── Superseded         The job already has another successor: drop the delivery, another process owns the job.
+└── BrokerUnavailable  NATS did not answer in time: the outcome is unknown, retry later.
+    └── LeaderBehind   The stream's leader answered but has not applied a message that was delivered to this process.
 """
 
 
 class HeimdexError(Exception):
-    """The root of this project's errors; its text is one sentence for the person who reads it."""
+    """Base class of this project's errors. The text is one sentence, written for a person."""
 
 
 class SettingsError(HeimdexError):
-    """A setting that cannot be used; the text names the environment variable."""
+    """A setting has an invalid value. The text names the environment variable."""
 
 
 class CannotServe(HeimdexError):
-    """NATS or Postgres is not what this process may work with; the text says why, and what to do."""
+    """This process must not use the NATS or Postgres that it reached. The text gives the reason and the remedy."""
 
 
 class UnusableMessage(HeimdexError):
-    """A payload that is not what its subject promises; the text says why."""
+    """A payload does not match what its subject requires. The text gives the reason."""
 
 
 class Superseded(HeimdexError):
@@ -31,8 +31,8 @@ class Superseded(HeimdexError):
 
 
 class BrokerUnavailable(HeimdexError):
-    """NATS or its JetStream did not answer before the deadline."""
+    """NATS or its JetStream did not answer before the deadline, so the outcome is unknown."""
 
 
 class LeaderBehind(BrokerUnavailable):
-    """The leader of a replicated stream has not applied a message yet that one of its consumers has delivered."""
+    """The leader of a replicated stream has not yet applied a message that one of its consumers has delivered."""

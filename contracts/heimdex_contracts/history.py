@@ -1,4 +1,4 @@
-"""What an event adds to a job's history: written by the status store, shown by the gateway, the same for both."""
+"""The history entry of each event. The status store writes it and the gateway returns it, from the same code."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -22,12 +22,13 @@ from heimdex_contracts.subjects import CALLBACK_DELIVERED, CALLBACK_FAILED, CALL
 
 
 class EventRow(msgspec.Struct, frozen=True):
-    """One entry; the fields are the columns of the view `job_history`, in order.
+    """One entry of a job's history. The fields are the columns of the view `job_history`, in order.
 
-    kind: attempt_failed, a Due's reason, how the job ended, or one of CALLBACK_KINDS. `stage`: where the job is then.
-    The `ended_` fields, `started_at` and `seconds` tell of the attempt that this event ended, where it ended one.
-    `attempt` is 0 but for attempt_failed, and for a callback, where it is the number of the try: with `step`, it makes
-    the entry's identity. A callback has the step of the end that it tells.
+    job_id, step, attempt: the identity of the entry. `attempt` is 0 except for attempt_failed and for a callback, where
+    it is the number of the delivery attempt. A callback has the step of the terminal event that it reports.
+    kind: attempt_failed, the reason of a Due, a terminal state, or one of CALLBACK_KINDS.
+    stage: the job's stage after the event.
+    ended_stage, ended_attempt, started_at, seconds: the attempt that this event ended; None where it ended none.
     """
 
     job_id: str
@@ -45,7 +46,7 @@ class EventRow(msgspec.Struct, frozen=True):
     delay_seconds: float | None = None
 
 
-#: After the end of a run: how each try to tell it to its `callback_url` went.
+#: The results of the attempts to deliver a run's terminal event to its `callback_url`.
 _CALLBACK_KINDS: Final = {
     CALLBACK_FAILED: "callback_failed",
     CALLBACK_DELIVERED: "callback_delivered",
@@ -55,13 +56,13 @@ CALLBACK_KINDS: Final = frozenset(_CALLBACK_KINDS.values())
 
 
 def event_rows(events: Iterable[AnyMessage]) -> list[EventRow]:
-    """The history that these events add: one row for each but the ticks."""
+    """Return the history entries of these events: one for each event except progress."""
     return [event_row(event) for event in events if not isinstance(event, Progress)]
 
 
 def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
-    """The entry of one event."""
-    place: dict[str, Any] = {
+    """Return the history entry of one event."""
+    position: dict[str, Any] = {
         "job_id": event.job_id,
         "step": event.step,
         "run": event.run,
@@ -70,7 +71,7 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
     match event:
         case AttemptFailed():
             return EventRow(
-                **place,
+                **position,
                 attempt=event.attempt,
                 kind="attempt_failed",
                 at=event.at,
@@ -83,13 +84,13 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
             )
         case Due():
             ended = event.finished[-1] if event.reason == "handed_over" and event.finished else None
-            return EventRow(**place, attempt=0, kind=event.reason, at=event.at, **_ended(ended))
+            return EventRow(**position, attempt=0, kind=event.reason, at=event.at, **_ended(ended))
         case Completed():
             ended = event.finished[-1] if event.finished else None
-            return EventRow(**place, attempt=0, kind="completed", at=event.at, **_ended(ended))
+            return EventRow(**position, attempt=0, kind="completed", at=event.at, **_ended(ended))
         case Failed():
             return EventRow(
-                **place,
+                **position,
                 attempt=0,
                 kind="failed",
                 at=event.at,
@@ -101,7 +102,7 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
             )
         case Canceled():
             return EventRow(
-                **place,
+                **position,
                 attempt=0,
                 kind="canceled",
                 at=event.at,
@@ -112,18 +113,18 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
             )
 
 
-def callback_row(told: CallbackResult) -> EventRow:
-    """The entry of one try to call back."""
+def callback_row(result: CallbackResult) -> EventRow:
+    """Return the history entry of one attempt to deliver a callback."""
     return EventRow(
-        job_id=told.end.job_id,
-        step=told.end.step,
-        attempt=told.tries,
-        run=told.end.run,
-        kind=_CALLBACK_KINDS[token(told)],
-        stage=told.end.stage,
-        at=told.at,
-        error=told.error if isinstance(told, CallbackFailed | CallbackGivenUp) else None,
-        delay_seconds=told.delay_seconds if isinstance(told, CallbackFailed) else None,
+        job_id=result.end.job_id,
+        step=result.end.step,
+        attempt=result.tries,
+        run=result.end.run,
+        kind=_CALLBACK_KINDS[token(result)],
+        stage=result.end.stage,
+        at=result.at,
+        error=result.error if isinstance(result, CallbackFailed | CallbackGivenUp) else None,
+        delay_seconds=result.delay_seconds if isinstance(result, CallbackFailed) else None,
     )
 
 

@@ -1,13 +1,13 @@
-"""Status is a maximum, not a last write: what each event says of its job, and which of two events wins.
+"""Derives a job's state from its events. The state is that of the highest-ranked event, not that of the last write.
 
     pending ──> processing ──> completed
-       │            │  └─────> failed      (the worker gave up)
-       └────────────┴────────> canceled    (a caller's own)
+       │            │  └─────> failed      (a stage failed permanently or ran out of attempts)
+       └────────────┴────────> canceled    (by a caller)
                                   │
-    pending <── a retry starts the next run of an ended job
+    pending <── a retry starts the next run of a job in a terminal state
 
-A run's status never goes against the arrows, because `rank` is a total order on a job's events and every reader
-keeps the highest: duplicates, reordering, replays and two status stores at once are then harmless.
+The status of a run never moves against the arrows, because `rank` is a total order on a job's events and every reader
+keeps the highest. Duplicates, reordering, replays and two concurrent status stores are therefore harmless.
 """
 
 from datetime import datetime
@@ -33,7 +33,7 @@ Rank = tuple[int, int, int]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as one event, or the merge of several, shows it. `step`, `attempt`, `progress` are its rank."""
+    """A job's state according to one event or to the merge of several. `step`, `attempt`, `progress` are its rank."""
 
     job_id: str
     type: str
@@ -51,17 +51,17 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rank(self) -> Rank:
-        """Orders the events of one job; the highest tells its status."""
+        """The sort key of a job's events: the highest one determines the job's state."""
         return (self.step, self.attempt, self.progress)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more happens in this run."""
+        """Whether the job is in a terminal state, so that this run has no further events."""
         return self.status in TERMINAL
 
 
 def snapshot(event: AnyMessage) -> Snapshot:
-    """What this one event says of its job."""
+    """Return the job's state according to this one event."""
     status: Status
     stage: str | None = event.stage
     attempt, progress = 0, event.progress
@@ -104,10 +104,10 @@ def snapshot(event: AnyMessage) -> Snapshot:
 
 
 def merge(one: Snapshot, other: Snapshot) -> Snapshot:
-    """The job as both show it: the higher rank's, with the further progress of its run and the later time.
+    """Merge two states of a job: the one that outranks the other, with the greater progress of its run and later time.
 
-    Commutative and idempotent for the events of one job, so that any order of them ends in the same. Nothing but the
-    next run follows an end, whatever the rank of a message that says so.
+    The merge is commutative and idempotent for the events of one job, so every order of events has the same result.
+    Only the next run supersedes a terminal state, whatever the rank of a later message.
     """
     high, low = (other, one) if outranks(other, one) else (one, other)
     progress = max(high.progress, low.progress) if high.run == low.run else high.progress
@@ -115,8 +115,8 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
         progress = min(progress, 99)
     return msgspec.structs.replace(
         high,
-        # The rank keeps its own progress only through the merge itself: a further progress of a lower rank raises
-        # what people see, and cannot make a later event of the same attempt lose, which comes from the same worker.
+        # The merged progress is part of the result's rank, but it cannot make a later event of the same attempt lose:
+        # the progress of a lower rank only raises what callers see, and one attempt's events come from one worker.
         progress=progress,
         created_at=min(high.created_at, low.created_at),
         updated_at=max(high.updated_at, low.updated_at),
@@ -124,13 +124,16 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
 
 
 def outranks(one: Snapshot, other: Snapshot) -> bool:
-    """Whether the job is told by this one rather than by the other: in a later run, ended, or further on."""
-    return _place(one) > _place(other)
+    """Return whether `one` determines the job's state rather than `other`.
+
+    A later run wins; within a run, a terminal state wins over any other; otherwise the higher rank wins.
+    """
+    return _precedence(one) > _precedence(other)
 
 
-def _place(seen: Snapshot) -> tuple[int, bool, Rank]:
-    if not seen.ended:
-        return (seen.run, False, seen.rank)
-    # Of two ends of one run the first one counts: what came after it, went on without knowing of it.
-    step, attempt, progress = seen.rank
-    return (seen.run, True, (-step, -attempt, -progress))
+def _precedence(state: Snapshot) -> tuple[int, bool, Rank]:
+    if not state.ended:
+        return (state.run, False, state.rank)
+    # The first terminal event of a run wins: a later one came from a process that had not seen it.
+    step, attempt, progress = state.rank
+    return (state.run, True, (-step, -attempt, -progress))

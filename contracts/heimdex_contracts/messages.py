@@ -1,8 +1,8 @@
-"""The payloads on our subjects: one tagged union for HEIMDEX_JOBS, one struct for each of the side streams.
+"""The message payloads: one tagged union for HEIMDEX_JOBS, one struct each for HEIMDEX_ATTEMPTS and HEIMDEX_PROGRESS.
 
-Evolution: a new field needs a default, a field is never retyped, unknown fields are skipped, so that two versions
-of the services can run side by side. Times are UTC; `at` is when a message was written, and never lies before
-the message that it follows, whatever the clocks of the machines say.
+Evolution: a new field needs a default, a field never changes its type, and decoders skip unknown fields, so that two
+versions of the services can run side by side. Times are UTC. `at` is the time at which a message was written; it is
+never earlier than that of the predecessor, even where the clocks of the machines differ.
 """
 
 import uuid
@@ -17,7 +17,7 @@ from heimdex_contracts.subjects import CANCELED, COMPLETED, FAILED, LATER
 
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
-# A NUL cannot be stored in Postgres' text, so a string that holds one is no name and no error of ours.
+# Postgres cannot store a NUL in a text column, so names and error texts must not contain one.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
@@ -25,15 +25,15 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
-#: Whose a job is where nobody said whose: on a gateway without keys, and in every message of before there were any.
+#: The tenant of jobs without a tenant: those of a gateway without API keys, and messages older than tenants.
 DEFAULT_TENANT: Final = "default"
 
-#: Why a job is due at a stage.
+#: The reason why a job is due at a stage.
 Reason = Literal["submitted", "handed_over", "handed_back", "retried", "restored"]
 
 
 class StageRun(msgspec.Struct, frozen=True):
-    """A stage that succeeded: on which attempt, from when to when, and the seconds by a monotonic clock."""
+    """A stage that succeeded: its attempt, its start and end, and its duration in seconds by a monotonic clock."""
 
     stage: Name
     attempt: Count
@@ -43,10 +43,11 @@ class StageRun(msgspec.Struct, frozen=True):
 
 
 class Follows(msgspec.Struct, frozen=True):
-    """The message that this one follows: its stream sequence and the subject on which its delivery is acknowledged.
+    """The predecessor of a message: its stream sequence and the subject on which its delivery is acknowledged.
 
-    Whoever records a message acknowledges its predecessor too: a worker killed between publish and ack leaves a
-    predecessor which would otherwise outlive its successors, come back, and be taken for its job's last message.
+    The status store acknowledges the predecessor of each message that it records. A worker killed between publish and
+    ack leaves a leftover message, which would otherwise outlive its successors, be redelivered and pass for its job's
+    last message.
     """
 
     sequence: Sequence
@@ -54,14 +55,16 @@ class Follows(msgspec.Struct, frozen=True):
 
 
 class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
-    """What every message on `heimdex.jobs.*.<job_id>` carries. OfJob: the same in each of them (see `job_spec`).
+    """The fields of every message on `heimdex.jobs.*.<job_id>`. OfJob fields are the same in all of them (`job_spec`).
 
-    step: how many messages of this job came before this one; run: 1, and one more for each retry of an ended job.
-    progress: percent of the whole job. finished: the stages that succeeded in this run, in order.
-    not_before: a job for later starts then; its first message lies on `heimdex.jobs.later.<job_id>` until that time.
-    trace: the W3C traceparent of this message, for those that are fired by the server, which sends no headers.
-    tenant: whose the job is.
-    callback_url: where the job object is POSTed when the job ends.
+    tenant: the owner of the job.
+    step: the number of earlier messages of this job.
+    run: 1 for the first run; each retry of a job in a terminal state adds one.
+    progress: percent of the whole job.
+    not_before: the start time of a scheduled job; its first message stays on `heimdex.jobs.later.<job_id>` until then.
+    finished: the stages that succeeded in this run, in order.
+    trace: the W3C traceparent of this message. A message that a schedule of the server publishes has no headers.
+    callback_url: the URL to which the job object is POSTed when the job reaches a terminal state.
     """
 
     job_id: OfJob[JobId]
@@ -81,10 +84,10 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
 
 
 class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
-    """The job is due at a stage: the worker's work, and for the status store the fact that the job got there.
+    """The job is due at a stage: the worker's work item, and the status store's record that the job reached the stage.
 
-    attempts: how many attempts of this stage were used up before this message, in this run.
-    started: whether any worker has begun on this run of the job; until then it is pending.
+    attempts: the number of attempts of this stage used up before this message, in this run.
+    started: whether a worker has started this run of the job; until then the job is pending.
     """
 
     stage: Name
@@ -94,16 +97,17 @@ class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
 
 
 class Completed(JobMessage, frozen=True, kw_only=True, tag="completed", omit_defaults=True):
-    """All stages succeeded. `result` has at least `stages_completed` and `total_duration_seconds`."""
+    """All stages of the run succeeded. `result` has at least `stages_completed` and `total_duration_seconds`."""
 
     stage: Name
     result: dict[str, Any]
 
 
 class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=True):
-    """The worker gave up. `error` names the stage and the cause.
+    """A stage failed permanently or ran out of attempts. `error` names the stage and the cause.
 
-    attempt: the last one's number; `started_at`, `seconds`: of that attempt, where it was begun by who tells this.
+    attempt: the number of the last attempt. started_at, seconds: start and duration of that attempt; None where the
+    worker that publishes this message did not run it.
     """
 
     stage: Name
@@ -114,9 +118,9 @@ class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=
 
 
 class Canceled(JobMessage, frozen=True, kw_only=True, tag="canceled", omit_defaults=True):
-    """A caller canceled the job while it was at `stage` (None: it had not started).
+    """A caller canceled the job while it was at `stage` (None: the job had not started).
 
-    attempt (0: none), `started_at`, `seconds`: of the attempt that this interrupted, as far as it had told of itself.
+    attempt, started_at, seconds: the interrupted attempt, as far as its progress messages showed it; attempt 0: none.
     """
 
     stage: Name | None = None
@@ -130,7 +134,7 @@ AnyJobMessage = Due | Completed | Failed | Canceled
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An attempt that ended in an error and will be retried after `delay_seconds`."""
+    """An attempt ended in an error; the stage is retried after `delay_seconds`."""
 
     job_id: OfJob[JobId]
     type: OfJob[Name]
@@ -148,9 +152,9 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a running stage is.
+    """The progress of a running stage, in percent of the whole job.
 
-    started_at: when this attempt began. ended: it is over and told its error (so nobody was lost).
+    started_at: the start of this attempt. ended: the attempt is over and reported its error, so no worker was lost.
     """
 
     job_id: OfJob[JobId]
@@ -176,24 +180,27 @@ _jobs: Final = msgspec.json.Decoder(AnyJobMessage)
 _attempts: Final = msgspec.json.Decoder(AttemptFailed)
 _progress: Final = msgspec.json.Decoder(Progress)
 
-#: As JSON writes it; or as the end of an escaped backslash and "u0000".
+#: A NUL as JSON escapes it. The same bytes may also be the end of an escaped backslash followed by "u0000".
 _NUL: Final = rb"\u0000"
 
 _ENDINGS: Final = {Completed: COMPLETED, Failed: FAILED, Canceled: CANCELED}
 
 
 def encode(message: AnyMessage) -> bytes:
-    """As compact JSON."""
+    """Encode a message as compact JSON."""
     return _encoder.encode(message)
 
 
 def token(message: AnyJobMessage) -> str:
-    """The third token of the subject that this message belongs on."""
+    """Return the third token of this message's subject."""
     return message.stage if isinstance(message, Due) else _ENDINGS[type(message)]
 
 
 def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
-    """The message on `heimdex.jobs.<token>.<job_id>`. Raises UnusableMessage when it is not what its subject says."""
+    """Decode a message on `heimdex.jobs.<token>.<job_id>`.
+
+    Raises UnusableMessage when the payload is invalid or belongs to another subject.
+    """
     message: AnyJobMessage = decode(_jobs, payload)
     if isinstance(message, Due) and message.not_before and subject == f"heimdex.jobs.{LATER}.{message.job_id}":
         return message
@@ -205,40 +212,49 @@ def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
 
 
 def decode_stored(payload: bytes) -> AnyJobMessage:
-    """A job's message from where it was recorded, apart from its subject. Raises UnusableMessage."""
+    """Decode a job's message that was stored without its subject. Raises UnusableMessage for an invalid payload."""
     message: AnyJobMessage = decode(_jobs, payload)
     return message
 
 
 def decode_attempt(subject: str, payload: bytes) -> AttemptFailed:
-    """The message on `heimdex.attempts.<stage>.<job_id>`. Raises UnusableMessage, as above."""
+    """Decode a message on `heimdex.attempts.<stage>.<job_id>`.
+
+    Raises UnusableMessage when the payload is invalid or belongs to another subject.
+    """
     message = decode(_attempts, payload)
     check_subject(subject, "attempts", message.stage, message.job_id)
     return message
 
 
 def decode_progress(subject: str, payload: bytes) -> Progress:
-    """The message on `heimdex.progress.<stage>.<job_id>`. Raises UnusableMessage, as above."""
+    """Decode a message on `heimdex.progress.<stage>.<job_id>`.
+
+    Raises UnusableMessage when the payload is invalid or belongs to another subject.
+    """
     message = decode(_progress, payload)
     check_subject(subject, "progress", message.stage, message.job_id)
     return message
 
 
 def check_subject(subject: str, channel: str, token: str, job_id: str) -> None:
-    """Raises UnusableMessage unless the subject is `heimdex.<channel>.<token>.<job_id>`."""
+    """Raise UnusableMessage unless the subject is `heimdex.<channel>.<token>.<job_id>`."""
     if subject != f"heimdex.{channel}.{token}.{job_id}":
         raise UnusableMessage(f"the payload is that of heimdex.{channel}.{token}.{job_id}, not of {subject[:200]}")
 
 
 def decode(decoder: msgspec.json.Decoder[_T], payload: bytes) -> _T:
-    """Raises UnusableMessage for what this decoder cannot read."""
+    """Decode a payload.
+
+    Raises UnusableMessage when the payload is empty, does not match the decoder's type, or contains a NUL character.
+    """
     if not payload:
         raise UnusableMessage("the payload is empty")
     try:
         message = decoder.decode(payload)
         if _NUL in payload and _holds_nul(msgspec.json.decode(payload)):
-            # Also in a field that no rule of ours is about: Postgres could not look into the message any more.
-            raise UnusableMessage("the payload holds a NUL character, which Postgres cannot store")
+            # Unknown fields count too: Postgres could no longer query into the stored message.
+            raise UnusableMessage("the payload contains a NUL character, which Postgres cannot store")
         return message
     except msgspec.MsgspecError as error:
         raise UnusableMessage(f"the payload cannot be read: {error}") from error
@@ -257,12 +273,12 @@ def _holds_nul(value: Any) -> bool:
 
 
 def now() -> datetime:
-    """UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 def is_job_id(text: str) -> bool:
-    """Whether this is a UUID as we write them (hyphens, any case of letters)."""
+    """Return whether this is a UUID with hyphens, in upper or lower case."""
     if len(text) != 36:
         return False
     try:

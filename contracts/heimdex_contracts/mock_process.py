@@ -1,4 +1,4 @@
-"""The job type that ships: a mock of a video pipeline. This declaration and three small functions are all of it."""
+"""The job type that ships with the project: a mock video pipeline. It is this declaration and three small functions."""
 
 from heimdex_contracts.pipelines import Pipeline, Stage
 

@@ -1,7 +1,8 @@
-"""Job types as data: stages in order, expected seconds, retry policy, time-out.
+"""Job types as data: stages in order, expected durations, retry policy, time-out.
 
-The gateway learns from here what it may accept, the worker what follows a stage, and nobody else needs to know.
-A new job type is a `Pipeline` in a module named by HEIMDEX_PIPELINES; `mock_process` is the one that ships.
+The gateway uses them to validate submissions, the worker to determine the stage that follows another. No other service
+needs them. A new job type is a `Pipeline` in a module that HEIMDEX_PIPELINES names; `mock_process` ships with the
+project.
 """
 
 import importlib
@@ -20,9 +21,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 class Stage:
     """One step of a pipeline.
 
-    expected_seconds: how long it usually takes; weighs the job's progress.
-    code: `package.module:function`, a plain function of a context, imported by the stage's worker only.
-    timeout_seconds: an attempt that runs longer ends in an error like another; None: no limit.
+    expected_seconds: the usual duration; the stage's weight in the job's progress.
+    code: `package.module:function`, a function that takes a `StageContext`; only the stage's worker imports it.
+    timeout_seconds: an attempt that runs longer fails with an error and is retried like any other; None: no limit.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A job type. `retry_backoff_seconds`: one pause a retry, so a stage is tried 1 + len(...) times."""
+    """A job type. `retry_backoff_seconds` has one delay per retry, so a stage has at most 1 + len(...) attempts."""
 
     type: str
     stages: tuple[Stage, ...]
@@ -41,38 +42,38 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.type):
-            raise ValueError(f"the job type {self.type!r} must be made of a-z, 0-9, _ and -")
+            raise ValueError(f"the job type {self.type!r} must be 1 to 64 of a-z, 0-9, _ and -, a letter first")
         if not self.stages:
             raise ValueError(f"the job type {self.type!r} needs at least one stage")
         for name in self.stage_names:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"the stage {name!r} must be made of a-z, 0-9, _ and -")
+                raise ValueError(f"the stage {name!r} must be 1 to 64 of a-z, 0-9, _ and -, a letter first")
             if name in RESERVED_TOKENS or name == STATUS_STORE:
-                raise ValueError(f"a stage cannot be called {name!r}: the name has a meaning of its own")
+                raise ValueError(f"a stage cannot be named {name!r}: the name is reserved")
         if len(set(self.stage_names)) != len(self.stages):
-            raise ValueError(f"the job type {self.type!r} names a stage twice")
+            raise ValueError(f"the job type {self.type!r} declares a stage twice")
         if any(stage.expected_seconds < 0 for stage in self.stages):
-            raise ValueError(f"the job type {self.type!r} expects a stage to take less than no time")
+            raise ValueError(f"the job type {self.type!r} has a stage with negative expected_seconds")
 
     @cached_property
     def stage_names(self) -> tuple[str, ...]:
-        """In the order in which they run."""
+        """The names of the stages, in the order in which they run."""
         return tuple(stage.name for stage in self.stages)
 
     @property
     def first_stage(self) -> str:
-        """Where a new job starts."""
+        """The name of the stage at which a new job starts."""
         return self.stages[0].name
 
     def stage(self, name: str) -> Stage:
-        """Raises KeyError when the pipeline has no such stage."""
+        """Return the stage of this name. Raises KeyError when the pipeline has no such stage."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
         raise KeyError(name)
 
     def stage_after(self, name: str) -> str | None:
-        """The next stage's name, or None after the last. Raises KeyError for a stage that is none of ours."""
+        """Return the next stage's name, or None after the last one. Raises KeyError for an unknown stage."""
         names = self.stage_names
         if name not in names:
             raise KeyError(name)
@@ -80,9 +81,10 @@ class Pipeline:
         return names[position] if position < len(names) else None
 
     def progress(self, stage: str, fraction: float = 0.0) -> int:
-        """Percent of the whole job when `fraction` (0..1) of this stage is done: 0..99.
+        """Return the percentage of the whole job, 0 to 99, when `fraction` (0 to 1) of this stage is done.
 
-        100 is kept for a completed job. Stages weigh by their expected seconds, or alike where none expects any.
+        Only a completed job has 100. A stage's weight is its expected seconds; where all stages expect 0 s, all have
+        the same weight.
         """
         weights = [entry.expected_seconds for entry in self.stages]
         if sum(weights) <= 0:
@@ -94,22 +96,22 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Pipelines:
-    """The job types that this deployment knows, by type."""
+    """The pipelines of this deployment, by job type."""
 
     by_type: dict[str, Pipeline]
 
     @cached_property
     def types(self) -> tuple[str, ...]:
-        """Sorted, for messages to people."""
+        """The names of the job types, sorted, for messages to people."""
         return tuple(sorted(self.by_type))
 
     @cached_property
     def stage_names(self) -> tuple[str, ...]:
-        """Every stage of every pipeline, once each, in order of first appearance."""
+        """The names of all stages of all pipelines, without duplicates, in order of first appearance."""
         return tuple(dict.fromkeys(name for entry in self.by_type.values() for name in entry.stage_names))
 
     def code_of(self, stage: str) -> str:
-        """Where a stage's function is. Raises KeyError when no pipeline has the stage."""
+        """Return the `package.module:function` of a stage. Raises KeyError when no pipeline has the stage."""
         for pipeline in self.by_type.values():
             if stage in pipeline.stage_names:
                 return pipeline.stage(stage).code
@@ -117,7 +119,10 @@ class Pipelines:
 
 
 def collect(pipelines: Iterable[Pipeline]) -> Pipelines:
-    """Raises ValueError for two pipelines of one type, or one stage name with two different functions."""
+    """Index the pipelines by type.
+
+    Raises ValueError when two pipelines have the same type, or when one stage name has two different functions.
+    """
     by_type: dict[str, Pipeline] = {}
     code: dict[str, str] = {}
     for pipeline in pipelines:
@@ -133,18 +138,18 @@ def collect(pipelines: Iterable[Pipeline]) -> Pipelines:
 def load(modules: Iterable[str]) -> Pipelines:
     """Collect `PIPELINES` (an iterable of Pipeline) from each of these modules.
 
-    Raises SettingsError, naming HEIMDEX_PIPELINES, when a module cannot be imported or declares nonsense.
+    Raises SettingsError, which names HEIMDEX_PIPELINES, when a module cannot be imported or a declaration is invalid.
     """
-    found: list[Pipeline] = []
+    pipelines: list[Pipeline] = []
     for name in modules:
         try:
             declared = list(importlib.import_module(name).PIPELINES)
             if not all(isinstance(entry, Pipeline) for entry in declared):
                 raise TypeError("its PIPELINES must hold Pipeline objects only")
-            found.extend(declared)
+            pipelines.extend(declared)
         except Exception as error:
             raise SettingsError(f"HEIMDEX_PIPELINES names {name!r}, which cannot be used: {error}") from error
     try:
-        return collect(found)
+        return collect(pipelines)
     except ValueError as error:
         raise SettingsError(f"HEIMDEX_PIPELINES cannot be used: {error}") from error

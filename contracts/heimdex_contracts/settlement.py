@@ -1,18 +1,21 @@
-"""How one delivery of a job to a stage ends: an outcome in, one settlement out. Pure; the worker carries it out."""
+"""Decides how one delivery of a job to a stage is settled. Pure: it maps an outcome to a settlement.
+
+The worker produces the outcome and carries out the settlement.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stage's function returned."""
+    """The stage's function returned, so the stage succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Errored:
-    """The stage's function raised, or ran past its time-out.
+    """The stage's function raised an error or exceeded its time-out.
 
-    permanent: no retry can help. vanished: the process that ran it, apart from the worker, ended without a word.
+    permanent: no retry can help. vanished: the function ran in a process of its own, which ended without a result.
     """
 
     error: str
@@ -22,17 +25,17 @@ class Errored:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Every attempt that the policy allows was delivered, and none of them gave a sign of life."""
+    """Every attempt that the retry policy allows was delivered, and the last of them reported no result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The worker was told to stop before the stage was done."""
+    """The worker received its stop signal before the stage finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overtaken:
-    """The job has gone on without this delivery: another worker finished it, or a caller canceled it."""
+    """The delivery is superseded: another worker finished the stage, or a caller canceled the job."""
 
 
 Outcome = Finished | Errored | Lost | Interrupted | Overtaken
@@ -40,7 +43,7 @@ Outcome = Finished | Errored | Lost | Interrupted | Overtaken
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Publish the successor (next stage, or completed), then acknowledge."""
+    """Publish the successor (the hand-over to the next stage, or completed), then acknowledge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +56,31 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Publish failed, then acknowledge."""
+    """Publish the job's failure, a terminal event, then acknowledge."""
 
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Publish the same work anew without counting this attempt, then acknowledge."""
+    """Publish the same work item again without counting this attempt, then acknowledge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Acknowledge, publish nothing."""
+    """Acknowledge without publishing anything."""
 
 
 Settlement = Advance | Retry | GiveUp | HandBack | Drop
 
 
 def max_attempts(backoff_seconds: tuple[float, ...]) -> int:
-    """How often a stage is tried at most: the first time and once a retry."""
+    """Return how many attempts a stage has at most: the first one and one per retry."""
     return 1 + len(backoff_seconds)
 
 
 def settle(outcome: Outcome, stage: str, attempt: int, backoff_seconds: tuple[float, ...]) -> Settlement:
-    """Decide. `attempt` is 1-based; `backoff_seconds` has one pause a retry."""
+    """Return the settlement of a delivery. `attempt` starts at 1; `backoff_seconds` has one delay per retry."""
     match outcome:
         case Finished():
             return Advance()
@@ -87,11 +90,11 @@ def settle(outcome: Outcome, stage: str, attempt: int, backoff_seconds: tuple[fl
             return Drop()
         case Lost():
             allowed = max_attempts(backoff_seconds)
-            times = "once" if allowed == 1 else f"{allowed} times"
-            return GiveUp(f"The stage {stage} failed: worker lost (tried {times}, no worker reported an end).")
+            attempts = "1 attempt" if allowed == 1 else f"{allowed} attempts"
+            return GiveUp(f"The stage {stage} failed: worker lost ({attempts}, the last one reported no result).")
         case Errored(error=error, permanent=permanent):
             if permanent:
-                return GiveUp(f"The stage {stage} failed for good on attempt {attempt}: {error}")
+                return GiveUp(f"The stage {stage} failed permanently on attempt {attempt}: {error}")
             if attempt < max_attempts(backoff_seconds):
                 return Retry(error, backoff_seconds[attempt - 1])
             return GiveUp(f"The stage {stage} failed on attempt {attempt} of {max_attempts(backoff_seconds)}: {error}")

@@ -1,4 +1,4 @@
-"""Every stream and durable consumer with its settings, as data. `runtime.jetstream.topology` makes them from it."""
+"""All streams and durable consumers with their settings, as data. `runtime.jetstream.topology` creates them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +26,10 @@ from heimdex_contracts.subjects import (
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A durable pull consumer. `ack_wait_seconds`: how long a silent holder keeps a message.
+    """A durable pull consumer.
 
-    more_subjects: what it takes beside `filter_subject`.
+    ack_wait_seconds: the lease of a delivery; without an ack or a renewal for that long, the message is redelivered.
+    more_subjects: further filter subjects beside `filter_subject`.
     """
 
     name: str
@@ -37,14 +38,14 @@ class Consumer:
     more_subjects: tuple[str, ...] = ()
 
     def config(self) -> dict[str, Any]:
-        """The consumer as JetStream's API takes it."""
-        return without_none(self.wanted())
+        """Return the consumer's configuration for JetStream's API."""
+        return without_none(self.required())
 
-    def wanted(self) -> dict[str, Any]:
-        """All that matters of the consumer, in JetStream's own names; None: it must not be set.
+    def required(self) -> dict[str, Any]:
+        """Return every option with a required value, in JetStream's names. None: the option must not be set.
 
-        `max_deliver` is unlimited because JetStream falls silent at its limit and keeps the message: the worker
-        counts. `max_ack_pending` is unlimited because each job in back-off occupies a slot of it.
+        `max_deliver` is unlimited: at its limit JetStream keeps the message and no longer delivers it, so the worker
+        counts the attempts instead. `max_ack_pending` is unlimited: each job in back-off occupies one of its slots.
         """
         return {
             "durable_name": self.name,
@@ -57,7 +58,7 @@ class Consumer:
             "max_deliver": -1,
             "max_ack_pending": -1,
             "max_waiting": 4096,
-            # What an operator may set, and would hold deliveries back, cut them short or end the consumer.
+            # Options that an operator could set and that would delay or truncate deliveries or delete the consumer.
             "backoff": None,
             "headers_only": False,
             "inactive_threshold": 0,
@@ -78,7 +79,7 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream with its consumers; `options` are JetStream's own names, durations in nanoseconds."""
+    """A stream with its consumers. `options` uses JetStream's names; durations are in nanoseconds."""
 
     name: str
     subjects: tuple[str, ...]
@@ -86,11 +87,14 @@ class Stream:
     consumers: tuple[Consumer, ...]
 
     def config(self, replicas: int, subjects: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """The stream as JetStream's API takes it; `subjects` stands in for its own while it is being made."""
-        return without_none(self.wanted(replicas, subjects))
+        """Return the stream's configuration for JetStream's API.
 
-    def wanted(self, replicas: int, subjects: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """All that matters of the stream, in JetStream's own names; None: it must not be set."""
+        subjects: replaces the stream's own subjects while the stream is being created.
+        """
+        return without_none(self.required(replicas, subjects))
+
+    def required(self, replicas: int, subjects: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Return every option with a required value, in JetStream's names. None: the option must not be set."""
         return {
             "name": self.name,
             "subjects": list(self.subjects if subjects is None else subjects),
@@ -98,14 +102,14 @@ class Stream:
             "discard": "new",
             "allow_direct": True,
             "duplicate_window": 120 * NANOSECOND,
-            # No limit that is not ours: a stream that reaches one discards or refuses messages.
+            # No limits but those in `options`: a stream that reaches a limit discards or rejects messages.
             "max_msgs": -1,
             "max_bytes": -1,
             "max_age": 0,
             "max_msgs_per_subject": -1,
             "max_msg_size": -1,
             "max_consumers": -1,
-            # Nothing that stores what nobody published to us, stores it elsewhere, or stores no more.
+            # No options that import messages from elsewhere, redirect them, or stop the stream from storing them.
             "sources": None,
             "mirror": None,
             "subject_transform": None,
@@ -118,20 +122,23 @@ class Stream:
         }
 
     def waiting_subject(self) -> str:
-        """A subject that nobody uses: the stream waits on it until its consumers exist.
+        """Return an unused subject, which is the stream's only subject until its consumers exist.
 
-        A message published to an interest stream before its consumer exists is acknowledged and dropped.
+        An interest stream acknowledges and drops a message that is published before its consumer exists.
         """
         return f"heimdex-not-ready.{self.name}"
 
 
 def without_none(config: dict[str, Any]) -> dict[str, Any]:
-    """What JetStream is sent: an option that is left out is unset."""
+    """Remove the options whose value is None: JetStream treats an omitted option as unset."""
     return {name: value for name, value in config.items() if value is not None}
 
 
 def _republish(channel: str) -> dict[str, Any]:
-    """What the stream has stored, told to whoever listens: unlike the publish itself, never one that was refused."""
+    """Return the option that republishes stored messages. A subscriber sees no message that the stream rejected.
+
+    A subscriber of the original subject would see rejected messages too.
+    """
     return {
         "src": f"heimdex.{channel}.*.*",
         "dest": f"{STORED}.{channel}.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}",
@@ -139,14 +146,14 @@ def _republish(channel: str) -> dict[str, Any]:
 
 
 def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream, ...]:
-    """The whole topology for these stages."""
-    # A store that waits for Postgres keeps its messages alive itself, so its lease need not follow the stages'.
+    """Return all streams and consumers for these stages."""
+    # A status store that waits for Postgres renews its leases itself, so its ack wait may be longer than the stages'.
     store_wait = max(30.0, ack_wait_seconds)
     return (
         Stream(
             JOBS,
             ("heimdex.jobs.*.*",),
-            # "old", since schedules forbid "new"; the stream has no limits of its own, so nothing is ever discarded.
+            # discard is "old" because schedules forbid "new". The stream has no limits, so nothing is ever discarded.
             {
                 "retention": "interest",
                 "storage": "file",
@@ -157,8 +164,8 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
             },
             (
                 Consumer(STATUS_STORE, "heimdex.jobs.*.*", store_wait),
-                # Nobody ever pulls this one: it holds a job for later, which the status store's acknowledgement alone
-                # would remove before its time. Firing removes it.
+                # No process pulls from this consumer. It keeps a scheduled job in the stream: otherwise the status
+                # store's acknowledgement would remove the message before its time. The firing schedule removes it.
                 Consumer(LATER, f"heimdex.jobs.{LATER}.*", store_wait),
                 *(Consumer(stage, stage_filter(stage), ack_wait_seconds) for stage in stages),
             ),
@@ -170,7 +177,7 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
             (Consumer(STATUS_STORE, "heimdex.attempts.*.*", store_wait),),
         ),
         Stream(
-            # The newest tick of each running stage, in memory: losing it costs nothing but a moment's precision.
+            # The newest progress message of each running stage, in memory: losing it makes progress briefly inexact.
             PROGRESS,
             ("heimdex.progress.*.*",),
             {
@@ -185,7 +192,7 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
             (Consumer(STATUS_STORE, "heimdex.progress.*.*", store_wait),),
         ),
         Stream(
-            # What is owed to those who gave a callback_url, and how each try to deliver it went.
+            # The callbacks of jobs that have a callback_url, and the result of each attempt to deliver one.
             CALLBACKS,
             ("heimdex.callbacks.*.*",),
             {"retention": "interest", "storage": "file"},
@@ -205,7 +212,7 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
             ),
         ),
         Stream(
-            # Which job an idempotency key made: a key-value bucket, read with `nats kv` by its name without KV_.
+            # Which job an idempotency key created: a key-value bucket. `nats kv` names it without the prefix KV_.
             IDEMPOTENCY,
             (f"$KV.{IDEMPOTENCY.removeprefix('KV_')}.>",),
             {
@@ -219,7 +226,7 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
             (),
         ),
         Stream(
-            # Messages that nothing can be done with, kept for a person to look at, replay or delete.
+            # Dead letters: messages that cannot be processed, kept for a person to inspect, replay or delete.
             UNUSABLE,
             ("heimdex.unusable.>",),
             {
@@ -227,7 +234,7 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
                 "storage": "file",
                 "discard": "old",
                 "max_age": 30 * 24 * 3600 * NANOSECOND,
-                # The server reserves this much of its disk.
+                # The server reserves this amount of disk space.
                 "max_bytes": 64 * 1024 * 1024,
             },
             (),

@@ -1,6 +1,6 @@
-"""Every subject, and the name of every stream and durable consumer. No other module spells one.
+"""All subjects and the names of all streams and durable consumers. No other module spells one out.
 
-They are fixed: operators' scripts use them.
+These names are fixed, because operators' scripts use them.
 """
 
 from typing import Final
@@ -13,21 +13,21 @@ UNUSABLE: Final = "HEIMDEX_UNUSABLE"
 IDEMPOTENCY: Final = "KV_HEIMDEX_IDEMPOTENCY"
 
 STATUS_STORE: Final = "status-store"
-#: The durable that all gateways share: it takes what is to be called back.
+#: The durable consumer that all gateways share. It receives the callbacks that are to be sent.
 GATEWAY: Final = "gateway"
-#: First token of the subjects on which the streams tell what they have stored.
+#: First token of the subjects on which the streams republish every message that they have stored.
 STORED: Final = "heimdex-stored"
 
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELED: Final = "canceled"
 LATER: Final = "later"
-#: Third tokens of `heimdex.jobs.<token>.<job_id>` that say how the job ended.
+#: Third tokens of `heimdex.jobs.<token>.<job_id>` that name a terminal state.
 ENDS: Final = frozenset({COMPLETED, FAILED, CANCELED})
-#: Third tokens of `heimdex.jobs.<token>.<job_id>` that are no stage; a stage may not be called so.
+#: Third tokens of `heimdex.jobs.<token>.<job_id>` that are not stages. A stage must not have one of these names.
 RESERVED_TOKENS: Final = ENDS | {LATER}
 
-#: Third tokens of `heimdex.callbacks.<token>.<job_id>`. A failed try is also the next one's work.
+#: Third tokens of `heimdex.callbacks.<token>.<job_id>`. A failed attempt is also the work item of the next attempt.
 CALLBACK_DUE: Final = "due"
 CALLBACK_FAILED: Final = "failed"
 CALLBACK_DELIVERED: Final = "delivered"
@@ -37,55 +37,55 @@ NANOSECOND: Final = 1_000_000_000
 
 
 def job_subject(token: str, job_id: str) -> str:
-    """`heimdex.jobs.<token>.<job_id>`; the token is a stage, or how the job ended."""
+    """Return `heimdex.jobs.<token>.<job_id>`; the token is a stage, a terminal state or `later`."""
     return f"heimdex.jobs.{token}.{job_id}"
 
 
 def job_filter(job_id: str) -> str:
-    """All messages of one job on HEIMDEX_JOBS: the filter of the successor fence."""
+    """Return the filter for all messages of one job on HEIMDEX_JOBS, as the successor fence uses it."""
     return f"heimdex.jobs.*.{job_id}"
 
 
 def attempt_subject(stage: str, job_id: str) -> str:
-    """`heimdex.attempts.<stage>.<job_id>`."""
+    """Return `heimdex.attempts.<stage>.<job_id>`, the subject of a failed attempt that will be retried."""
     return f"heimdex.attempts.{stage}.{job_id}"
 
 
 def progress_subject(stage: str, job_id: str) -> str:
-    """`heimdex.progress.<stage>.<job_id>`."""
+    """Return `heimdex.progress.<stage>.<job_id>`, the subject of a running stage's progress."""
     return f"heimdex.progress.{stage}.{job_id}"
 
 
 def callback_subject(token: str, job_id: str) -> str:
-    """`heimdex.callbacks.<token>.<job_id>`."""
+    """Return `heimdex.callbacks.<token>.<job_id>`; the token is one of CALLBACK_DUE and its siblings."""
     return f"heimdex.callbacks.{token}.{job_id}"
 
 
 def unusable_subject(subject: str) -> str:
-    """Where a message of `heimdex.<rest>` is set aside: `heimdex.unusable.<rest>`."""
+    """Return the dead-letter subject of `heimdex.<rest>`, which is `heimdex.unusable.<rest>`."""
     return "heimdex.unusable." + subject.removeprefix("heimdex.")
 
 
 def key_subject(digest: str) -> str:
-    """Where the bucket keeps an idempotency key, told by its digest (hexadecimal)."""
+    """Return the subject of an idempotency key in its bucket. `digest`: the key's digest in hexadecimal."""
     return f"$KV.{IDEMPOTENCY.removeprefix('KV_')}.{digest}"
 
 
 def stored_filter(job_id: str) -> str:
-    """Every hand-over and failed attempt of one job that its stream has stored, as it does."""
+    """Return the filter for one job's hand-overs, terminal events and failed attempts, republished once stored."""
     return f"{STORED}.*.*.{job_id}"
 
 
 def stored_subject(token: str) -> str:
-    """Every message of HEIMDEX_JOBS with this token that was stored, whatever its job."""
+    """Return the filter for the stored messages of HEIMDEX_JOBS with this token, of all jobs."""
     return f"{STORED}.jobs.{token}.*"
 
 
 def subject_of_stored(subject: str) -> str:
-    """`heimdex-stored.jobs.<token>.<job_id>` back to `heimdex.jobs.<token>.<job_id>`."""
+    """Return the original subject of a republished message: `heimdex.<rest>` for `heimdex-stored.<rest>`."""
     return "heimdex." + subject.removeprefix(f"{STORED}.")
 
 
 def stage_filter(stage: str) -> str:
-    """What the durable consumer of one stage takes from HEIMDEX_JOBS."""
+    """Return the filter of a stage's durable consumer on HEIMDEX_JOBS."""
     return f"heimdex.jobs.{stage}.*"

@@ -1,6 +1,7 @@
-"""W3C trace context: one trace a job, a new span a message. Used by whoever publishes.
+"""W3C trace context: one trace per job, one new span per message. Every publisher uses it.
 
-The header is four fixed-width fields (https://www.w3.org/TR/trace-context/, section 3.2), so a pattern reads it.
+A `traceparent` header has four fixed-width fields (https://www.w3.org/TR/trace-context/, section 3.2), so a regular
+expression parses it.
 """
 
 import random
@@ -12,7 +13,10 @@ _TRACEPARENT = re.compile(
 
 
 def start(caller: str | None = None) -> str:
-    """A traceparent of the caller's trace, or of a new one (sampled) where the caller sent none that is valid."""
+    """Return a traceparent with a new span: of the caller's trace, or of a new sampled trace.
+
+    caller: the caller's traceparent. A missing or invalid one starts a new trace.
+    """
     match = _TRACEPARENT.fullmatch(caller.strip()) if caller else None
     if match is None:
         return f"00-{_hex(128)}-{_hex(64)}-01"
@@ -20,16 +24,16 @@ def start(caller: str | None = None) -> str:
 
 
 def _hex(bits: int) -> str:
-    """So many random bits, never all zero, which would be no id. They need be unique, not secret."""
+    """Return random bits in hexadecimal, never all zero: W3C forbids an all-zero id. Ids are unique, not secret."""
     return f"{random.getrandbits(bits) or 1:0{bits // 4}x}"
 
 
 def child(parent: str | None) -> str:
-    """The next span of the same trace: what a process publishes in answer to a message."""
+    """Return the next span of the parent's trace, for a message that a process publishes in response to another one."""
     return start(parent)
 
 
 def trace_id(traceparent: str | None) -> str | None:
-    """The 32 hex digits that all spans of one job share, or None."""
+    """Return the 32 hex digits that all spans of one job share, or None for a missing or invalid traceparent."""
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     return match["trace"] if match else None

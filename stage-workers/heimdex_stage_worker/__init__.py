@@ -1,4 +1,5 @@
-"""The stage workers: one process per replica of a stage. Takes jobs due at its stage, runs them, hands them over.
+"""The stage worker: one process per replica of a stage. It pulls jobs due at its stage, runs them, and hands them over.
 
-`stages/` holds what a pipeline author writes; everything else here is the loop around it. Imports only contracts.
+`stages/` contains the code of the stages, as a pipeline author writes it; the other modules are the worker that runs
+it. This package imports only the contracts.
 """

@@ -1,4 +1,4 @@
-"""What a stage's function is given: the job, a way to tell its progress, and word of being interrupted."""
+"""The argument of a stage's function: the job's data, a method to report progress, and the interruption flag."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,13 +7,13 @@ from heimdex_contracts.errors import HeimdexError
 
 
 class PermanentError(HeimdexError):
-    """Raise it from a stage when no retry can help: the job fails at once with this text."""
+    """A stage raises this error when no retry can help: the job fails at once with this text."""
 
 
 class StageInterrupted(BaseException):
-    """Raised by `report` in a blocking stage whose job was canceled, timed out or must be handed back.
+    """`report` raises this when the attempt is over: the job was canceled, timed out or must be handed back.
 
-    No Exception, so that a stage's own `except Exception` does not swallow it.
+    It is a BaseException, so that a stage's own `except Exception` does not catch it.
     """
 
 
@@ -34,11 +34,11 @@ class StageContext:
         self.job_id = job_id
         self.job_type = job_type
         self.stage = stage
-        #: 1 for the first try.
+        #: The number of this attempt, from 1.
         self.attempt = attempt
-        #: As the pipeline declares it.
+        #: The expected duration that the pipeline declares, in seconds.
         self.expected_seconds = expected_seconds
-        #: Multiplies the pretended durations of the mock stages; real stages ignore it.
+        #: A factor for the durations of the mock stages; real stages ignore it.
         self.mock_time_scale = mock_time_scale
         self.fail_at_stage = fail_at_stage
         self.fraction = 0.0
@@ -46,9 +46,9 @@ class StageContext:
         self._interrupted = False
 
     def report(self, fraction: float) -> None:
-        """Tell how much of this stage is done, 0 to 1; cheap, call it as often as you like.
+        """Report the fraction of this stage that is done, 0 to 1. A call is cheap, so a stage may report often.
 
-        Raises StageInterrupted when the attempt is over: let it pass.
+        Raises StageInterrupted when the attempt is over; the stage must not catch it.
         """
         if self._interrupted:
             raise StageInterrupted(f"the attempt {self.attempt} of {self.stage} is over")
@@ -57,11 +57,11 @@ class StageContext:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the attempt is over; a blocking stage that does not report may ask here."""
+        """Whether the attempt is over. A blocking stage that does not call `report` may check this."""
         return self._interrupted
 
     def interrupt(self) -> None:
-        """Called by the worker: the next `report` raises."""
+        """Mark the attempt as over, so that the next `report` raises. Only the worker calls this."""
         self._interrupted = True
 
 

@@ -1,4 +1,4 @@
-"""One job at this worker, from the arrival of its delivery to its settling."""
+"""A job that this worker holds, from the arrival of its delivery to its settlement."""
 
 import time
 
@@ -13,19 +13,19 @@ from heimdex_stage_worker.transitions import Ended
 
 
 class HeldJob:
-    """A delivery, the hand-over that it carries, and the attempt that it is."""
+    """A delivery with its hand-over and the attempt that it starts."""
 
     def __init__(self, delivery: Delivery, due: Due, pipeline: Pipeline) -> None:
         self.delivery = delivery
         self.due = due
         self.pipeline = pipeline
         self.sequence = delivery.metadata.sequence
-        #: The progress that callers may have seen already.
-        self.told = due.progress
+        #: The progress of earlier attempts, which callers may already have seen, in percent of the job.
+        self.reported_progress = due.progress
         self.redelivered = delivery.metadata.num_delivered > 1
-        #: What a schedule made: the server publishes it whatever has become of the job since.
+        #: Whether a schedule published this message. The server publishes it even if the job has been canceled since.
         self.fired = due.not_before is not None and due.reason in {"submitted", "restored"}
-        #: 1-based; counts those before a hand-back too.
+        #: The number of this attempt, from 1, including the attempts before a hand-back.
         self.attempt = due.attempts + delivery.metadata.num_delivered
         self.started_at = max(messages.now(), due.at)
         self.began = time.monotonic()
@@ -33,7 +33,7 @@ class HeldJob:
         self.reporter: Reporter | None = None
 
     def ended(self) -> Ended:
-        """What the message that follows says of this delivery."""
-        percent = self.reporter.percent() if self.reporter else self.told
+        """Return the data of this delivery that its successor needs."""
+        percent = self.reporter.percent() if self.reporter else self.reported_progress
         ran = self.reporter is not None
         return Ended(self.attempt, self.sequence, self.delivery.reply, self.started_at, self.began, percent, ran)

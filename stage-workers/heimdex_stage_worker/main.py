@@ -1,4 +1,4 @@
-"""The console script `heimdex-stage-worker STAGE`: reads the settings, loads the stage, runs its worker."""
+"""The console script `heimdex-stage-worker STAGE`: reads the settings, loads the stage's code, runs its worker."""
 
 import sys
 from typing import Final
@@ -12,17 +12,18 @@ from heimdex_stage_worker.execution.attempt import load_stage
 from heimdex_stage_worker.worker import StageWorker
 
 USAGE = """usage: heimdex-stage-worker STAGE     run the worker of this stage
-       heimdex-stage-worker --list    print the stages of every pipeline, one a line"""
+       heimdex-stage-worker --list    print the stages of every pipeline, one per line"""
 
-#: How long a blocking stage's thread computes before another gets its turn. The event loop, with its heartbeats, is one
-#: among as many as there are jobs, and waits for all of them: with Python's own 5 ms too long.
+#: The interpreter's thread switch interval. The event loop, which renews the leases, competes with one thread per
+#: blocking job and waits for each of them in turn; with Python's default of 5 ms it would wait too long.
 TURN_SECONDS: Final = 0.001
 
 
 def main() -> None:
-    """Never returns: exits with 0 when told to stop, with 2 for an unknown stage or an unusable setting.
+    """Run the command. Never returns.
 
-    With 1 when it must be started anew.
+    Exit codes: 0 after a stop signal, 2 for an unknown stage or an invalid setting, 1 when the process must be
+    restarted.
     """
     arguments = sys.argv[1:]
     if len(arguments) != 1:
@@ -34,12 +35,12 @@ def main() -> None:
         raise SystemExit(0)
 
     def read_settings() -> Settings:
-        found = settings.read()
-        known = pipelines.load(found.pipelines)
+        values = settings.read()
+        known = pipelines.load(values.pipelines)
         if stage not in known.stage_names:
             raise SettingsError(f"There is no stage {stage!r}; the stages are {', '.join(known.stage_names)}.")
         load_stage(known.code_of(stage))
-        return found
+        return values
 
     if stage == "--list":
         try:

@@ -1,4 +1,4 @@
-"""Tells how far a running stage is, on `heimdex.progress.<stage>.<job_id>`, while it runs."""
+"""Publishes the progress of a running stage on `heimdex.progress.<stage>.<job_id>`."""
 
 import asyncio
 import contextlib
@@ -14,18 +14,21 @@ from heimdex_contracts.pipelines import Pipeline
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_stage_worker.context import StageContext
 
-#: A stage that ends sooner says nothing but its hand-over, which tells when it began and ended.
+#: The delay before the first message. A shorter stage publishes no progress; its hand-over has its start and end.
 FIRST_AFTER_SECONDS: Final = 0.05
-#: The contract is at least every 0.5 s; a busy event loop may be late by some.
+#: The interval between two messages. The contract is at least every 0.5 s; a busy event loop may be a little late.
 EVERY_SECONDS: Final = 0.4
-#: How long a repeated attempt waits for the server to know of it.
+#: The time for which a repeated attempt waits for the server to handle its first message.
 MARKED_WITHIN_SECONDS: Final = 1.0
-#: How far a stage that reports nothing itself is taken to be, at most.
+#: The maximum of the estimated fraction of a stage that does not report its progress.
 MAX_ESTIMATED: Final = 0.95
 
 
 class Reporter:
-    """One attempt's progress. A tick waits for no answer: the next one makes up for a lost one."""
+    """Publishes the progress of one attempt. It awaits no acknowledgement: the next message makes up for a lost one.
+
+    floor: the progress already published, at the hand-over or by an earlier attempt, in percent of the job.
+    """
 
     def __init__(
         self, broker: Broker, due: Due, pipeline: Pipeline, ctx: StageContext, floor: int, started_at: datetime
@@ -34,7 +37,6 @@ class Reporter:
         self._due = due
         self._pipeline = pipeline
         self._ctx = ctx
-        #: What was told already: at the hand-over, or by an attempt before.
         self._floor = floor
         self._started_at = started_at
         self._began = time.monotonic()
@@ -42,26 +44,29 @@ class Reporter:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Report from now on."""
+        """Start to publish progress regularly."""
         self._timer = asyncio.get_running_loop().call_later(FIRST_AFTER_SECONDS, self._tick)
 
     async def mark_begin(self) -> None:
-        """Report a repeated attempt before it starts, as it may end this process at once: see `isolation_policy`."""
+        """Publish the start of a repeated attempt before it runs, because it may kill this process at once.
+
+        See `isolation_policy`.
+        """
         self._send()
         with contextlib.suppress(BrokerUnavailable):
             await self._broker.flush(MARKED_WITHIN_SECONDS)
 
     def mark_end(self, *, vanished: bool, at: datetime) -> None:
-        """Leave word that an attempt ended in an error, unless it vanished: it then stays suspect."""
+        """Publish that the attempt ended in an error. vanished: its process was lost, so the job stays suspect."""
         self._send(ended=not vanished, at=at)
 
     def stop(self) -> None:
-        """The attempt is over."""
+        """Stop publishing: the attempt is over."""
         if self._timer:
             self._timer.cancel()
 
     def percent(self) -> int:
-        """Of the whole job, as far as this attempt has come; never less than was told already."""
+        """Return the progress of the whole job in percent. It is never less than the progress already published."""
         fraction = self._ctx.fraction
         if not self._ctx.reported and self._ctx.expected_seconds > 0:
             fraction = min(MAX_ESTIMATED, (time.monotonic() - self._began) / self._ctx.expected_seconds)
@@ -90,5 +95,5 @@ class Reporter:
             "traceparent": tracing.child(due.trace),
         }
         subject = subjects.progress_subject(ctx.stage, due.job_id)
-        with contextlib.suppress(BrokerUnavailable):  # a tick that waited for the reconnection would be old news
+        with contextlib.suppress(BrokerUnavailable):  # progress sent after the reconnection would be out of date
             self._broker.send(subject, messages.encode(tick), headers=headers)

@@ -1,4 +1,4 @@
-"""Builds the message that follows a delivery: the next stage's, how the job ended, or the same work anew. Pure."""
+"""Builds the successor of a delivery: the hand-over to the next stage, a terminal event, or a hand-back. Pure."""
 
 import time
 from datetime import datetime
@@ -13,7 +13,11 @@ from heimdex_contracts.pipelines import Pipeline
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
-    """The delivery that is followed. `began`: by the monotonic clock; `ran`: whether the stage's code was begun."""
+    """The data of a delivery that its successor needs.
+
+    sequence, ack: the stream sequence and the reply subject of the delivery. began: the start of the delivery by the
+    monotonic clock. percent: the job's progress. ran: whether the stage's code was started.
+    """
 
     attempt: int
     sequence: int
@@ -38,7 +42,7 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
 
 
 def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Completed:
-    """After a stage that succeeded."""
+    """Return the successor of a stage that succeeded: the hand-over to the next stage, or the completed job."""
     common = _common(due, held)
     run = StageRun(due.stage, held.attempt, held.started_at, common["at"], round(time.monotonic() - held.began, 6))
     common["finished"] = (*due.finished, run)
@@ -47,12 +51,13 @@ def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Comple
         common["progress"] = max(due.progress, pipeline.progress(following))
         return Due(**common, stage=following, reason="handed_over", started=True)
     worked = sum(entry.seconds for entry in common["finished"])
-    # A later run counts what was worked; the first one, from when it could start.
+    # The first run counts from the time at which it could start; a later run counts only the stages' durations.
     since = due.not_before or due.created_at
     elapsed = (common["at"] - since).total_seconds() if due.run == 1 else 0.0
     result = {
         "stages_completed": [entry.stage for entry in common["finished"]],
-        # By the wall clocks of two machines; where these disagree, no less than the work itself took.
+        # The elapsed time is by the wall clocks of two machines, which may differ. It is at least the stages'
+        # durations.
         "total_duration_seconds": round(max(elapsed, worked), 6),
     }
     common["progress"] = 100
@@ -60,7 +65,7 @@ def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Comple
 
 
 def failed(due: Due, held: Ended, error: str) -> Failed:
-    """After the worker gave up."""
+    """Return the successor of a stage that failed permanently or ran out of attempts. `error`: the job's error."""
     common = _common(due, held)
     seconds = round(time.monotonic() - held.began, 6) if held.ran else None
     started_at = held.started_at if held.ran else None
@@ -68,7 +73,7 @@ def failed(due: Due, held: Ended, error: str) -> Failed:
 
 
 def handed_back(due: Due, held: Ended) -> Due:
-    """The same work anew: the interrupted attempt is not counted."""
+    """Return the same work item again. The interrupted attempt does not count."""
     return Due(
         **_common(due, held),
         stage=due.stage,

@@ -1,7 +1,7 @@
-"""The worker's loop: take a delivery, decide whether to run it, run it, publish what follows, settle the delivery.
+"""The worker's loop: receive a delivery, decide whether to run it, run it, publish its successor, settle the delivery.
 
-The only caller of ack, nak and in-progress for a stage's deliveries. Publish first, settle last: a worker killed in
-between leaves a delivery that comes back, finds that its job has a successor, and is dropped.
+No other code settles the deliveries of a stage. The worker publishes first and settles last. If it is killed in
+between, the message is redelivered, its next worker finds that the job has a successor, and drops the delivery.
 """
 
 import asyncio
@@ -38,19 +38,19 @@ from heimdex_stage_worker.held_job import HeldJob
 from heimdex_stage_worker.progress import Reporter
 from heimdex_stage_worker.transitions import completed_or_next, failed, handed_back
 
-#: How many canceled jobs are remembered.
+#: The number of canceled jobs that the worker remembers.
 MAX_CANCELED: Final = 10_000
-#: A worker that holds so many jobs buffers a hand-over this long (see `runtime.jetstream.client`).
+#: From this number of held jobs on, hand-overs are buffered for LINGER_SECONDS (see `runtime.jetstream.client`).
 BUSY: Final = 8
 LINGER_SECONDS: Final = 0.004
-#: Kept of the grace period for handing back what did not finish.
+#: The part of the grace period that is reserved for handing back unfinished jobs.
 HAND_BACK_SECONDS: Final = 2.0
-#: A delivery that the stream's leader does not know comes again after this delay.
+#: The redelivery delay of a message that the stream's leader has not applied.
 BEHIND_DELAY_SECONDS: Final = 1.0
 
 
 class StageWorker:
-    """One replica of one stage."""
+    """Runs the jobs that are due at one stage, in one process. `function`: the stage's function."""
 
     def __init__(self, process: Process, pipelines: Pipelines, stage: str, function: StageFunction) -> None:
         settings = process.settings
@@ -74,14 +74,14 @@ class StageWorker:
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
         self._threads = Threads(stage)
         self._abandoned = StuckFunctions(settings.stage_concurrency, self._log)
-        #: The last jobs that were canceled, with the step of that message: one may be on its way to us.
+        #: The jobs canceled last, with the step of the cancel: a delivery of such a job may still arrive.
         self._canceled: dict[str, int] = {}
         self._isolated = asyncio.Semaphore(MAX_AT_ONCE)
         self._held: dict[tuple[int, int], HeldJob] = {}
         self._by_job: dict[str, HeldJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._broker.nc.request_linger = lambda: LINGER_SECONDS if len(self._held) >= BUSY else 0.0
-        #: Event-loop time after which nothing more is tried; set when the process is told to stop.
+        #: The event-loop time after which publishes are no longer repeated; set when the process stops.
         self._deadline: float | None = None
         self._puller = PullConsumer(
             self._holder,
@@ -94,14 +94,14 @@ class StageWorker:
         )
 
     async def serve(self) -> None:
-        """Work until the process is told to stop; then finish or hand back what is held."""
+        """Run jobs until the process receives a stop signal, then finish or hand back the held jobs."""
         process = self._process
         if not await process.connect() or not await process.unless_stopped(self._topology.start()):
             return
         process.health.append(self._topology.ready.is_set)
         self._broker.on_reconnect.append(self._on_reconnect)
         await micro.register(self._broker.nc, f"heimdex-{self._stage}", f"runs the stage {self._stage}", self._counters)
-        # Not the publish itself, which may have been refused: the job goes on then.
+        # The republished message rather than the publish itself: a publish may be rejected, and then the job continues.
         await self._broker.nc.direct_subscribe(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
         watching = asyncio.create_task(installations.Watch(self._broker, self._log).run())
         self._leases.start()
@@ -121,7 +121,7 @@ class StageWorker:
         try:
             canceled = messages.decode_job(subjects.subject_of_stored(subject.decode(errors="replace")), data)
         except UnusableMessage:
-            return  # the status store sets it aside
+            return  # the status store stores it as a dead letter
         self._canceled[canceled.job_id] = canceled.step
         if len(self._canceled) > MAX_CANCELED:
             del self._canceled[next(iter(self._canceled))]
@@ -146,18 +146,18 @@ class StageWorker:
                 await self._unusable.store(msg, error)
                 return
             if held.delivery.key in self._held:
-                return  # delivered again while it runs here: the broker was away for longer than the ack wait
+                return  # redelivered while it runs here: a NATS outage was longer than the ack wait
             self._hold(held)
             try:
                 outcome = await self._outcome_of(held)
                 error = outcome.error if isinstance(outcome, Errored) else None
                 await self._settle(held, outcome)
             except LeaderBehind as reason:
-                # Never an acknowledgement: it may be the job's only message. A leader that lost messages knows this
-                # sequence by another one some day, and is then answered as any.
+                # Do not acknowledge: this may be the job's only message. A leader that has lost messages assigns this
+                # sequence to another message in time; a later redelivery is then handled like any other.
                 self._log_of(held).warning(
                     "leader_behind",
-                    message="the stream's leader does not know this delivery: it is put back",
+                    message="the stream's leader has not applied this message: it will be redelivered",
                     reason=str(reason),
                 )
                 await self._until_known()
@@ -168,13 +168,14 @@ class StageWorker:
         except LeaderBehind as reason:
             error = str(reason)
         except (BrokerUnavailable, Refused) as reason:
-            # Told to stop while the broker was away: nobody else has been told, so it comes back after its ack wait.
+            # The process stopped during a NATS outage. Nothing was published, so the message is redelivered after its
+            # ack wait.
             error = str(reason)
             self._log.info("left_to_redelivery", subject=msg.subject, message=error)
         except Exception as defect:
-            # The delivery comes back after its ack wait; the worker goes on with the others.
+            # The message is redelivered after its ack wait; the worker continues with other deliveries.
             error = repr(defect)
-            self._log.exception("delivery_broken", message="a delivery ended in a defect", subject=msg.subject)
+            self._log.exception("delivery_broken", message="unexpected error in a delivery", subject=msg.subject)
         finally:
             self._counters.count(time.monotonic_ns() - began, error)
             self._puller.release()
@@ -182,7 +183,7 @@ class StageWorker:
     def _check(self, due: messages.AnyJobMessage) -> Due:
         pipeline = self._pipelines.by_type.get(due.type)
         if not isinstance(due, Due) or pipeline is None or due.stage not in pipeline.stage_names:
-            raise UnusableMessage(f"this worker knows no job type {due.type!r} with the stage {due.stage!r}")
+            raise UnusableMessage(f"this worker has no job type {due.type!r} with the stage {due.stage!r}")
         return due
 
     def _hold(self, held: HeldJob) -> None:
@@ -198,14 +199,14 @@ class StageWorker:
 
     async def _outcome_of(self, held: HeldJob) -> Outcome:
         due, pipeline = held.due, held.pipeline
-        if (held.redelivered or held.fired) and await self._is_overtaken(held):
+        if (held.redelivered or held.fired) and await self._is_superseded(held):
             return Overtaken()
         tick = await last_tick(self._broker, due) if held.redelivered else None
-        # After the last pause before the attempt: from here on a cancel finds `held.running`.
-        if self._was_told_of_a_cancel(due):
+        # No await follows until `held.running` is set, so a later cancel finds it.
+        if self._has_seen_cancel(due):
             return Overtaken()
         if tick is not None:
-            held.told = max(held.told, tick.progress)
+            held.reported_progress = max(held.reported_progress, tick.progress)
         if held.attempt > settlement.max_attempts(self._backoff(pipeline)):
             return Lost()
         if self._process.stopping.is_set():
@@ -226,7 +227,7 @@ class StageWorker:
             held.running = IsolatedAttempt(declared.code, ctx, declared.timeout_seconds, self._isolated)
         else:
             held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
-        held.reporter = Reporter(self._broker, due, pipeline, ctx, held.told, held.started_at)
+        held.reporter = Reporter(self._broker, due, pipeline, ctx, held.reported_progress, held.started_at)
         if held.redelivered:
             await held.reporter.mark_begin()
         held.reporter.start()
@@ -242,15 +243,16 @@ class StageWorker:
         override = self._process.settings.retry_backoff_seconds
         return pipeline.retry_backoff_seconds if override is None else override
 
-    async def _is_overtaken(self, held: HeldJob) -> bool:
-        """Whether the job has gone on since this message. Asks until it is answered: the lease is kept meanwhile.
+    async def _is_superseded(self, held: HeldJob) -> bool:
+        """Return whether this message has a successor or its job was canceled. Repeats until NATS answers.
 
-        Raises LeaderBehind when the stream's leader does not know the message within BEHIND_SECONDS.
+        The lease is renewed meanwhile. Raises LeaderBehind when the stream's leader has not applied the message within
+        BEHIND_SECONDS, BrokerUnavailable or JetStreamError when the worker stops before NATS answers.
         """
         behind_until = time.monotonic() + BEHIND_SECONDS
         while True:
             try:
-                # A leader that knows this message knows also the cancel that lies before it.
+                # A leader that has applied this message has also applied the cancel before it.
                 last = await self._publisher.newest(held.due.job_id, held.sequence)
                 if held.fired and await self._was_canceled(held.due):
                     return True
@@ -261,7 +263,7 @@ class StageWorker:
                     raise
                 await asyncio.sleep(0.05 if behind else 0.5)
         if last is None or last.sequence < held.sequence:
-            return True  # this message is not in the stream any more: somebody else has settled or removed it
+            return True  # this message is no longer in the stream: another process has settled or removed it
         if last.sequence == held.sequence:
             return False
         try:
@@ -269,15 +271,15 @@ class StageWorker:
         except UnusableMessage:
             return False
 
-    def _was_told_of_a_cancel(self, due: Due) -> bool:
+    def _has_seen_cancel(self, due: Due) -> bool:
         return due.step < self._canceled.get(due.job_id, 0)
 
     async def _was_canceled(self, due: Due) -> bool:
-        """Whether a cancel lies before this message: the schedule fired before it could be removed."""
+        """Return whether the stream has a cancel for this scheduled job. Its schedule may fire before it is removed."""
         subject = subjects.job_subject(subjects.CANCELED, due.job_id)
-        found = await self._broker.last_message(subjects.JOBS, subject)
+        canceled = await self._broker.last_message(subjects.JOBS, subject)
         try:
-            return found is not None and messages.decode_job(found.subject, found.data).step > due.step
+            return canceled is not None and messages.decode_job(canceled.subject, canceled.data).step > due.step
         except UnusableMessage:
             return False
 
@@ -298,14 +300,14 @@ class StageWorker:
                 case settlement.Drop():
                     self._log_of(held).info(
                         "delivery_dropped",
-                        message="the job goes on without this delivery",
-                        canceled=self._was_told_of_a_cancel(held.due),
+                        message="the delivery is superseded",
+                        canceled=self._has_seen_cancel(held.due),
                     )
                 case settlement.Retry(error=error, delay_seconds=delay):
-                    # First the mark, which callers may hear of, with the time of what follows it: neither is older.
+                    # Callers may see the progress message before the failed attempt, so both have the same time.
                     at = max(messages.now(), held.started_at)
                     if held.reporter:
-                        # One that vanished stays suspect: its next attempt runs apart from the worker too.
+                        # A lost process keeps the job suspect: its next attempt also runs in a process of its own.
                         held.reporter.mark_end(vanished=isinstance(outcome, Errored) and outcome.vanished, at=at)
                     await self._publish_attempt(held, error, delay, at)
                     self._log_of(held).warning("attempt_failed", error=error, delay_seconds=delay)
@@ -314,7 +316,7 @@ class StageWorker:
                     return
         except Superseded as reason:
             self._log_of(held).info(
-                "delivery_superseded", message="the broker refused a late message", reason=str(reason)
+                "delivery_superseded", message="the broker rejected a late message", reason=str(reason)
             )
         await self._until_known()
         held.delivery.ack()
@@ -329,19 +331,23 @@ class StageWorker:
                 await self._publisher.publish(message, held.sequence, self._deadline)
                 return
             except Refused as error:
-                # Only the gateway refuses work: what was accepted waits here, its lease kept, until there is room.
+                # Only the gateway rejects jobs. An accepted job waits here, its lease renewed, until JetStream accepts
+                # it.
                 self._log.error("publish_refused", job_id=message.job_id, message=str(error))
                 if self._process.stopping.is_set():
                     raise
                 await asyncio.sleep(1)
 
     async def _until_whole(self, stream: str) -> None:
-        """Until the stream and its consumers are as they must be, or the worker is told to stop."""
+        """Wait until the stream and its consumers are correct, or until the worker stops."""
         if not self._topology.ready.is_set():
             await self._process.unless_stopped(self._topology.until_whole(stream))
 
     async def _publish_attempt(self, held: HeldJob, error: str, delay: float, at: datetime) -> None:
-        """Store the failed attempt: the history must be whole, so the nak waits for it."""
+        """Publish the failed attempt until it is stored. The nak waits for that, so that the history is complete.
+
+        Raises BrokerUnavailable if the worker stops before.
+        """
         due = held.due
         payload = messages.encode(
             messages.AttemptFailed(
@@ -354,7 +360,7 @@ class StageWorker:
                 delay_seconds=delay,
                 started_at=held.started_at,
                 at=at,
-                progress=held.reporter.percent() if held.reporter else held.told,
+                progress=held.reporter.percent() if held.reporter else held.reported_progress,
             )
         )
         headers = {
@@ -371,11 +377,14 @@ class StageWorker:
             except (BrokerUnavailable, msgspec.DecodeError) as reason:
                 self._log.debug("attempt_not_stored_yet", job_id=due.job_id, message=str(reason))
             if self._process.stopping.is_set():
-                raise BrokerUnavailable("the attempt could not be recorded before the worker stopped")
+                raise BrokerUnavailable("the failed attempt was not stored before the worker stopped")
             await asyncio.sleep(0.5)
 
     async def _until_known(self) -> None:
-        """Before a delivery is settled: its lease is kept until NATS is there, and its stream known to be the same."""
+        """Wait until NATS is connected and the streams have been checked, or until the worker stops.
+
+        Must be awaited before a delivery is settled. Its lease is renewed meanwhile.
+        """
         await self._topology.until_known(self._process.stopping)
 
     async def _stop(self, stop_by: float) -> None:
@@ -390,7 +399,9 @@ class StageWorker:
                 held.running.interrupt()
         await self._wait_for_tasks(stop_by - loop.time())
         if self._held:
-            self._log.warning("left_to_redelivery", held=len(self._held), message="could not hand these back in time")
+            self._log.warning(
+                "left_to_redelivery", held=len(self._held), message="did not hand back all jobs within the grace period"
+            )
         await self._leases.stop()
         await self._topology.stop()
 

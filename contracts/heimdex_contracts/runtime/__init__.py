@@ -1,4 +1,4 @@
-"""The I/O that the services share: settings, logs, the life of a process, its `nats micro` service, and `jetstream`.
+"""The I/O that the services share: settings, logs, process start and stop, the NATS micro service, and `jetstream`.
 
-The only place in this package that touches the outside. It knows no service and no stage.
+No other module of this package does I/O. This one depends on no particular service or stage.
 """

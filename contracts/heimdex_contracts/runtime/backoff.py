@@ -1,13 +1,13 @@
-"""The loop that everything here that waits for something repeats: at once, then after growing delays."""
+"""The retry loop of everything that waits for something: the first attempt at once, the others after growing delays."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 
 async def attempts(first_seconds: float, max_seconds: float, until: float | None = None) -> AsyncIterator[None]:
-    """One iteration at once, and one after each delay; the delays double, from `first_seconds` to `max_seconds`.
+    """Yield once at once, and once after each delay. The delay doubles from `first_seconds` up to `max_seconds`.
 
-    until: event-loop time after which none begins. There is always a first one.
+    until: the event-loop time after which no attempt begins; None: never. There is always a first attempt.
     """
     loop = asyncio.get_running_loop()
     delay = first_seconds

@@ -1,4 +1,4 @@
-"""What the two settings of callbacks may be: the secret that signs them, and who may be called although private."""
+"""Validates the two callback settings: the signing secret, and the private receivers that callbacks may reach."""
 
 import base64
 import binascii
@@ -6,17 +6,17 @@ import re
 from ipaddress import ip_network
 from typing import Final
 
-SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # of Standard Webhooks, as a hint for people and for scanners
-#: Of random bytes behind the prefix, as Standard Webhooks demands.
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # Standard Webhooks' prefix, which people and secret scanners recognize
+#: Random bytes after the prefix, as Standard Webhooks requires.
 MIN_SECRET_BYTES: Final = 24
 MAX_SECRET_BYTES: Final = 64
 
-#: A host name without the dot at its end. Its last label has a letter first, so that no number can be taken for a name.
+#: A host name without a trailing dot. Its last label starts with a letter, so that no number passes for a name.
 _NAME: Final = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 def is_secret(text: str) -> bool:
-    """`whsec_` and the base64 of 24 to 64 bytes."""
+    """Return whether `text` is `whsec_` followed by the base64 of 24 to 64 bytes."""
     if not text.startswith(SECRET_PREFIX):
         return False
     try:
@@ -27,12 +27,12 @@ def is_secret(text: str) -> bool:
 
 
 def is_host_name(text: str) -> bool:
-    """A name to look up, in lower case; no address, however it is written."""
+    """Return whether `text`, in lower case, is a name to resolve rather than an address in any notation."""
     return _NAME.fullmatch(text) is not None
 
 
 def is_allowance(text: str) -> bool:
-    """A host name, an address, or a network in CIDR notation."""
+    """Return whether `text` is a host name, an address, or a network in CIDR notation."""
     try:
         ip_network(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on stderr, ours and those of the libraries alike."""
+"""Logging: one JSON object per line on stderr, for this project's logs and for those of the libraries."""
 
 import json
 import logging
@@ -18,12 +18,15 @@ def _to_json(value: Mapping[str, Any], **_: Any) -> str:
     try:
         return msgspec.json.encode(value, enc_hook=repr).decode()
     except (TypeError, ValueError, RecursionError):
-        # A lone surrogate, or an odd key: the line must come out all the same.
+        # The entry has a lone surrogate or a key that is not text: the line must still be written.
         return json.dumps({str(key): entry for key, entry in value.items()}, default=repr)
 
 
 def configure(level: str, service: str) -> Logger:
-    """Set up structlog, and the standard library's logging through the same renderer. `level`: as in Settings."""
+    """Configure structlog, and route the standard library's logging through the same renderer.
+
+    level: one of debug, info, warning, error. Libraries log at warning or above. Returns a logger bound to `service`.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -1,4 +1,4 @@
-"""Each process as a NATS micro service, so that `nats micro ls` and `nats micro stats` show it."""
+"""Registers each process as a NATS micro service, so that `nats micro ls` and `nats micro stats` show it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ DISTRIBUTION: Final = "heimdex-jobs"
 
 
 def package_version() -> str:
-    """The installed distribution's version, such as 0.0.1."""
+    """Return the version of the installed distribution, such as 0.0.1."""
     return version(DISTRIBUTION)
 
 
 @dataclass(slots=True)
 class Counters:
-    """What a process has done: a unit of work is a request, a delivery or a recorded message."""
+    """Counts a process's units of work. A unit is an HTTP request, a delivery or a recorded message."""
 
     name: str
     subject: str
@@ -29,7 +29,7 @@ class Counters:
     last_error: str = ""
 
     def count(self, nanoseconds: int, error: str | None = None, units: int = 1) -> None:
-        """One more unit, or several, and how long each took."""
+        """Count `units` more units that took `nanoseconds` each. error: the text of an error, which counts once."""
         self.done += units
         self.busy_ns += nanoseconds * units
         if error is not None:
@@ -37,17 +37,17 @@ class Counters:
             self.last_error = error
 
 
-#: What a service says of itself now, as text by key.
+#: Returns a service's current metadata: text by key.
 Metadata = Callable[[], dict[str, str]]
 
 
 class _Reporting(Service):
-    """nats-py counts requests to endpoints; our work arrives by pulls and by HTTP, so we bring the counts."""
+    """Reports our own counters: nats-py counts requests to endpoints, but our work arrives through pulls and HTTP."""
 
     def __init__(self, client: Client, config: ServiceConfig, counters: Counters, metadata: Metadata) -> None:
         super().__init__(client, config)
         self._counters = counters
-        self._told = metadata
+        self._read_metadata = metadata
 
     def stats(self) -> ServiceStats:
         counters = self._counters
@@ -70,16 +70,16 @@ class _Reporting(Service):
         info: ServiceInfo = super().info()
         counters = self._counters
         info.endpoints = [EndpointInfo(counters.name, counters.subject, counters.queue_group)]
-        info.metadata = self._told()
+        info.metadata = self._read_metadata()
         return info
 
 
 async def register(
     client: Client, name: str, description: str, counters: Counters, metadata: Metadata = dict
 ) -> Service:
-    """Answer `$SRV.PING`, `.INFO` and `.STATS` as this service from now on; survives reconnections.
+    """Register a micro service that answers `$SRV.PING`, `.INFO` and `.STATS`, also after reconnections.
 
-    metadata: asked at each `.INFO`; must not block.
+    metadata: called for each `.INFO`; must not block.
     """
     config = ServiceConfig(name=name, version=package_version(), description=description)
     service = _Reporting(client, config, counters, metadata)

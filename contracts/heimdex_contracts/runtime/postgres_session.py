@@ -1,19 +1,19 @@
-"""What a session in Postgres needs, whatever its role, its database or a pooler sets: said by the session itself.
+"""The parameters that every Postgres session sets itself, whatever its role, its database or a pooler sets.
 
-In statements, as a pooler refuses or ignores most of what a connection asks for when it starts.
+The session sets them with statements, because a pooler rejects or ignores most startup parameters.
 """
 
 from collections.abc import Mapping
 from typing import Final
 
-#: No time-out (0) may end what takes long, or rests, for a good reason. A statement's own is for the service to say.
-#: The server, too, must notice that the other end is gone (`tcp_keepalive`): else a lost client keeps its locks, and
-#: its place among `max_connections`, for two hours.
+#: Time-outs are off (0), because some statements are slow and some sessions idle for a good reason. Each service sets
+#: its own statement time-out. The keepalives let the server detect a lost client too (see `tcp_keepalive`): otherwise
+#: such a client keeps its locks and its slot in `max_connections` for two hours.
 COMMON: Final[Mapping[str, str]] = {
     "lock_timeout": "0",
     "transaction_timeout": "0",
     "idle_session_timeout": "0",
-    # Of a transaction nothing is heard of between two statements that follow each other at once.
+    # Our transactions run their statements back to back, so one that is idle for 60 s belongs to a client that hangs.
     "idle_in_transaction_session_timeout": "60s",
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
@@ -23,17 +23,18 @@ COMMON: Final[Mapping[str, str]] = {
 
 
 def setting(settings: Mapping[str, str], *, in_transaction: bool = False) -> str:
-    """The SQL that makes these settings, for the session or for the transaction that is open.
+    """Return the SQL that sets these parameters, for the session or for the current transaction.
 
-    What this version of Postgres does not know is left out. The names and values must be the caller's own words.
+    The SQL skips parameters that the server's version does not know. It does not escape names and values: they must be
+    constants of the caller, never input.
     """
-    wanted = ", ".join(f"('{name}', '{value}')" for name, value in settings.items())
+    parameters = ", ".join(f"('{name}', '{value}')" for name, value in settings.items())
     return (
-        f"SELECT set_config(name, wanted.value, {in_transaction}) "  # noqa: S608  # our own words
-        f"FROM (VALUES {wanted}) AS wanted (name, value) JOIN pg_settings USING (name)"
+        f"SELECT set_config(name, parameter.value, {in_transaction}) "  # noqa: S608  # constants only
+        f"FROM (VALUES {parameters}) AS parameter (name, value) JOIN pg_settings USING (name)"
     )
 
 
 def milliseconds(seconds: float) -> str:
-    """As Postgres takes a duration."""
+    """Format seconds as a Postgres duration in whole milliseconds."""
     return f"{round(seconds * 1000)}ms"

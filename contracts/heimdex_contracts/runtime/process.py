@@ -1,7 +1,7 @@
-"""The life of a service process: settings or exit code 2, JSON logs, SIGTERM, exit code 0.
+"""Runs a service process: reads the settings, configures the logs, handles SIGTERM, and sets the exit code.
 
 A service is a coroutine function that takes a `Process`, starts what it needs, awaits `process.stopping`, and hands
-back or finishes what it holds before it returns.
+back or finishes the work that it holds before it returns.
 """
 
 import asyncio
@@ -23,36 +23,39 @@ from heimdex_contracts.runtime.settings import Settings
 
 EXIT_UNUSABLE_SETTINGS = 2
 EXIT_CANNOT_SERVE = 2
-#: Objects made between two looks for cyclic garbage. Of what a job is made of next to nothing is cyclic, and Python's
-#: own threshold of 700 costs a process 5 % of its time.
+#: Thresholds of Python's cyclic garbage collector. The objects of a job have almost no reference cycles, and Python's
+#: default threshold of 700 allocations costs a process 5 % of its time.
 GC_THRESHOLDS = (20_000, 20, 20)
 EXIT_BROKEN = 1
 
 
 @dataclass
 class Process:
-    """What every service process has. `stopping` is set by SIGTERM or SIGINT."""
+    """The parts that every service process has. SIGTERM and SIGINT set `stopping`."""
 
     settings: Settings
     name: str
     log: Logger
     broker: Broker
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    #: Each must be true for the process to count as healthy.
+    #: Health checks: the process is healthy while all of them return True.
     health: list[Callable[[], bool]] = field(default_factory=list)
-    #: What the process leaves with once its service has returned.
+    #: The exit code of the process once its service has returned.
     exit_code: int = 0
 
     def stop_by(self) -> float:
-        """Event-loop time by which a stopping process must have ended, counted from this call."""
+        """Return the event-loop time at which the grace period ends, counted from this call."""
         return asyncio.get_running_loop().time() + self.settings.shutdown_grace_seconds
 
     async def connect(self) -> bool:
-        """Wait for NATS; False when told to stop meanwhile."""
+        """Wait for NATS. Returns False when the process received a stop signal first."""
         return await self.unless_stopped(self.broker.connect())
 
     async def unless_stopped(self, work: Awaitable[object]) -> bool:
-        """Run `work`; True when it is done, False when the process was told to stop first (then it is cancelled)."""
+        """Run `work`. Returns True when it is done, False when a stop signal came first; then `work` is cancelled.
+
+        Raises what `work` raises.
+        """
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self.stopping.wait())
         await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -66,10 +69,11 @@ class Process:
 
 
 def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> None:
-    """Run the service until it is told to stop, then leave the process with its exit code.
+    """Run the service until a stop signal, then exit the process. Never returns.
 
-    0: stopped as told. 2: a setting cannot be used, or the service raised CannotServe (one line on stderr, the latter
-    as a log entry). 1: NATS was given up, a defect, or the service's own wish (`Process.exit_code`).
+    Exit codes: 0 after a stop signal. 2 for an invalid setting (one line on stderr) or when the service raised
+    CannotServe (one log entry on stderr). 1 when the NATS client gave up or the service raised an unexpected error.
+    The service may set another one (`Process.exit_code`).
     """
     try:
         settings = read_settings()
@@ -78,7 +82,7 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
         raise SystemExit(EXIT_UNUSABLE_SETTINGS) from None
     log = logs.configure(settings.log_level, name)
     gc.collect()
-    gc.freeze()  # what was imported stays; it need not be looked at again
+    gc.freeze()  # imported modules stay alive, so the collector need not scan them again
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         code = uvloop.run(_live(settings, name, log, service))
@@ -86,10 +90,10 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
         log.error("cannot_serve", message=str(error))
         code = EXIT_CANNOT_SERVE
     except Exception:
-        log.exception("defect", message="the process ends because of a defect")
+        log.exception("defect", message="unexpected error: the process exits")
         code = EXIT_BROKEN
     sys.stderr.flush()
-    # A stage's blocking function may still be running in a thread; its job was handed back, so nobody waits for it.
+    # A stage's blocking function may still run in a thread. Its job was handed back, so nothing depends on it.
     os._exit(code)
 
 
@@ -100,19 +104,19 @@ async def _live(settings: Settings, name: str, log: Logger, service: Callable[[P
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stopping.set)
     log.info("starting", message="starting", pid=os.getpid())
-    beat = asyncio.create_task(_touch_health_file(process))
+    health_file = asyncio.create_task(_touch_health_file(process))
     work = asyncio.ensure_future(service(process))
-    lost = asyncio.ensure_future(broker.closed.wait())
+    nats_closed = asyncio.ensure_future(broker.closed.wait())
     try:
-        await asyncio.wait({work, lost}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, nats_closed}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done() and not process.stopping.is_set():
-            log.error("nats_closed", message="the NATS client gave up: ending, to be started anew")
+            log.error("nats_closed", message="the NATS client gave up: the process exits so that it is restarted")
             work.cancel()
             return EXIT_BROKEN
         await work
     finally:
-        beat.cancel()
-        lost.cancel()
+        health_file.cancel()
+        nats_closed.cancel()
         await broker.close()
     log.info("stopped", message="stopped")
     return process.exit_code
@@ -125,11 +129,11 @@ async def _touch_health_file(process: Process) -> None:
     while True:
         if process.broker.connected and all(check() for check in process.health):
             try:
-                path.touch()  # noqa: ASYNC240  # on a file system in memory, or on a local one
+                path.touch()  # noqa: ASYNC240  # fast: the file is on tmpfs or on a local disk
             except OSError as error:
                 process.log.warning(
                     "health_file_unwritable",
-                    message="the health file cannot be written",
+                    message="cannot write the health file",
                     path=str(path),
                     error=str(error),
                 )

@@ -1,4 +1,4 @@
-"""Settings from environment variables, for every process. An empty variable counts as unset."""
+"""Reads the settings of every process from environment variables. An empty variable counts as unset."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from heimdex_contracts.runtime import callback_settings
 PREFIX: Final = "HEIMDEX_"
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 24 * 3600)]
-#: `<tenant>:<SHA-256 of the key, as hexadecimal>`.
+#: An API key's entry: `<tenant>:<SHA-256 of the key, as hexadecimal>`.
 ApiKey = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}:[0-9A-Fa-f]{64}$")]
-#: As a browser sends it: no path, no slash at its end.
+#: An origin as a browser sends it, without a path or a trailing slash, or `*`.
 Origin = Annotated[
     str,
     msgspec.Meta(pattern=r"^(\*|https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?)$"),
@@ -24,7 +24,7 @@ Origin = Annotated[
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """One field a variable: `nats_url` is HEIMDEX_NATS_URL. Seconds unless a name says otherwise."""
+    """One field per variable: `nats_url` is HEIMDEX_NATS_URL. Durations are in seconds unless named otherwise."""
 
     env: str = "local"
     nats_url: str = "nats://localhost:4222"
@@ -32,35 +32,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8000
     mock_time_scale: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 1.0
-    #: Overrides every pipeline's own policy where it is not None.
+    #: Overrides the retry policy of every pipeline; None: each pipeline's own applies.
     retry_backoff_seconds: tuple[Seconds, ...] | None = None
     ack_wait_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 3600)] = 10.0
     stage_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600)] = 10.0
     log_level: str = "info"
-    #: Unfinished jobs at which the gateway refuses more.
+    #: The number of unfinished jobs at which the gateway rejects new ones.
     max_pending_jobs: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 1_000_000
-    #: Days after which an ended job is forgotten; 0: never.
+    #: Days after which a job in a terminal state is deleted; 0: never.
     retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 30.0
-    #: Modules that declare job types, each with `PIPELINES`.
+    #: Modules that declare job types; each has an attribute `PIPELINES`.
     pipelines: tuple[str, ...] = ("heimdex_contracts.mock_process",)
-    #: Who may use the API; none: whoever reaches it.
+    #: The API keys; without any, the API requires none.
     api_keys: tuple[ApiKey, ...] = ()
-    #: Requests a second of each key, and, where there is a second number, how many at once after silence.
+    #: Requests per second of each key, and optionally the burst size.
     rate_limit: tuple[Annotated[float, msgspec.Meta(gt=0, le=1_000_000)], ...] = ()
-    #: Whose pages in a browser may use the API.
+    #: The origins whose web pages may use the API (CORS).
     cors_origins: tuple[Origin, ...] = ()
-    #: A file touched every few seconds while the process is connected to what it needs; for container health checks.
+    #: A file that the process touches every few seconds while it is healthy; for container health checks.
     health_file: str | None = None
-    #: Each signs what is POSTed to a job's callback_url; none: callbacks are not enabled.
+    #: The secrets that sign callbacks; each adds one signature. Without any, callbacks are disabled.
     callback_secret: tuple[str, ...] = ()
-    #: Host names, addresses and networks that may be called although they are not public.
+    #: Host names, addresses and networks that callbacks may reach although they are not public.
     callback_allow: tuple[str, ...] = ()
 
     @property
     def nats_servers(self) -> list[str]:
-        """The URLs of NATS, one a server."""
+        """The URLs of the NATS servers, one per server."""
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
 
@@ -73,34 +73,34 @@ _LISTS: Final = {
     "callback_allow",
     "callback_secret",
 }
-#: Never shown, not even when they cannot be used: somebody may have put the key itself there.
+#: Settings whose values no error shows, because they may contain a secret or, by mistake, the API key itself.
 _SECRETS: Final = {"api_keys", "callback_secret"}
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
-_WHAT: Final[dict[str, str]] = {
+_FORMATS: Final[dict[str, str]] = {
     "port": "a port number from 1 to 65535",
     "mock_time_scale": "a number from 0 to 10000",
-    "retry_backoff_seconds": "seconds separated by commas, such as 1,2,4",
-    "ack_wait_seconds": "seconds from 0.5 to 86400",
+    "retry_backoff_seconds": "delays in seconds, separated by commas, such as 1,2,4",
+    "ack_wait_seconds": "a number of seconds from 0.5 to 86400",
     "stage_concurrency": "a whole number from 1 to 10000",
-    "stream_replicas": "1, or 3 or 5 on a NATS cluster",
-    "shutdown_grace_seconds": "seconds from 0 to 86400",
+    "stream_replicas": "1, or on a NATS cluster 3 or 5",
+    "shutdown_grace_seconds": "a number of seconds from 0 to 86400",
     "max_pending_jobs": "a whole number from 1 to 100000000",
-    "retention_days": "days from 0 (keep for ever) to 36500",
+    "retention_days": "a number of days from 0 (never delete) to 36500",
     "log_level": f"one of {', '.join(_LOG_LEVELS)}",
     "nats_url": "nats://[user:password@]host[:port], several separated by commas",
     "database_url": "a libpq URI such as postgresql://user:password@host:5432/database",
-    "pipelines": "the names of Python modules, separated by commas",
-    "api_keys": "entries <tenant>:<SHA-256 of the key in hex>, separated by commas (`heimdex key TENANT` makes one)",
-    "rate_limit": "requests a second, such as 50; or with the most at once after silence, such as 50,200",
-    "cors_origins": "origins such as https://app.example.com (no path, no slash at the end), separated by commas, or *",
-    "callback_secret": "whsec_ followed by the base64 of 24 to 64 random bytes, or several such, separated by commas",
+    "pipelines": "names of Python modules, separated by commas",
+    "api_keys": "entries <tenant>:<SHA-256 of the key in hex>, separated by commas (`heimdex key TENANT` creates one)",
+    "rate_limit": "requests per second, such as 50, optionally followed by the burst size, such as 50,200",
+    "cors_origins": "origins such as https://app.example.com (no path, no trailing slash), separated by commas, or *",
+    "callback_secret": "whsec_ followed by the base64 of 24 to 64 random bytes; separate several secrets by commas",
     "callback_allow": "host names, addresses or networks such as 10.0.0.0/8, separated by commas",
 }
 
 
 def read(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this environment. Raises SettingsError that names the first variable that cannot be used."""
+    """Read the settings from the environment. Raises SettingsError, which names the first invalid variable."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):
@@ -108,7 +108,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         if not text:
             continue
         value: Any = [part.strip() for part in text.split(",") if part.strip()] if field.name in _LISTS else text
-        if not value:  # commas alone are a mistake, and must not be taken for "no keys are wanted"
+        if not value:  # commas alone are a mistake and must not mean "no API keys required"
             raise _unusable(field.name, text)
         try:
             values[field.name] = msgspec.convert(value, field.type, strict=False)
@@ -123,7 +123,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         raise _unusable("nats_url", settings.nats_url)
     digests = [entry.rpartition(":")[2].lower() for entry in settings.api_keys]
     if len(set(digests)) < len(digests):
-        raise SettingsError(f"{PREFIX}API_KEYS has a key twice: each belongs to one tenant.")
+        raise SettingsError(f"{PREFIX}API_KEYS contains the same key twice; a key belongs to one tenant.")
     if len(settings.rate_limit) > 2 or (len(settings.rate_limit) == 2 and settings.rate_limit[1] < 1):
         raise _unusable("rate_limit", environ[f"{PREFIX}RATE_LIMIT"])
     if not _is_database_url(settings.database_url):
@@ -139,9 +139,9 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
 
 def _unusable(field: str, text: str) -> SettingsError:
     if field in _SECRETS:
-        return SettingsError(f"{PREFIX}{field.upper()} cannot be used: it must be {_WHAT[field]}.")
-    shown = re.sub(r"//[^@/]*@", "//***@", text)  # a password does not belong in a log
-    return SettingsError(f"{PREFIX}{field.upper()} is {shown!r}, but must be {_WHAT.get(field, 'text')}.")
+        return SettingsError(f"{PREFIX}{field.upper()} is invalid: it must be {_FORMATS[field]}.")
+    shown = re.sub(r"//[^@/]*@", "//***@", text)  # no password may reach a log
+    return SettingsError(f"{PREFIX}{field.upper()} is {shown!r}, but must be {_FORMATS.get(field, 'text')}.")
 
 
 def _is_nats_url(url: str) -> bool:

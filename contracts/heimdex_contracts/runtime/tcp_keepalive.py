@@ -1,38 +1,40 @@
-"""TCP connections whose other end is gone without a word (a host lost, a NAT's table flushed) end within 5 s.
+"""Closes TCP connections within 5 s when the peer has vanished (a lost host, a flushed NAT table).
 
-Without this, the kernel waits for 15 minutes for an acknowledgement, and for ever where nothing is on its way. Only the
-two kernels talk here: a server that is busy, or waits for a lock, acknowledges all the same.
+Without keepalives, the kernel waits 15 minutes for an acknowledgement, and for ever when no data is in flight. The
+peer's kernel answers the probes: a server that is busy or waits for a lock keeps its connection.
 """
 
 import contextlib
 import socket
 from typing import Any, Final
 
-#: Without a packet from the other end, whatever was sent to it. Three probes fit in: a lost packet ends nothing.
+#: The connection is closed after this long without a packet from the peer. Three probes fit into it, so that one lost
+#: packet does not close the connection.
 DEAD_AFTER_SECONDS: Final = 4
 PROBES: Final = 3
 
-#: Where the platform has them. TCP_KEEPALIVE is what macOS calls TCP_KEEPIDLE.
+#: Socket options, set where the platform has them. TCP_KEEPALIVE is macOS's name for TCP_KEEPIDLE.
 _OPTIONS: Final = {
     "TCP_KEEPIDLE": 1,
     "TCP_KEEPALIVE": 1,
     "TCP_KEEPINTVL": 1,
     "TCP_KEEPCNT": PROBES,
-    # Keepalive is silent while something sent is not acknowledged; this is not.
+    # The kernel sends no keepalive probes while sent data is unacknowledged; this time-out covers that case.
     "TCP_USER_TIMEOUT": DEAD_AFTER_SECONDS * 1000,
 }
 
 
 def notice_death(link: Any) -> None:
-    """Let the kernel end this connection once its other end is gone. `link`: a socket, or an event loop's stand-in.
+    """Make the kernel close this connection once its peer has vanished.
 
-    A unix socket is left as it is: its other end is on this machine, and says that it is gone.
+    link: a socket or an event loop's transport socket. Nothing is done for a Unix socket: its peer is on the same
+    machine, whose kernel closes the connection when the peer dies.
     """
     if link is None or link.family not in (socket.AF_INET, socket.AF_INET6):
         return
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _OPTIONS.items():
         if hasattr(socket, name):
-            # A kernel that does not know what its headers name, or a link that has just broken.
+            # The kernel may not support an option that its headers define, or the connection may have just broken.
             with contextlib.suppress(OSError):
                 link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,1 +1,1 @@
-"""One attempt of a stage: in this process, in a thread, or in a process of its own; and when which."""
+"""Runs one attempt of a stage: on the event loop, in a thread, or in a separate process; and decides between them."""

@@ -1,4 +1,4 @@
-"""Runs a stage's function once, and turns every way in which it can end into one outcome."""
+"""Runs a stage's function once, and maps every way in which it can end to an outcome."""
 
 import asyncio
 import importlib
@@ -13,14 +13,14 @@ from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome
 from heimdex_stage_worker.context import PermanentError, StageContext, StageFunction, StageInterrupted
 from heimdex_stage_worker.execution.threads import Threads
 
-#: An error's text is for people: a page of it is enough.
+#: Longer error texts are truncated to this many characters: they are for people.
 MAX_ERROR_LENGTH = 2000
-#: How long a cancelled function may take to clean up after itself.
+#: The time that a cancelled function has to clean up.
 SWALLOWED_SECONDS = 1.0
 
 
 def load_stage(code: str) -> StageFunction:
-    """The function that `package.module:function` names. Raises SettingsError when there is none."""
+    """Import the function that `package.module:function` names. Raises SettingsError when that is not possible."""
     module, _, name = code.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -32,7 +32,10 @@ def load_stage(code: str) -> StageFunction:
 
 
 class Attempt:
-    """One run of a stage's function, which can be told to stop."""
+    """One attempt of a stage, which can be stopped: it calls the stage's function once.
+
+    timeout_seconds: the limit for the function, counted from its call; None: no limit.
+    """
 
     def __init__(
         self,
@@ -49,24 +52,24 @@ class Attempt:
         self._task: asyncio.Future[Any] | None = None
         self._blocking: Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        #: Resolved when the function has ended, or must end.
+        #: Resolved when the function has ended, or when the attempt must end.
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def interrupt(self) -> None:
-        """The worker is stopping: the outcome is Interrupted unless the function has ended already."""
+        """End the attempt because the worker is stopping. Its outcome is Interrupted, unless it has already ended."""
         self._end(Interrupted())
 
     def overtake(self) -> None:
-        """The job goes on without this attempt (it was canceled): the outcome is Overtaken."""
+        """End the attempt because the job was canceled. Its outcome is Overtaken, unless it has already ended."""
         self._end(Overtaken())
 
     @property
     def goes_on(self) -> Future[Any] | None:
-        """The blocking function, while it runs: also when the attempt is over, as a thread cannot be ended."""
+        """The blocking function while it runs. A thread cannot be stopped, so it may outlive the attempt."""
         return self._blocking if self._blocking is not None and self._blocking.running() else None
 
     async def run(self) -> Outcome:
-        """Run to the end. Never raises what the stage raised."""
+        """Run the attempt and return its outcome. Never raises an error of the stage."""
         if self._ended_by is not None:
             return self._ended_by
         if self._ctx.fail_at_stage == self._ctx.stage:
@@ -74,13 +77,13 @@ class Attempt:
         self._task = asyncio.get_running_loop().create_task(self._call())
         self._task.add_done_callback(self._set_over)
         try:
-            # One future for every way to end: asyncio.wait for the task and the others would cost a set of its own.
+            # One future covers all ways to end. This is cheaper than asyncio.wait for the task and the other events.
             await self._over
         finally:
             if self._timer:
                 self._timer.cancel()
         if not self._task.done():
-            # A function that swallows its cancellation must not hold the slot for ever.
+            # A function that ignores its cancellation must not keep its slot for ever.
             await asyncio.wait({self._task}, timeout=SWALLOWED_SECONDS)
         if self._ended_by is not None:
             return self._ended_by
@@ -97,12 +100,12 @@ class Attempt:
             if inspect.isawaitable(result):
                 await result
         except StageInterrupted:
-            return  # whoever interrupted it knows why
+            return  # the outcome is that of the interruption
         except (SystemExit, KeyboardInterrupt) as error:
             raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
 
     def _call_blocking(self, loop: asyncio.AbstractEventLoop) -> Any:
-        """In a thread."""
+        """Call the function. Runs in a thread of its own."""
         if self._timeout is not None:
             loop.call_soon_threadsafe(self._called, time.monotonic())
         try:
@@ -110,14 +113,15 @@ class Attempt:
         except StageInterrupted:
             return None
         except (SystemExit, KeyboardInterrupt) as error:
-            # Not through the executor's future: asyncio would end the loop with it.
+            # Must not reach the future: asyncio would stop the event loop.
             raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
         except StopIteration as error:
-            # No future takes it: asyncio's would never be done. An async function's becomes this by Python itself.
-            raise RuntimeError(f"the stage raised {error!r}: a next() without a default found nothing") from error
+            # Futures do not accept it: asyncio's would never be done. In an async function, Python itself converts it
+            # to a RuntimeError.
+            raise RuntimeError(f"the stage raised {error!r}: next() on an exhausted iterator") from error
 
     def _called(self, at: float) -> None:
-        """The function was called, at this time of `time.monotonic`: what it waited before is no time of its own."""
+        """Start the time-out at the function's call. `at`: the time of the call by `time.monotonic`."""
         if self._timeout is not None and not self._over.done():
             left = at + self._timeout - time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(max(0.0, left), self._time_out)
@@ -135,7 +139,7 @@ class Attempt:
 
     def _set_over(self, ended: asyncio.Future[Any] | None = None) -> None:
         if ended is not None and not ended.cancelled():
-            ended.exception()  # looked at, also where the attempt is over already
+            ended.exception()  # retrieved, so that asyncio does not log an error after the attempt is over
         if not self._over.done():
             self._over.set_result(None)
 
@@ -156,7 +160,7 @@ def _outcome(task: asyncio.Future[Any]) -> Outcome:
 def _text(error: BaseException) -> str:
     try:
         text = str(error)
-    except BaseException:  # whatever a stage's own error does here, it is an error of that stage
-        text = "its text cannot be told"
+    except BaseException:  # an error's own __str__ may raise anything
+        text = "the text of this error is not available"
     text = text.encode(errors="replace").decode().replace("\x00", "�")[:MAX_ERROR_LENGTH]
     return text if isinstance(error, PermanentError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,8 +1,9 @@
-"""Tells a job whose last attempt vanished without a word from one whose last attempt ended in an error.
+"""Decides whether an attempt runs in a separate process, because the job is suspected of killing its worker.
 
-Both come back as a redelivery. The newest tick on `heimdex.progress.<stage>.<job_id>` knows: every attempt but the
-first leaves one before it starts, and one marked `ended` follows each error. Without one (its stream is in memory and
-forgets after minutes) nobody is suspected: that costs a lost neighbour at worst, never a job.
+A job whose last attempt was lost with its worker is redelivered, and so is a job whose last attempt failed with an
+error. The newest message on `heimdex.progress.<stage>.<job_id>` distinguishes them: every attempt except the first
+publishes one before it starts, and one marked `ended` after an error. Without such a message (its stream is in memory
+and keeps it for minutes), the job is not suspected. At worst, that costs an attempt of the jobs beside it, never a job.
 """
 
 from typing import Final
@@ -12,12 +13,12 @@ from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.messages import Due, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 
-#: One lost worker is an accident that may happen to any job; two in a row need a closer look.
+#: One lost worker may be an accident; after two in a row, the job is suspected.
 ISOLATED_FROM_ATTEMPT: Final = 3
 
 
 async def last_tick(broker: Broker, due: Due) -> Progress | None:
-    """What the attempts before told last, of this very hand-over; None where nobody knows any more."""
+    """Return the newest progress message of this hand-over; None if there is none, or if NATS does not answer."""
     try:
         last = await broker.last_message(subjects.PROGRESS, subjects.progress_subject(due.stage, due.job_id))
         tick = None if last is None else messages.decode_progress(last.subject, last.data)
@@ -27,9 +28,16 @@ async def last_tick(broker: Broker, due: Due) -> Progress | None:
 
 
 def is_suspect(tick: Progress | None, attempt: int, allowed: int) -> bool:
-    """Whether this attempt should run in a process of its own; `allowed`: how often the stage may be tried.
+    """Return whether this attempt must run in a process of its own.
 
-    It is where the attempt before vanished, and this is the third or the last, whichever is first; an only try never.
+    That is the case if the previous attempt was lost, and this one is the third or the last one, whichever comes first.
+    It is never the case for a stage with one attempt. allowed: the maximum number of attempts of the stage.
+
+    | allowed attempts | isolated, if the previous attempt was lost |
+    | --- | --- |
+    | 1 | never |
+    | 2 | the second |
+    | 3 or more | from the third on |
     """
     if attempt < min(ISOLATED_FROM_ATTEMPT, allowed):
         return False

@@ -1,7 +1,8 @@
-"""Runs a stage's function once in a process of its own: for a job that is suspected of killing its worker.
+"""Runs a stage's function once in a process of its own, for a job that is suspected of killing its worker.
 
-A job whose attempts end their worker takes down everything that runs beside it. From its third attempt, or in its last
-of two (see `isolation_policy`), it runs alone: it can only end itself, and its neighbours, suspected with it, finish.
+A job whose attempts kill their worker also costs the jobs beside it their attempts. From its third attempt on, or in
+the second of two (see `isolation_policy`), it runs in a process of its own, where it can kill only itself. The jobs
+that were lost with it are suspected too, but finish in processes of their own.
 """
 
 import asyncio
@@ -17,16 +18,18 @@ import msgspec
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
 from heimdex_stage_worker.context import StageContext
 
-#: Each is an interpreter of its own; the others wait, their leases kept.
+#: The maximum number of such processes at a time: each one is an interpreter. Further attempts wait; their leases are
+#: renewed.
 MAX_AT_ONCE: Final = max(2, os.cpu_count() or 1)
-#: How long the interpreter and the stage's imports may take where a time-out is declared, which counts from the call.
+#: The time for the start of the interpreter and the stage's imports, for a stage with a time-out. The time-out itself
+#: counts from the call.
 START_SECONDS: Final = 60.0
-#: No pipe holds more (Linux: 64 KiB, and at most this).
+#: The maximum capacity of a pipe (Linux: 64 KiB by default, 1 MiB at most).
 PIPE_BYTES: Final = 1 << 20
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What the process is told: on its standard input, as one line of JSON."""
+    """The process's input: one line of JSON on its standard input."""
 
     code: str
     job_id: str
@@ -38,7 +41,11 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What it tells, a line of JSON each: that it calls the function, how far it is, how it ended."""
+    """A report of the process, as a line of JSON.
+
+    began: the function is being called. fraction: the stage's progress, 0 to 1. ended: the function has ended; `error`
+    and `permanent` are its outcome.
+    """
 
     began: bool = False
     fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
@@ -51,7 +58,7 @@ _report: Final = msgspec.json.Decoder(Report)
 
 
 class Reports:
-    """The reading end of the pipe that the process tells on; each report goes to `on_report` as it comes."""
+    """The reading end of the pipe on which the process reports. It calls `on_report` with each report."""
 
     def __init__(self, fd: int, on_report: Callable[[Report], None]) -> None:
         self._fd: int | None = fd
@@ -61,7 +68,7 @@ class Reports:
         asyncio.get_running_loop().add_reader(fd, self.read)
 
     def read(self) -> None:
-        """Take what is in the pipe by now: of a process that has ended, all that it said."""
+        """Read the reports in the pipe. After the process has ended, these are all that remain."""
         if self._fd is None:
             return
         try:
@@ -73,13 +80,13 @@ class Reports:
             for line in lines:
                 self._on_report(_report.decode(line))
         except msgspec.MsgspecError:
-            data = b""  # what says rubbish is not listened to any more
+            data = b""  # malformed input: close the pipe
             self._on_report(Report())
         if not data or len(self._rest) > PIPE_BYTES:
             self.close()
 
     def close(self) -> None:
-        """Hear nothing more."""
+        """Close the pipe and stop reading."""
         if self._fd is not None:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
@@ -87,7 +94,7 @@ class Reports:
 
 
 class IsolatedAttempt:
-    """As `attempt.Attempt`, but in a process of its own."""
+    """Like `attempt.Attempt`, but in a process of its own. `slots` limits the number of such processes."""
 
     def __init__(self, code: str, ctx: StageContext, timeout_seconds: float | None, slots: asyncio.Semaphore) -> None:
         self._code = code
@@ -101,15 +108,18 @@ class IsolatedAttempt:
         self._timer: asyncio.TimerHandle | None = None
 
     def interrupt(self) -> None:
-        """The worker is stopping: the outcome is Interrupted unless the function has ended already."""
+        """End the attempt because the worker is stopping. Its outcome is Interrupted, unless it has already ended."""
         self._end(Interrupted())
 
     def overtake(self) -> None:
-        """The job goes on without this attempt: the outcome is Overtaken."""
+        """End the attempt because the job was canceled. Its outcome is Overtaken, unless it has already ended."""
         self._end(Overtaken())
 
     async def run(self) -> Outcome:
-        """Run to the end. A process that ends without a word is an error that says "worker lost"."""
+        """Run the attempt and return its outcome.
+
+        If the process ends without a result, the outcome is an error with the words "worker lost".
+        """
         if self._ended_by is not None:
             return self._ended_by
         self._waiting = asyncio.create_task(self._slots.acquire())
@@ -137,7 +147,7 @@ class IsolatedAttempt:
             )
         except OSError as error:
             os.close(reading)
-            return Errored(f"the process for this attempt could not be started: {error}")
+            return Errored(f"cannot start a process for this attempt: {error}")
         finally:
             os.close(writing)
         reports = Reports(reading, self._on_report)
@@ -146,11 +156,11 @@ class IsolatedAttempt:
                 self._kill()
             elif self._timeout is not None:
                 self._limit(START_SECONDS + self._timeout)
-            assert process.stdin is not None  # noqa: S101  # asked for above
+            assert process.stdin is not None  # noqa: S101  # it is a pipe, see above
             with contextlib.suppress(ConnectionError):
                 process.stdin.write(msgspec.json.encode(self._work()) + b"\n")
                 process.stdin.close()
-            # Not for the end of the pipe: a child that the stage left behind may hold it for as long as it lives.
+            # Do not wait for the end of the pipe: a child of the stage that is still alive may keep it open.
             code = await process.wait()
             reports.read()
         finally:
@@ -161,7 +171,7 @@ class IsolatedAttempt:
             return self._ended_by
         if not self._last.ended:
             return Errored(
-                f"worker lost: the process that ran this attempt ended without a word ({_how(code)})", vanished=True
+                f"worker lost: the process of this attempt ended without a result ({_cause(code)})", vanished=True
             )
         return Finished() if self._last.error is None else Errored(self._last.error, self._last.permanent)
 
@@ -175,8 +185,8 @@ class IsolatedAttempt:
     def _limit(self, seconds: float) -> None:
         if self._timer:
             self._timer.cancel()
-        late = Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s")
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._end, late)
+        timed_out = Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s")
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._end, timed_out)
 
     def _work(self) -> Work:
         ctx = self._ctx
@@ -199,17 +209,17 @@ class IsolatedAttempt:
             self._kill()
 
     def _kill(self) -> None:
-        """SIGKILL to the process and to what it started, also when it has ended itself."""
+        """Send SIGKILL to the process and its children, even if the process itself has ended."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()  # it may not have come to lead its group yet
+                self._process.kill()  # it may not yet lead a process group
 
 
-def _how(code: int) -> str:
+def _cause(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -219,10 +229,10 @@ def _how(code: int) -> str:
 
 
 def encode_report(report: Report) -> bytes:
-    """As one line."""
+    """Encode a report as one line of JSON."""
     return msgspec.json.encode(report) + b"\n"
 
 
 def decode_work(line: bytes) -> Any:
-    """Raises msgspec.MsgspecError."""
+    """Decode the process's input. Raises msgspec.MsgspecError when it is malformed."""
     return msgspec.json.decode(line, type=Work)

@@ -1,7 +1,7 @@
-"""The process in which `subprocess_attempt` runs one attempt; started with `python -m`, a file descriptor its argument.
+"""The process in which `subprocess_attempt` runs one attempt. It is started as `python -m MODULE FD`.
 
-Reads the work from its standard input, writes reports to the file descriptor FD, and ends with its parent. It leads a
-process group of its own, in its parent's session.
+It reads the work from its standard input, writes reports to the file descriptor FD, and dies with its parent. It leads
+a process group of its own in its parent's session.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 async def run(work: Work, reports: int) -> None:
-    """Run the attempt; the last report says how it ended."""
+    """Run the attempt and write its reports. `reports`: the file descriptor. The last report has the outcome."""
     ctx = StageContext(
         job_id=work.job_id,
         job_type=work.job_type,
@@ -32,7 +32,7 @@ async def run(work: Work, reports: int) -> None:
         mock_time_scale=work.mock_time_scale,
     )
 
-    async def tell() -> None:
+    async def report_progress() -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             if ctx.reported:
@@ -40,43 +40,43 @@ async def run(work: Work, reports: int) -> None:
 
     function = load_stage(work.code)
     os.write(reports, encode_report(Report(began=True)))
-    telling = asyncio.create_task(tell())
+    reporting = asyncio.create_task(report_progress())
     outcome = await Attempt(function, ctx, None, Threads(work.stage)).run()
-    telling.cancel()
+    reporting.cancel()
     error, permanent = (outcome.error, outcome.permanent) if isinstance(outcome, Errored) else (None, False)
     os.write(reports, encode_report(Report(ended=True, error=error, permanent=permanent)))
 
 
 def main() -> None:
-    """Never returns."""
+    """Read the work, run the attempt, and exit. Never returns."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A group of its own: the worker ends what this starts along with it, and Ctrl-C at a terminal is for the worker.
+    # In a group of its own, the worker can kill its children with it, and Ctrl-C in a terminal reaches only the worker.
     os.setpgid(0, 0)
     line = sys.stdin.buffer.readline()
     if not line:
-        os._exit(0)  # the worker ended before it said what to do
+        os._exit(0)  # the worker ended before it sent the work
     reports = int(sys.argv[1])
-    _keep_to_itself(reports)
+    _keep_from_children(reports)
     try:
         asyncio.run(run(decode_work(line), reports))
     except BrokenPipeError:
-        pass  # nobody listens any more
+        pass  # the worker no longer reads the reports
     except Exception as error:
         os.write(reports, encode_report(Report(ended=True, error=f"{type(error).__name__}: {error}")))
     os._exit(0)
 
 
-def _keep_to_itself(reports: int) -> None:
-    """Let no child that the stage starts or forks hold the pipe, or speak on it."""
+def _keep_from_children(reports: int) -> None:
+    """Prevent processes that the stage starts or forks from keeping the pipe open or writing to it."""
     os.set_inheritable(reports, False)
 
-    def let_go() -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, reports, inheritable=False)
-        os.close(nowhere)
+    def redirect_to_null() -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, reports, inheritable=False)
+        os.close(null)
 
-    os.register_at_fork(after_in_child=let_go)
+    os.register_at_fork(after_in_child=redirect_to_null)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Runs each blocking function in a thread of its own, at once, however many others never came back.
+"""Runs each blocking function at once in a thread of its own, however many others have not returned.
 
-Another thread starts them: `Thread.start` waits until the new one has had the interpreter lock, which takes the longer
-the more threads compute, and the event loop has heartbeats to send meanwhile. None of them keeps the process alive.
+A separate thread starts them. `Thread.start` waits until the new thread has held the interpreter lock, which takes
+longer the more threads compute, and the event loop must renew leases in the meantime. All threads are daemons: none
+keeps the process alive.
 """
 
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 
 class Threads:
-    """Those of one worker. name: what a debugger shows for each."""
+    """The threads of one worker. name: the name of each thread, for debuggers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -20,7 +21,10 @@ class Threads:
         self._starter: threading.Thread | None = None
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Call it in a thread. Cancelled before that, it is never called; a thread that cannot be had is its error."""
+        """Call the function in a new thread. Returns the future of its result.
+
+        A future that is cancelled in time prevents the call. If no thread can be started, the future has that error.
+        """
         if self._starter is None:
             self._starter = threading.Thread(target=self._start, name=f"{self._name}-starter", daemon=True)
             self._starter.start()
@@ -37,7 +41,7 @@ class Threads:
                 threading.Thread(target=_run, args=(future, function), name=self._name, daemon=True).start()
             except RuntimeError as error:
                 future.set_exception(error)
-            del future, function  # not kept until the next one comes
+            del future, function  # otherwise they would be kept alive until the next submission
 
 
 def _run(future: Future[Any], function: Callable[[], Any]) -> None:

@@ -1,5 +1,6 @@
-"""The code of the stages that ship: plain functions of a context. They know no broker and no database.
+"""The code of the stages that ship: functions of a context, which use neither the broker nor the database.
 
-A function may be `async def`, or a plain `def` that blocks: it then runs in a thread. Returning ends the stage well;
-raising ends the attempt in an error, which is retried by the pipeline's policy (`PermanentError`: never).
+A function may be an `async def`, or a plain `def` that blocks and then runs in a thread. The stage succeeds when its
+function returns. If the function raises, the attempt fails and is retried by the pipeline's policy; PermanentError is
+never retried.
 """

@@ -1,9 +1,9 @@
-"""Analyzes scenes and speech (a mock: it takes the time and does nothing)."""
+"""Analyzes scenes and speech. This is a mock: it takes the expected time and does nothing."""
 
 from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.stages.simulated import pretend
 
 
 async def run(ctx: StageContext) -> None:
-    """Pretend."""
+    """Simulate the analysis."""
     await pretend(ctx)

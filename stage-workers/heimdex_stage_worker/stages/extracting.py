@@ -1,9 +1,9 @@
-"""Extracts frames from a video (a mock: it takes the time and does nothing)."""
+"""Extracts frames from a video. This is a mock: it takes the expected time and does nothing."""
 
 from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.stages.simulated import pretend
 
 
 async def run(ctx: StageContext) -> None:
-    """Pretend."""
+    """Simulate the extraction."""
     await pretend(ctx)

@@ -1,9 +1,9 @@
-"""Indexes vectors (a mock: it takes the time and does nothing)."""
+"""Indexes vectors. This is a mock: it takes the expected time and does nothing."""
 
 from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.stages.simulated import pretend
 
 
 async def run(ctx: StageContext) -> None:
-    """Pretend."""
+    """Simulate the indexing."""
     await pretend(ctx)

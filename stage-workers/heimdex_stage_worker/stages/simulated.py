@@ -1,4 +1,4 @@
-"""How the mock stages pass their time: asleep for as long as the pipeline expects, telling how far they are."""
+"""The work of the mock stages: they sleep for the time that the pipeline expects, and report their progress."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ STEP_SECONDS: Final = 0.1
 
 
 async def pretend(ctx: StageContext) -> None:
-    """Take `expected_seconds` times the mock time scale; report every tenth of a second."""
+    """Sleep for `expected_seconds` times the mock time scale, and report the progress every 0.1 s."""
     seconds = ctx.expected_seconds * ctx.mock_time_scale
     start = time.monotonic()
     while (left := start + seconds - time.monotonic()) > 0:

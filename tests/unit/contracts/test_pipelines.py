@@ -63,15 +63,15 @@ def test_stage_after_is_the_next_one_and_none_after_the_last() -> None:
 
 @pytest.mark.parametrize("name", ["", "Upper", "with space", "dot.ted", "st*r", "a>b", "1st", "x" * 65, "é", "a\n"])
 def test_a_name_that_is_no_subject_token_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="must be made of"):
+    with pytest.raises(ValueError, match="a letter first"):
         pipeline(name)
-    with pytest.raises(ValueError, match="must be made of"):
+    with pytest.raises(ValueError, match="a letter first"):
         pipeline("fine", type=name)
 
 
 @pytest.mark.parametrize("name", ["completed", "failed", "canceled", "later", "status-store"])
 def test_a_stage_with_a_reserved_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="has a meaning of its own"):
+    with pytest.raises(ValueError, match="the name is reserved"):
         pipeline(name)
 
 
@@ -80,7 +80,7 @@ def test_a_pipeline_without_stages_or_with_one_twice_or_with_negative_seconds_is
         pipeline()
     with pytest.raises(ValueError, match="twice"):
         pipeline("a", "a")
-    with pytest.raises(ValueError, match="less than no time"):
+    with pytest.raises(ValueError, match="negative expected_seconds"):
         pipeline("a", seconds=-1)
 
 

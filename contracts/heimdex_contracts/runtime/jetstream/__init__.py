@@ -1,4 +1,4 @@
-"""NATS JetStream as the services use it: the connection, streams and consumers, pulling, publishing, settling.
+"""NATS JetStream as the services use it: connection, streams and consumers, pulling, publishing, settlement.
 
-One concept a file. Nobody else speaks JetStream's protocol.
+One concept per file. No code outside this package uses JetStream's protocol.
 """

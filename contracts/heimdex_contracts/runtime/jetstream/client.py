@@ -1,11 +1,11 @@
-"""nats-py's client, with a shorter way for what a job is made of: publishes, their answers, and deliveries.
+"""nats-py's client with a faster path for a job's messages: publishes, their responses, and deliveries.
 
-nats-py keeps a queue and a task for each subscription, a handful of objects for each request and a wake-up for each
-flush; at one message a time that is most of what a hand-over costs. Here a handler is called where the message was
-read, an answer resolves its request's future at once, and what one turn of the event loop publishes is written in one
-piece. Connecting, reconnecting, pings and all other subscriptions stay nats-py's. Private names of its are relied on
-(that of the outbound buffer, the transport, the subscriptions), so its version is bounded in pyproject.toml, and
-tests/integration/contracts/test_client.py and test_lost_links.py hold what is needed of them.
+nats-py needs a queue and a task for each subscription, several objects for each request and a wake-up for each flush.
+With one message at a time, that is most of the cost of a hand-over. Here, the reader calls the handler directly, a
+response resolves its request's future at once, and one write sends all messages that one iteration of the event loop
+publishes. nats-py still connects, reconnects, pings, and handles all other subscriptions. This code uses private names
+of nats-py (its outbound buffer, transport and subscriptions), so pyproject.toml bounds its version, and
+tests/integration/contracts/test_client.py and test_lost_links.py test the behaviour that this code needs.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ import nats.errors
 from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 
-#: Called with subject, reply, payload and header block as they were read; must neither block nor raise.
+#: Called with the subject, reply, payload and header block as read from the connection; must neither block nor raise.
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
 
 #: Fire-and-forget messages (acknowledgements, progress) are buffered this long so that several share one write: the
 #: write, and waking the server, cost more than the message.
 LINGER_SECONDS: Final = 0.005
 
-#: Between two tries to connect; where a server answers them with an `-ERR`, twice as long each time, up to the longest.
+#: Delay between two attempts to connect. It doubles, up to MAX_RECONNECT_SECONDS, while a server answers with `-ERR`.
 RECONNECT_SECONDS: Final = 0.25
 MAX_RECONNECT_SECONDS: Final = 2.0
 
-#: An `-ERR` after which nats-server keeps the connection; it ends the connection with any other (its client.go).
+#: Errors (`-ERR`) after which nats-server keeps the connection; it closes the connection after all others (client.go).
 _TRANSIENT: Final = ("permissions violation", "invalid subject", "invalid publish subject")
 
 _VERSION: Final = b"NATS/1.0"
@@ -38,14 +38,17 @@ _NO_RESPONDERS: Final = "503"
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """What came in answer to a request; `header_block`: see `headers_of`."""
+    """The response to a request. `header_block`: see `headers_of`."""
 
     data: bytes
     header_block: bytes
 
 
 class ServerError(nats.errors.Error):
-    """An `-ERR` of the server, in its own words. `ends`: the connection ends with it, or was not accepted at all."""
+    """The server sent an `-ERR`. The text is the server's.
+
+    ends: the server closes the connection after this error, or did not accept the connection at all.
+    """
 
     def __init__(self, text: str, *, ends: bool) -> None:
         super().__init__(text)
@@ -53,7 +56,10 @@ class ServerError(nats.errors.Error):
 
 
 class MessageTooLarge(nats.errors.MaxPayloadError):
-    """The server would end the connection for this message, headers included."""
+    """A message, headers included, exceeds max_payload; the server would close the connection.
+
+    size: the size of the message in bytes. limit: the server's max_payload in bytes.
+    """
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(size, limit)
@@ -68,9 +74,9 @@ class MessageTooLarge(nats.errors.MaxPayloadError):
 
 
 class DirectClient(Client):
-    """Of one process; `open` must be awaited once after it has connected.
+    """The NATS client of one process. `open` must be awaited once after it has connected.
 
-    It connects again for ever, whatever the server says, and only to the servers that it was given.
+    It reconnects for ever, whatever errors the server returns, and only to the servers that it was configured with.
     """
 
     def __init__(self) -> None:
@@ -78,8 +84,8 @@ class DirectClient(Client):
         self._handlers: dict[int, Handler] = {}
         self._inbox = ""
         self._tokens = itertools.count()
-        self._asked: dict[bytes, asyncio.Future[Answer]] = {}
-        #: How long a request is buffered, so that several share one write; 0 but where the owner is busy.
+        self._requests: dict[bytes, asyncio.Future[Answer]] = {}
+        #: Seconds for which a request is buffered so that several share one write; 0 unless the owner is busy.
         self.request_linger: Callable[[], float] = lambda: 0.0
         self._write_at = float("inf")
         self._write_timer: asyncio.Handle | None = None
@@ -87,24 +93,24 @@ class DirectClient(Client):
 
     @property
     def pending_requests(self) -> int:
-        """How many requests wait for their answers."""
-        return len(self._asked)
+        """The number of requests that wait for their responses."""
+        return len(self._requests)
 
     async def open(self) -> None:
-        """Be ready for answers."""
+        """Subscribe to the responses of `direct_request`."""
         self._inbox = f"{self.new_inbox()}."
         await self.direct_subscribe(f"{self._inbox}*", self._on_answer)
 
     async def direct_subscribe(self, subject: str, handler: Handler) -> int:
         """Call `handler` with each message on this subject, also after reconnections. Returns its number."""
-        # Known before the server is asked, so that no message comes too early.
+        # Registered before the server knows the subscription, so that no message arrives too early.
         number: int = self._sid + 1
         self._handlers[number] = handler
         await self.subscribe(subject, cb=_never)
         return number
 
     async def direct_unsubscribe(self, number: int, timeout: float) -> None:
-        """Stop listening; returns when what the server had sent by now was handled. Raises nats-py's errors."""
+        """Unsubscribe, and return once all messages that the server has sent are handled. Raises nats-py's errors."""
         await self._send_unsubscribe(number)
         try:
             await self.flush(timeout)
@@ -116,25 +122,28 @@ class DirectClient(Client):
                 self._remove_sub(number)
 
     def direct_resubscribe(self, number: int, subject: str) -> None:
-        """Listen on another subject from the next connection on. For what must not hear what was asked for before."""
+        """Change the subscription's subject from the next connection on.
+
+        The subscription then receives no responses to the requests of the previous connection.
+        """
         subscription = self._subs.get(number)
         if subscription is not None:
             subscription._subject = subject
 
     def drop_unsent(self) -> None:
-        """Forget what waits to be written: to be called when the connection is lost.
+        """Discard all buffered messages. Must be called when the connection is lost.
 
-        The server that is connected to next may know the sequences of an acknowledgement by other messages.
+        The next server may have assigned the sequence of a buffered acknowledgement to another message.
         """
         self._pending = []
         self._pending_data_size = 0
 
     async def flush(self, timeout: float = 10) -> None:
-        """Return when the server has handled all that was sent by now. Raises nats-py's errors or ConnectionError."""
-        self._write()  # nats-py's ping would overtake what waits
+        """Return once the server has handled all messages sent before. Raises nats-py's errors or ConnectionError."""
+        self._write()  # otherwise nats-py's ping would overtake buffered messages
         try:
-            await super().flush(timeout)  # type: ignore[arg-type]  # asyncio takes fractions of a second
-        except RuntimeError as error:  # uvloop's word for a transport that is closed
+            await super().flush(timeout)  # type: ignore[arg-type]  # asyncio accepts fractions of a second
+        except RuntimeError as error:  # uvloop raises it for a closed transport
             raise ConnectionError(str(error)) from error
 
     def send(
@@ -145,11 +154,11 @@ class DirectClient(Client):
         headers: dict[str, str] | None = None,
         linger: float = LINGER_SECONDS,
     ) -> None:
-        """Publish, without waiting; what is sent while the connection is lost may be lost with it.
+        """Publish without waiting for a response. A message that is buffered when the connection breaks may be lost.
 
-        within: seconds after which it must be on its way; 0: with this turn of the event loop.
-        Raises ConnectionError when there is no connection, MessageTooLarge, ValueError for a header that is no single
-        line.
+        linger: seconds for which the message may be buffered; 0: until the end of this event-loop iteration.
+        Raises ConnectionError when there is no connection, MessageTooLarge, and ValueError for a header that is not a
+        single line.
         """
         if self._status != Client.CONNECTED:
             raise ConnectionError("not connected to NATS")
@@ -168,13 +177,16 @@ class DirectClient(Client):
         self._write_after(linger)
 
     def check_size(self, payload: bytes, headers: dict[str, str]) -> None:
-        """Raises MessageTooLarge where `send` would."""
+        """Raise MessageTooLarge if `send` would raise it for this message."""
         size = len(header_block(headers)) + len(payload)
         if size > self._max_payload:
             raise MessageTooLarge(size, self._max_payload)
 
     async def learn_max_payload(self, timeout: float) -> None:
-        """Ask the server for its limit by a connection of its own. Raises nats-py's errors, TimeoutError or OSError."""
+        """Read the server's current max_payload through a second connection.
+
+        Raises nats-py's errors, TimeoutError or OSError.
+        """
         server = self._current_server
         if server is None:
             raise ConnectionError("not connected to NATS")
@@ -187,31 +199,34 @@ class DirectClient(Client):
                     allow_reconnect=False,
                     error_cb=_ignore,
                 )
-                await other.flush(timeout)  # the limit of its account comes after the first ping
+                await other.flush(timeout)  # the server sends the account's limit after the first ping
         finally:
             other._abort()
-        # After a reconnection meanwhile, the limit is that of another server, which has sent its own.
+        # After a reconnection in the meantime, the current server is another one, which has sent its own limit.
         if self._current_server is server:
             self._max_payload = other._max_payload
 
     async def direct_request(
         self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None = None
     ) -> Answer:
-        """One request, one answer. Raises TimeoutError after `timeout` seconds, NoRespondersError, or as `send`."""
+        """Send a request and return its response.
+
+        Raises TimeoutError after `timeout` seconds, NoRespondersError, or what `send` raises.
+        """
         loop = asyncio.get_running_loop()
         token = b"%d" % next(self._tokens)
         future: asyncio.Future[Answer] = loop.create_future()
-        self._asked[token] = future
+        self._requests[token] = future
         timer = loop.call_later(timeout, _expire, future)
         try:
             self.send(subject, payload, self._inbox + token.decode(), headers, self.request_linger())
             return await future
         finally:
             timer.cancel()
-            del self._asked[token]
+            del self._requests[token]
 
     def _on_answer(self, subject: bytes, _: bytes, data: bytes, block: bytes) -> None:
-        future = self._asked.get(subject[subject.rfind(b".") + 1 :])
+        future = self._requests.get(subject[subject.rfind(b".") + 1 :])
         if future is None or future.done():
             return
         if block and not data and status_of(block)[0] == _NO_RESPONDERS:
@@ -231,13 +246,13 @@ class DirectClient(Client):
 
     def _write(self) -> None:
         self._write_at, self._write_timer = float("inf"), None
-        # What cannot be written now is dropped when the loss of the connection is told, or is written by nats-py.
+        # Messages that cannot be written now are discarded by `drop_unsent`, or nats-py writes them.
         if not self._pending or self._status != Client.CONNECTED or self._transport is None:
             return
         try:
             self._transport.write(b"".join(self._pending))
         except (OSError, RuntimeError, AttributeError):
-            return  # the connection just broke: its reader will say so
+            return  # the connection has just broken: its reader reports that
         self._pending = []
         self._pending_data_size = 0
 
@@ -249,15 +264,15 @@ class DirectClient(Client):
         try:
             handler(subject, reply, data, headers or b"")
         except Exception as error:
-            # The reading of everything that follows must go on.
+            # The reader must continue with the messages that follow.
             await self._error_cb(error)
 
-    # What follows guards nats-py's reading and reconnecting against ends that nobody would be told of.
+    # The methods below keep nats-py's reader and reconnection from stopping silently.
 
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg:
-        # A subject that is no UTF-8 must not end the reading of everything that follows it.
+        # A subject that is not UTF-8 must not stop the reader.
         return Msg(
             _client=self,
             subject=subject.decode(errors="replace"),
@@ -269,13 +284,13 @@ class DirectClient(Client):
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         try:
-            found: dict[str, str] | None = await super()._process_headers(headers)
-        except (IndexError, ValueError):  # no header block at all
+            parsed: dict[str, str] | None = await super()._process_headers(headers)
+        except (IndexError, ValueError):  # not a header block
             return None
-        return found
+        return parsed
 
     async def _process_pong(self) -> None:
-        # A flush that was cancelled leaves its future behind, and nats-py's reader would end with it.
+        # A cancelled flush leaves its finished future behind, which would stop nats-py's reader.
         if self._pongs and self._pongs[0].done():
             self._pongs.pop(0)
             self._pongs_received += 1
@@ -284,7 +299,7 @@ class DirectClient(Client):
         await super()._process_pong()
 
     async def _process_err(self, err_msg: str) -> None:
-        # nats-py closes for good after most of them, which would end the process, with whatever it holds.
+        # nats-py closes the client permanently after most errors, which would end the process and the work it holds.
         text = err_msg.strip("'")
         ends = not text.startswith(_TRANSIENT)
         await self._error_cb(ServerError(text, ends=ends))
@@ -293,13 +308,13 @@ class DirectClient(Client):
             await self._process_op_err(nats.errors.UnexpectedEOF())
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # Also the one after CONNECT, with the limits of the account. A cluster's other addresses are not learned:
-        # they may be unreachable from here, and each costs a connect's time-out.
+        # This includes the INFO after CONNECT, which has the account's limits. The addresses of a cluster's other
+        # servers are ignored: they may be unreachable from here, and each one costs the time-out of a connect.
         self._max_payload = info.get("max_payload", self._max_payload)
         await super()._process_info({**info, "connect_urls": None}, initial_connection)
 
     async def _connect_to_server(self, s: Srv) -> None:
-        # A try that failed leaves its socket open, and tasks that would read from the next one.
+        # A failed attempt leaves its socket open, and tasks that would read from the next socket.
         self._abort()
         for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
             if task is not None:
@@ -307,39 +322,39 @@ class DirectClient(Client):
         try:
             await super()._connect_to_server(s)
         except Exception:
-            self.options["reconnect_time_wait"] = RECONNECT_SECONDS  # it refuses nothing: it is not there
+            self.options["reconnect_time_wait"] = RECONNECT_SECONDS  # the server is down; it did not refuse us
             raise
 
     async def _process_connect_init(self) -> None:
         try:
             await super()._process_connect_init()
         except (RuntimeError, ValueError) as error:
-            # uvloop's word for a connection that was reset, asyncio's for a line without an end: nats-py would not try
-            # again.
+            # uvloop raises RuntimeError for a reset connection, asyncio ValueError for an overlong line. nats-py would
+            # not retry after either.
             raise ConnectionError(str(error)) from error
         except nats.errors.Error as error:
-            said = str(error).removeprefix("nats: ")
-            if not said.startswith("'"):
+            text = str(error).removeprefix("nats: ")
+            if not text.startswith("'"):
                 raise
             self._slow_down()
-            # In lower case, as nats-py has them from the middle of a connection's life.
-            raise ServerError(said.strip("'").lower(), ends=True) from None
-        if self._status != Client.CONNECTED:  # nats-py takes any other line for an answer, the end of them too
+            # In lower case, as nats-py reports the errors of an established connection.
+            raise ServerError(text.strip("'").lower(), ends=True) from None
+        if self._status != Client.CONNECTED:  # nats-py accepts any other line as the response, even the end of input
             raise ConnectionError("the server did not answer the first ping")
 
     async def _attempt_reconnect(self) -> None:
-        # nats-py waits until what it had written is sent, which a link that swallows everything never does.
+        # nats-py waits until its written data is sent, which never happens on a connection that drops all packets.
         self._abort()
         await super()._attempt_reconnect()
 
     async def _read_loop(self) -> None:
         await super()._read_loop()
         if self._reading_task is asyncio.current_task():
-            # However it ended, nobody reads any more. Where a reconnection or the end has begun, this does nothing.
+            # The reader has stopped, for whatever reason. If a reconnection or a close has begun, this does nothing.
             await self._process_op_err(nats.errors.UnexpectedEOF())
 
     def _slow_down(self) -> None:
-        """Of a server that refuses: each of its refusals is a line in its log."""
+        """Increase the delay before the next attempt: a server that refuses connections logs each refusal."""
         now = time.monotonic()
         recent = now - self._refused_at < 5 * MAX_RECONNECT_SECONDS
         wait = 2 * self.options["reconnect_time_wait"] if recent else RECONNECT_SECONDS
@@ -353,11 +368,11 @@ class DirectClient(Client):
 
 
 async def _never(_: Msg) -> None:
-    """What nats-py would call; the handler is called instead."""
+    """Placeholder for nats-py's callback: `_process_msg` calls the handler instead."""
 
 
 async def _ignore(_: Exception) -> None:
-    """Whoever connects gets it raised."""
+    """Ignore the error: `connect` raises it too."""
 
 
 def _expire(future: asyncio.Future[Answer]) -> None:
@@ -366,7 +381,7 @@ def _expire(future: asyncio.Future[Answer]) -> None:
 
 
 def header_block(headers: dict[str, str]) -> bytes:
-    """As it goes over the wire. Raises ValueError for a name or a value that is no single line."""
+    """Encode headers as the protocol requires. Raises ValueError for a name or value that is not a single line."""
     text = "NATS/1.0\r\n" + "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) + "\r\n"
     if text.count("\n") != len(headers) + 2 or text.count("\r") != len(headers) + 2:
         raise ValueError("a header's value must be a single line")
@@ -374,17 +389,17 @@ def header_block(headers: dict[str, str]) -> bytes:
 
 
 def headers_of(block: bytes) -> dict[str, str]:
-    """The headers of a block (`NATS/1.0[ <status>[ <description>]]\\r\\nName: value\\r\\n...`), without its status."""
-    found: dict[str, str] = {}
+    """Parse a header block (`NATS/1.0[ <status>[ <description>]]\\r\\nName: value\\r\\n...`), without its status."""
+    headers: dict[str, str] = {}
     for line in block.decode(errors="replace").split("\r\n")[1:]:
         name, colon, value = line.partition(":")
         if colon:
-            found[name.strip()] = value.strip()
-    return found
+            headers[name.strip()] = value.strip()
+    return headers
 
 
 def status_of(block: bytes) -> tuple[str, str]:
-    """The status and its description; empty where a block has none, as that of any message in a stream."""
+    """Parse the status and its description; both are empty for a block without a status, as of any stored message."""
     if not block.startswith(_VERSION + b" "):
         return "", ""
     status, _, description = block[len(_VERSION) + 1 : block.find(b"\r\n")].decode(errors="replace").partition(" ")

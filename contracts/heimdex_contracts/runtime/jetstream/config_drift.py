@@ -1,44 +1,44 @@
-"""Whether a stream or a consumer is configured as this project relies on. Pure.
+"""Compares the configuration of a stream or consumer with the one that this project requires. Pure.
 
-nats-server keeps silent about an option that it does not know, and about one that an operator has changed. So what it
-answers is compared field by field with what is wanted, and a difference is named.
+nats-server reports neither an option that it does not know nor one that an operator has changed. The configuration that
+it returns is therefore compared with the required one field by field, and every difference is named.
 """
 
 from typing import Any, Final
 
-#: nats-server 2.12 brought atomic batches and message schedules.
+#: nats-server 2.12 introduced atomic batches and message schedules.
 NEEDED_VERSION: Final = (2, 12)
-#: Options that an older server does not know, and leaves out of its answer.
+#: Options that an older server does not know and omits from its response.
 _NEW_OPTIONS: Final = frozenset({"allow_atomic", "allow_msg_schedules"})
 
 Drift = dict[str, tuple[Any, Any]]
 
 
-def drift(found: dict[str, Any], wanted: dict[str, Any]) -> Drift:
-    """The fields that differ: name, and the value found and the one wanted. What is not in `wanted` may be anything."""
-    return {name: (found.get(name), value) for name, value in wanted.items() if not _same(found.get(name), value)}
+def drift(actual: dict[str, Any], required: dict[str, Any]) -> Drift:
+    """Return the actual and the required value of each field that differs, by name. Other fields are ignored."""
+    return {name: (actual.get(name), value) for name, value in required.items() if not _same(actual.get(name), value)}
 
 
 def sentence(name: str, differs: Drift, server_version: str) -> str:
-    """What is wrong with the stream or consumer `name` that could not be configured, and what to do."""
+    """Describe why the stream or consumer `name` could not be configured, and what the operator can do."""
     fields = ", ".join(sorted(differs))
     if _NEW_OPTIONS & differs.keys() and _version(server_version) < NEEDED_VERSION:
         return (
             f"nats-server {server_version or 'of an unknown version'} is too old: {name} needs {fields}, "
-            "which nats-server has from 2.12 on. Upgrade nats-server."
+            "which require nats-server 2.12 or newer. Upgrade nats-server."
         )
     if _NEW_OPTIONS & differs.keys():
         return (
-            f"{name} needs {fields}, and its leader does not know them: every server of the cluster must be "
+            f"{name} needs {fields}, which its leader does not support: every server of the cluster must be "
             "nats-server 2.12 or newer."
         )
-    shown = ", ".join(f"{field} is {found!r} and must be {wanted!r}" for field, (found, wanted) in differs.items())
-    return f"{name} is not configured as it must be, and NATS does not change it: {shown}."
+    values = ", ".join(f"{field} is {actual!r} but must be {value!r}" for field, (actual, value) in differs.items())
+    return f"{name} has a wrong configuration that NATS does not change: {values}."
 
 
-def _same(found: Any, wanted: Any) -> bool:
-    # The server leaves out what is empty, off or zero.
-    return found == wanted or (not wanted and not found)
+def _same(actual: Any, required: Any) -> bool:
+    # The server omits options that are empty, off or zero.
+    return actual == required or (not required and not actual)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""Sets aside messages that nothing can be done with, where an operator can list, look at, replay or delete them.
+"""Stores dead letters: messages that cannot be processed, which an operator can list, inspect, replay or delete.
 
-They go to the stream HEIMDEX_UNUSABLE on `heimdex.unusable.<rest of the subject>`, with the reason in a header:
+Dead letters go to the stream HEIMDEX_UNUSABLE on `heimdex.unusable.<rest of the subject>`, with the reason in a header.
 `nats stream view HEIMDEX_UNUSABLE` shows them, `nats pub <Heimdex-Subject> ...` replays one.
 """
 
@@ -13,18 +13,18 @@ from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.delivery import Delivery
 from heimdex_contracts.runtime.logs import Logger
 
-#: What is kept of a message at most; less where the server's max_payload is smaller.
+#: Longer payloads are truncated to this size, or to a smaller one where the server's max_payload requires it.
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024 - 16 * 1024
-#: Characters of a subject that are kept: the server ends the connection for too long a line.
+#: Longer subjects are truncated to this many characters: the server ends the connection for a protocol line too long.
 MAX_SUBJECT_LENGTH: Final = 800
-#: How long a message is put back whose copy NATS refuses.
+#: The redelivery delay of a message whose dead letter NATS rejected.
 REFUSED_DELAY_SECONDS: Final = 30.0
-#: Room for a header that says what is missing.
+#: Bytes reserved for the header `Heimdex-Truncated`.
 _TRUNCATED_BYTES: Final = 64
 
 
 class DeadLetters:
-    """Sets messages aside for one process, and counts them."""
+    """Stores and counts the dead letters of one process."""
 
     def __init__(self, broker: Broker, log: Logger) -> None:
         self.count = 0
@@ -32,22 +32,24 @@ class DeadLetters:
         self._log = log
 
     async def store(self, msg: Delivery, reason: str) -> None:
-        """Store a copy, log it once, acknowledge the original; leave it for a redelivery if NATS is away.
+        """Store a copy of the message, log it once, and terminate the original.
 
-        Two consumers may find the same message unusable: its id makes the copy one, and only the first one logs it.
+        During an outage of NATS, the original is left to be redelivered after its ack wait. If NATS rejects the copy,
+        the original is redelivered after REFUSED_DELAY_SECONDS. Two consumers may reject the same message: the message
+        id deduplicates the copies, and only the process that stored the first one logs it.
         """
-        place = msg.metadata
-        sequence = place.sequence
-        # A header is one line.
+        metadata = msg.metadata
+        sequence = metadata.sequence
+        # A header value must be a single line.
         headers = {
-            "Nats-Msg-Id": f"{place.stream}.{sequence}",
+            "Nats-Msg-Id": f"{metadata.stream}.{sequence}",
             "Heimdex-Reason": " ".join(reason.split())[:1000],
             "Heimdex-Subject": msg.subject,
             "Heimdex-Stream-Sequence": str(sequence),
             "traceparent": tracing.start(msg.headers.get("traceparent")),
         }
-        room = self._broker.max_payload - len(header_block(headers)) - _TRUNCATED_BYTES
-        payload = msg.data[: max(0, min(room, MAX_PAYLOAD_BYTES))]
+        max_bytes = self._broker.max_payload - len(header_block(headers)) - _TRUNCATED_BYTES
+        payload = msg.data[: max(0, min(max_bytes, MAX_PAYLOAD_BYTES))]
         if len(payload) < len(msg.data):
             headers["Heimdex-Truncated"] = f"{len(payload)} of {len(msg.data)} bytes"
         try:
@@ -56,7 +58,7 @@ class DeadLetters:
         except BrokerUnavailable as error:
             self._log.warning(
                 "unusable_waiting",
-                message="an unusable message could not be set aside yet",
+                message="cannot store a dead letter yet: the message will be redelivered",
                 subject=msg.subject,
                 error=str(error),
             )
@@ -65,7 +67,7 @@ class DeadLetters:
         if ack.error is not None:
             self._log.error(
                 "unusable_refused",
-                message="an unusable message could not be set aside",
+                message="JetStream rejected a dead letter: the message will be redelivered",
                 subject=msg.subject,
                 error=ack.error.description,
             )
@@ -75,9 +77,9 @@ class DeadLetters:
             self.count += 1
             self._log.error(
                 "message_unusable",
-                message="set aside an unusable message",
+                message="stored an unusable message as a dead letter",
                 subject=msg.subject,
-                stream=place.stream,
+                stream=metadata.stream,
                 sequence=sequence,
                 bytes=len(msg.data),
                 reason=reason[:1000],

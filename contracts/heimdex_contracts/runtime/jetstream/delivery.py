@@ -1,8 +1,8 @@
-"""One delivery of a message to a durable consumer, from its arrival to its settling. Nothing else settles one.
+"""One delivery of a message to a durable consumer, from its arrival to its settlement. No other code settles one.
 
-A delivery is settled by its sequence, and a stream that lost its disk gives the same sequences to other messages. So
-nothing is sent unless the stream is known to be the one that the delivery came from. A delivery that is not settled
-comes back after its ack wait.
+A delivery is settled by its sequence, and a stream that lost its disk assigns the same sequences to other messages. A
+settlement is therefore sent only while the stream is known to be the one from which the delivery came. A delivery that
+is not settled is redelivered after its ack wait.
 """
 
 import contextlib
@@ -24,7 +24,10 @@ _IN_PROGRESS: Final = b"+WPI"
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What all deliveries to one process share. held: those whose leases are renewed (see `leases`)."""
+    """The state that all deliveries to one process share.
+
+    held: the deliveries whose leases are renewed (see `leases`).
+    """
 
     broker: Broker
     topology: Topology
@@ -35,7 +38,7 @@ class Holder:
 
 
 class Delivery:
-    """A message as its consumer's owner gets it, and the only way to settle it. `reply`: the subject that does."""
+    """A delivered message, and the only way to settle it. `reply`: the subject on which it is settled."""
 
     __slots__ = ("_block", "_holder", "data", "metadata", "reply", "subject")
 
@@ -49,57 +52,57 @@ class Delivery:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Decoded at each access: few deliveries need them."""
+        """The message's headers. They are decoded at each access, because few deliveries need them."""
         return headers_of(self._block) if self._block else {}
 
     @property
     def key(self) -> tuple[int, int]:
-        """Identifies the message, also among those of a stream that was emptied: sequence, and when it was stored."""
+        """Identifies the message by its sequence and its time of storage, also across a stream that lost its data."""
         return (self.metadata.sequence, self.metadata.stored_ns)
 
     @property
     def is_current(self) -> bool:
-        """Whether the stream is the one that the delivery came from; False while that is not known."""
+        """Whether the stream is the one from which the delivery came; False while that is unknown."""
         return self._holder.topology.is_current(self.reply, self.metadata)
 
     def hold(self) -> None:
-        """Have the lease renewed until the delivery is settled or let go."""
+        """Renew the lease until the delivery is settled or `let_go` is called."""
         self._holder.held.add(self)
 
     def let_go(self) -> None:
-        """Have the lease renewed no more: what was not settled comes back after its ack wait."""
+        """Stop renewing the lease. An unsettled delivery is redelivered after its ack wait."""
         self._holder.held.discard(self)
 
     def ack(self) -> None:
-        """The work is done, and what follows it is stored."""
+        """Acknowledge the delivery. Call it only once the work is done and its successor is stored."""
         self._settle(_ACK)
 
     def nak(self, delay_seconds: float = 0.0) -> None:
-        """Have it delivered again, after this delay."""
+        """Request a redelivery after this delay."""
         self._settle(_NAK if not delay_seconds else b'%s {"delay": %d}' % (_NAK, round(delay_seconds * NANOSECOND)))
 
     def term(self) -> None:
-        """Never have it delivered again, though nothing was done with it."""
+        """Terminate the delivery: the message is never redelivered, although it was not processed."""
         self._settle(_TERM)
 
     def renew(self) -> None:
-        """Begin its ack wait anew. Raises BrokerUnavailable."""
+        """Restart the ack wait. Raises BrokerUnavailable when there is no connection."""
         if self.is_current:
             self._holder.broker.send(self.reply, _IN_PROGRESS)
 
     def ack_predecessor(self, reply: str) -> None:
-        """Acknowledge the delivery that this message follows, by its reply subject, in place of its holder.
+        """Acknowledge the predecessor's delivery, by its reply subject, on behalf of its holder.
 
-        For a worker that was killed after it had published this message, before it acknowledged that delivery.
+        A worker may be killed after it has published this message and before it has acknowledged the predecessor.
         """
         if self.is_current and self._holder.topology.is_current(reply):
             with contextlib.suppress(BrokerUnavailable):
                 self._holder.broker.send(reply, _ACK)
 
     def _settle(self, answer: bytes) -> None:
-        # First of all: a renewal that follows a nak would undo its delay.
+        # Stop the renewals first: a renewal after a nak would cancel its delay.
         self.let_go()
         if self.is_current:
-            # Where the connection breaks, the delivery comes back, and whoever gets it learns how far its job is.
+            # If the connection breaks, the message is redelivered, and its next holder looks up the job's state.
             with contextlib.suppress(BrokerUnavailable):
                 self._holder.broker.send(self.reply, answer)

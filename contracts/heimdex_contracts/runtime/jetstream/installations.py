@@ -1,7 +1,8 @@
-"""Whose streams these are: the mark on HEIMDEX_JOBS, and what the living status stores say of themselves.
+"""Determines which installation owns the streams, from the mark on HEIMDEX_JOBS and from the running status stores.
 
-An installation is one database and the services around it. Two of them on one NATS account would split each other's
-events, so HEIMDEX_JOBS carries the id of the one that it belongs to, in its metadata. Status stores alone write it.
+An installation is one database and its services. Two installations on one NATS account would each consume a part of the
+other's events. The metadata of HEIMDEX_JOBS therefore contains the id of its installation, the mark. Only status stores
+write it.
 """
 
 import asyncio
@@ -22,19 +23,23 @@ from heimdex_contracts.runtime.logs import Logger
 INSTALLATION: Final = "heimdex-installation"
 #: Key of the database's own id, in the metadata of a status store's `$SRV.INFO`.
 DATABASE: Final = "heimdex-database"
-#: Whom to ask for it.
+#: The subject on which all status stores answer with their info.
 STATUS_STORES: Final = "$SRV.INFO.heimdex-status-store"
-#: How long status stores have for their answers.
+#: The time that status stores have to answer.
 ANSWER_SECONDS: Final = 1.0
-#: How often a process looks whether two installations are mixed, and when it looks again at what it found.
+#: The interval at which a process checks whether two installations share the account.
 LOOK_SECONDS: Final = 30.0
+#: The delay before a finding is confirmed by a second check.
 AGAIN_SECONDS: Final = 6.0
 
 ONE_EACH: Final = "give each installation a NATS account of its own"
 
 
 class StatusStore(msgspec.Struct, frozen=True):
-    """What a living one says; None: it does not know yet, or is of a version that knows no installations."""
+    """The ids that a running status store reports.
+
+    None: the store does not know the id yet, or its version has no installations.
+    """
 
     installation: str | None
     database: str | None
@@ -45,12 +50,15 @@ class _Info(msgspec.Struct):
 
 
 def mark_of(config: Mapping[str, Any]) -> str | None:
-    """The installation that a stream of this configuration belongs to; None where it has no mark."""
+    """Return the installation id in a stream's configuration; None if the stream has no mark."""
     return (config.get("metadata") or {}).get(INSTALLATION) or None
 
 
 async def mark(broker: Broker) -> str | None:
-    """The mark of HEIMDEX_JOBS; None where it has none, or is not there. Raises BrokerUnavailable or JetStreamError."""
+    """Return the mark of HEIMDEX_JOBS; None if the stream has none or does not exist.
+
+    Raises BrokerUnavailable or JetStreamError.
+    """
     try:
         info = await broker.api(f"STREAM.INFO.{subjects.JOBS}")
     except JetStreamError as error:
@@ -61,45 +69,45 @@ async def mark(broker: Broker) -> str | None:
 
 
 async def living(broker: Broker, until_database: str | None = None) -> list[StatusStore] | None:
-    """What the living status stores of this NATS account say, this process's own among them.
+    """Return the info of all running status stores on this NATS account, including this process if it is one.
 
-    Takes ANSWER_SECONDS, or no time where there are none, or one of `until_database` has answered. None: there are
-    some, and none of them answered. Raises BrokerUnavailable.
+    Waits ANSWER_SECONDS. Returns earlier if no status store is running, or once one of the database `until_database`
+    has answered. Returns None if status stores are running but none answered in time. Raises BrokerUnavailable.
     """
     if not broker.connected:
         raise BrokerUnavailable("not connected to NATS")
     reconnections = broker.nc.stats["reconnects"]
-    found: list[StatusStore] = []
-    nobody, enough = False, asyncio.Event()
+    stores: list[StatusStore] = []
+    no_responders, done = False, asyncio.Event()
 
     def on_answer(_: bytes, __: bytes, data: bytes, block: bytes) -> None:
-        nonlocal nobody
+        nonlocal no_responders
         if status_of(block)[0] == "503":
-            nobody = True
-            enough.set()
+            no_responders = True
+            done.set()
             return
-        found.append(_said_by(data))
-        if until_database is not None and found[-1].database == until_database:
-            enough.set()
+        stores.append(_status_store(data))
+        if until_database is not None and stores[-1].database == until_database:
+            done.set()
 
     inbox = broker.nc.new_inbox()
     try:
-        listening = await broker.nc.direct_subscribe(inbox, on_answer)
+        subscription = await broker.nc.direct_subscribe(inbox, on_answer)
         try:
             broker.send(STATUS_STORES, b"", inbox, linger=0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    await enough.wait()
+                    await done.wait()
         finally:
-            await broker.nc.direct_unsubscribe(listening, ANSWER_SECONDS)
+            await broker.nc.direct_unsubscribe(subscription, ANSWER_SECONDS)
     except (nats.errors.Error, ConnectionError, TimeoutError) as error:
-        raise BrokerUnavailable(f"the status stores could not be asked: {error or type(error).__name__}") from error
+        raise BrokerUnavailable(f"cannot query the status stores: {error or type(error).__name__}") from error
     if broker.nc.stats["reconnects"] != reconnections:
-        raise BrokerUnavailable("the connection was lost while the status stores were asked")
-    return found if found or nobody else None
+        raise BrokerUnavailable("lost the NATS connection while querying the status stores")
+    return stores if stores or no_responders else None
 
 
-def _said_by(answer: bytes) -> StatusStore:
+def _status_store(answer: bytes) -> StatusStore:
     try:
         metadata = msgspec.json.decode(answer, type=_Info).metadata or {}
     except msgspec.DecodeError:
@@ -108,38 +116,42 @@ def _said_by(answer: bytes) -> StatusStore:
 
 
 class Watch:
-    """For a process without a database: says so when it reaches the status stores of two installations."""
+    """Logs an error when two installations share the NATS account. For processes without a database."""
 
     def __init__(self, broker: Broker, log: Logger) -> None:
         self._broker = broker
         self._log = log
-        self._said: tuple[list[str], list[str]] | None = None
+        self._logged: tuple[list[str], list[str]] | None = None
 
     async def run(self) -> None:
-        """Look until cancelled. What is seen twice is said once: a status store needs some seconds for a change."""
+        """Check until cancelled.
+
+        A finding is logged once, after a second check has confirmed it: a status store needs some seconds to report a
+        change.
+        """
         seen: tuple[list[str], list[str]] | None = None
         while True:
             before, seen = seen, await self._mixed()
-            if seen is not None and seen == before and seen != self._said:
+            if seen is not None and seen == before and seen != self._logged:
                 self._log.error(
                     "installations_mixed",
-                    message="Two installations share this NATS account, and split each other's events: "
+                    message="Two installations share this NATS account, and each misses a part of its events: "
                     f"{ONE_EACH}, or stop the status stores of one of them.",
                     installations=seen[0],
                     databases=seen[1],
                 )
-                self._said = seen
+                self._logged = seen
             elif seen is None:
-                self._said = None
-            await asyncio.sleep(LOOK_SECONDS if seen == self._said else AGAIN_SECONDS)
+                self._logged = None
+            await asyncio.sleep(LOOK_SECONDS if seen == self._logged else AGAIN_SECONDS)
 
     async def _mixed(self) -> tuple[list[str], list[str]] | None:
-        """The installations and databases that are in sight, where they are more than one."""
+        """Return the installations and databases on this account if there is more than one of either, else None."""
         try:
-            whose, stores = await mark(self._broker), await living(self._broker)
+            owner, stores = await mark(self._broker), await living(self._broker)
         except (BrokerUnavailable, JetStreamError):
             return None
-        installations = {whose, *(store.installation for store in stores or ())} - {None}
+        installations = {owner, *(store.installation for store in stores or ())} - {None}
         databases = {store.database for store in stores or ()} - {None}
         if len(installations) <= 1 and len(databases) <= 1:
             return None

@@ -1,4 +1,4 @@
-"""Keeps the leases of held deliveries, however long they are held: renews them several times per ack wait."""
+"""Renews the leases of held deliveries several times per ack wait, however long they are held."""
 
 import asyncio
 from typing import Final
@@ -18,19 +18,19 @@ class Leases:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Renew in the background."""
+        """Start to renew the leases in a background task."""
         self._task = asyncio.create_task(self._run())
 
     def renew_all(self) -> None:
-        """At once: also after a reconnection, when the streams are known again."""
+        """Renew all leases now. Also called after a reconnection, once the streams have been verified."""
         for delivery in self._holder.held:
             try:
                 delivery.renew()
             except BrokerUnavailable:
-                return  # the reconnection renews them
+                return  # renewed after the reconnection
 
     async def stop(self) -> None:
-        """Renew nothing more."""
+        """Stop renewing leases."""
         if self._task:
             self._task.cancel()
 

@@ -1,10 +1,14 @@
-"""What the subject that settles a delivery says of its message."""
+"""Parses the metadata of a delivered message from the reply subject that settles the delivery."""
 
 from typing import NamedTuple
 
 
 class Metadata(NamedTuple):
-    """Where a delivered message lies: the stream and its sequence there, when it was stored (ns), which delivery."""
+    """Metadata of a delivered message.
+
+    sequence: its sequence in the stream. stored_ns: when it was stored, in nanoseconds since 1970. num_delivered: the
+    number of this delivery, from 1.
+    """
 
     stream: str
     sequence: int
@@ -13,10 +17,10 @@ class Metadata(NamedTuple):
 
 
 def metadata_of(reply: str) -> Metadata | None:
-    """From the subject that acknowledges a delivery; None for anything else.
+    """Parse the reply subject of a delivery. Returns None for any other subject.
 
-    `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or the same after a domain
-    and an account (nats-server ADR-15).
+    The subject is `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or has a
+    domain and an account hash after `$JS.ACK` (nats-server ADR-15).
     """
     tokens = reply.split(".")
     if len(tokens) < 9 or tokens[0] != "$JS" or tokens[1] != "ACK":

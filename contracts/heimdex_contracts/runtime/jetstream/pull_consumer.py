@@ -1,9 +1,9 @@
-"""A standing pull request on a durable consumer: prompt when idle, in batches when busy, never more than asked for.
+"""Pulls from a durable consumer with a standing request: without delay when idle, in batches when busy.
 
-A loop of `fetch(batch, timeout)` stalls after idleness in nats-py 2.16; so one subscription stays open and the
-server is asked, without waiting for an answer, for as many messages as the owner has room for. It is asked for all
-free room when nothing is asked for, and otherwise only when half of the room has come free, so that a busy owner
-does not pay a request a message.
+A loop of `fetch(batch, timeout)` stalls after idle periods in nats-py 2.16. Here, one subscription stays open, and pull
+requests ask the server, without waiting for a response, for as many messages as the owner has free capacity. A request
+asks for all free capacity when no messages are pending, and otherwise only once half of the capacity is free, so that a
+busy owner does not need a request per message. The server never sends more messages than requested.
 """
 
 import asyncio
@@ -22,10 +22,11 @@ from heimdex_contracts.subjects import NANOSECOND
 
 
 class PullConsumer:
-    """Pulls from one durable. `deliver` is called with each message on the event loop and must not block.
+    """Pulls from one durable consumer.
 
-    The owner calls `release` once for every message that it has done with. may_ask: while it is false, nothing more is
-    asked for; what was asked for before may still come.
+    capacity: the number of messages that the owner may hold. The owner calls `release` once for every finished message.
+    deliver: called with each message on the event loop; must not block.
+    may_ask: while it returns False, no messages are requested; those requested before may still arrive.
     """
 
     def __init__(
@@ -39,10 +40,10 @@ class PullConsumer:
         log: Logger,
         may_ask: Callable[[], bool] = lambda: True,
     ) -> None:
-        # A request must not outlive a lease: while its owner is frozen, the server goes on sending to it, and each
-        # message that is swallowed so costs its job an attempt.
+        # A request must expire before a lease does: the server keeps sending messages to a frozen owner, and each
+        # message sent in vain costs its job an attempt.
         self._expires_seconds = min(60.0, ack_wait_seconds / 2)
-        # How often the server says on an idle request that it still has it.
+        # The interval at which the server confirms an idle request.
         self._heartbeat_seconds = self._expires_seconds / 2.5
         self._holder = holder
         self._broker = holder.broker
@@ -56,26 +57,28 @@ class PullConsumer:
         self._subscription: int | None = None
         self._watch: asyncio.Task[None] | None = None
         self._held = 0
-        self._asked = 0
+        #: The number of messages requested and not yet delivered.
+        self._pending = 0
+        #: When the server last sent anything, by the monotonic clock.
         self._heard_at = 0.0
         self._stopping = False
         self._retry: asyncio.TimerHandle | None = None
 
     @property
     def held(self) -> int:
-        """How many messages the owner has not released yet."""
+        """The number of messages that the owner has not released yet."""
         return self._held
 
     async def start(self) -> None:
-        """Subscribe and ask for the first messages."""
+        """Subscribe and request the first messages."""
         self._inbox = self._broker.nc.new_inbox()
-        self._broker.on_disconnect.append(self._move)
+        self._broker.on_disconnect.append(self._change_inbox)
         self._subscription = await self._broker.nc.direct_subscribe(self._inbox, self._on_message)
         self._watch = asyncio.create_task(self._watch_requests())
         self.reset()
 
     async def stop(self) -> None:
-        """Ask for nothing more, and return when every message that the server had sent by now is delivered."""
+        """Stop requesting messages, and return once every message that the server has sent is delivered."""
         self._stopping = True
         if self._watch:
             self._watch.cancel()
@@ -87,36 +90,36 @@ class PullConsumer:
             except (TimeoutError, nats.errors.Error, ConnectionError):
                 self._log.debug(
                     "pull_not_drained",
-                    message="the pull subscription did not drain: its messages come back after their ack wait",
+                    message="the pull subscription did not drain: its messages are redelivered after their ack wait",
                 )
 
-    def _move(self) -> None:
-        """To another inbox for each connection: a server that lives on keeps what was asked for on the one before."""
+    def _change_inbox(self) -> None:
+        """Use another inbox for each connection: a server that stays up keeps the previous connection's requests."""
         self._inbox = self._broker.nc.new_inbox()
         if self._subscription is not None:
             self._broker.nc.direct_resubscribe(self._subscription, self._inbox)
 
     def release(self, count: int = 1) -> None:
-        """The owner has room for this many more."""
+        """Report that the owner has finished this many messages."""
         self._held -= count
-        self._ask()
+        self._request()
 
     def reset(self) -> None:
-        """Forget what was asked for and ask anew: after a reconnection, or when the request is known to be gone."""
-        self._asked = 0
+        """Forget pending requests and send a new one: after a reconnection, or when the server has lost a request."""
+        self._pending = 0
         self._heard_at = time.monotonic()
-        self._ask()
+        self._request()
 
-    def _ask(self) -> None:
+    def _request(self) -> None:
         if self._stopping or not self._broker.connected or self._retry or not self._may_ask():
             return
-        room = self._capacity - self._held - self._asked
-        if room <= 0 or (self._asked > 0 and room < self._chunk):
+        free = self._capacity - self._held - self._pending
+        if free <= 0 or (self._pending > 0 and free < self._chunk):
             return
-        self._asked += room
+        self._pending += free
         body = msgspec.json.encode(
             {
-                "batch": room,
+                "batch": free,
                 "expires": int(self._expires_seconds * NANOSECOND),
                 "idle_heartbeat": int(self._heartbeat_seconds * NANOSECOND),
             }
@@ -126,41 +129,41 @@ class PullConsumer:
         except BrokerUnavailable as error:
             self._log.debug(
                 "pull_not_sent",
-                message="a pull request could not be sent; the next one follows the reconnection",
+                message="cannot send a pull request: the next one follows after the reconnection",
                 error=str(error),
             )
 
     def _on_message(self, subject: bytes, reply: bytes, data: bytes, block: bytes) -> None:
         self._heard_at = time.monotonic()
-        answer = reply.decode(errors="replace")
-        metadata = metadata_of(answer)
+        reply_subject = reply.decode(errors="replace")
+        metadata = metadata_of(reply_subject)
         if metadata is None:
-            if subject == self._inbox.encode():  # not of a request before the reconnection
+            if subject == self._inbox.encode():  # ignore the status of a request before the reconnection
                 self._on_status(block)
             return
         self._held += 1
-        self._asked = max(0, self._asked - 1)
-        self._deliver(Delivery(subject.decode(errors="replace"), answer, data, block, metadata, self._holder))
-        if self._asked == 0:
-            self._ask()
+        self._pending = max(0, self._pending - 1)
+        self._deliver(Delivery(subject.decode(errors="replace"), reply_subject, data, block, metadata, self._holder))
+        if self._pending == 0:
+            self._request()
 
     def _on_status(self, block: bytes) -> None:
         status, description = status_of(block)
-        if status in {"", "100"}:  # an idle heartbeat, or no word of the server's
+        if status in {"", "100"}:  # an idle heartbeat, or not a status of the server
             return
-        pending = headers_of(block).get("Nats-Pending-Messages")
-        if pending is not None:
-            # The end of one request: what it still had to deliver is no longer asked for.
-            self._asked = max(0, self._asked - int(pending))
-        if status == "408" and pending is not None:
-            self._ask()
+        undelivered = headers_of(block).get("Nats-Pending-Messages")
+        if undelivered is not None:
+            # A request has ended: the server will not deliver its remaining messages.
+            self._pending = max(0, self._pending - int(undelivered))
+        if status == "408" and undelivered is not None:
+            self._request()
             return
-        # The consumer is gone, its leader moved, or nobody listens: asking at once would only spin.
+        # The consumer is gone, its leader has moved, or there is no responder: an immediate request would fail again.
         self._log.info("pull_ended", message="the server ended a pull request", status=status, reason=description)
         self._broker.missing()
-        self._ask_later()
+        self._request_later()
 
-    def _ask_later(self) -> None:
+    def _request_later(self) -> None:
         def again() -> None:
             self._retry = None
             self.reset()
@@ -169,16 +172,16 @@ class PullConsumer:
             self._retry = asyncio.get_running_loop().call_later(0.5, again)
 
     async def _watch_requests(self) -> None:
-        """Ask anew when the server has been silent for longer than its heartbeats allow."""
+        """Send a new request when the server has been silent for longer than its heartbeats allow."""
         while True:
             await asyncio.sleep(self._expires_seconds)
             silent = time.monotonic() - self._heard_at
-            if self._asked == 0:
-                self._ask()  # where it might not before
+            if self._pending == 0:
+                self._request()  # `may_ask` may have changed to True
             elif silent > 2 * self._expires_seconds + 1 and self._broker.connected:
                 self._log.info(
                     "pull_forgotten",
-                    message="the server forgot a pull request: asking again",
+                    message="the server has lost a pull request: sending a new one",
                     silent_seconds=round(silent, 1),
                 )
                 self.reset()

@@ -1,10 +1,10 @@
-"""Makes sure that the streams and their consumers exist and are configured as this project relies on.
+"""Ensures that the streams and their consumers exist and have the configuration that this project requires.
 
-At start, after every reconnection, every few seconds, and at once when NATS says that one was removed or changed.
-Whoever notices repairs it.
+Every service checks them at start, after every reconnection, every few seconds, and at once when NATS reports that one
+was removed or changed. The first service to notice a defect repairs it.
 
-Topology before traffic: a message that no consumer was there for is acknowledged to its publisher and dropped. So
-an interest stream is created on a subject that nobody uses, its consumers are added, and only then it gets its own.
+Topology before traffic: JetStream acknowledges and drops a message for which no consumer exists. An interest stream is
+therefore created with an unused subject, its consumers are added, and only then does it get its own subjects.
 """
 
 import asyncio
@@ -32,32 +32,33 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.streams import Consumer, Stream, without_none
 from heimdex_contracts.subjects import NANOSECOND
 
-#: How often everything is looked at although NATS has said nothing.
+#: The interval of the regular checks.
 LOOK_SECONDS: Final = 10.0
-#: How often everything is looked at while something is known to be wrong.
+#: The interval of the checks while there is a problem.
 _REPAIR_SECONDS: Final = 1.0
+#: The interval at which `until_whole` polls.
 _WAIT_SECONDS: Final = 0.05
-#: How often in a row the server must say that it cannot read a consumer's state, before that is given up.
+#: The number of consecutive reports of an unreadable consumer state after which the state is discarded.
 UNREADABLE_TIMES: Final = 4
-#: How long the status store has to configure a stream again, before another service does.
+#: The time that the status store has to restore a stream's configuration before another service does.
 OTHERS_SECONDS: Final = 1.0
-#: Over how long the status stores, and the other services, are spread when they give streams their subjects.
+#: The random spread of the times at which the status stores, and the other services, give streams their subjects.
 STORES_SPREAD_SECONDS: Final = 0.1
 OTHERS_SPREAD_SECONDS: Final = 1.0
-#: How long a service's turn lasts: for all streams that it finds to be without their subjects.
+#: How long a service's turn lasts. It covers all streams that the service finds without their subjects.
 TURN_LASTS_SECONDS: Final = 10.0
-#: Between the removal of a stream and its next creation.
+#: The delay between the removal of a stream and its re-creation.
 REMOVED_SECONDS: Final = 2.0
-#: Of two looks that NATS asks for, the second one waits this long, and sees what came in between too.
+#: The minimum interval between two checks, so that one check covers a burst of advisories.
 _SPACING_SECONDS: Final = 0.1
 
 _MAX_BYTES_HINT: Final = (
-    " A limit on a stream of jobs would discard jobs: give the account no max_bytes_required (nats account edit)."
+    " A limit on a stream of jobs would discard jobs: unset max_bytes_required of the account (nats account edit)."
 )
 
 ADVISORIES: Final = "$JS.EVENT.ADVISORY"
-#: What NATS says of every stream and consumer of the account.
-_ADVISED: Final = (
+#: The subjects of NATS's advisories about the streams and consumers of the account.
+_ADVISORY_SUBJECTS: Final = (
     f"{ADVISORIES}.STREAM.DELETED.*",
     f"{ADVISORIES}.STREAM.UPDATED.*",
     f"{ADVISORIES}.CONSUMER.DELETED.*.*",
@@ -65,32 +66,31 @@ _ADVISED: Final = (
 
 
 class Unfit(HeimdexError):
-    """A stream or a consumer that NATS does not configure as it must be; the text says what to do."""
+    """NATS does not accept the required configuration of a stream or consumer. The text gives the reason."""
 
 
 class HeldDelivery(Protocol):
-    """Of a `delivery.Delivery`, what is needed to find out whether its stream still has its message."""
+    """The part of `delivery.Delivery` that determines whether its stream still has its message."""
 
     reply: str
     metadata: Metadata
 
 
 class Topology:
-    """Ensures these streams on one connection.
+    """Ensures that these streams and their consumers exist and are correct. One per process.
 
-    ready: set while all of them are known to be there, and as they must be.
-    known: set while it is known of which streams the deliveries are that this process holds, whatever is wrong.
-    on_change: called, on the event loop, with the names of the streams that were removed, changed or made again, or
-    whose consumers were, once all is as it must be again.
+    ready: set while all streams and consumers are known to exist and to have the required configuration.
+    known: set while the streams have been checked since the last connection, whatever their problems. Only then is it
+    known which held deliveries are current.
+    on_change: called on the event loop, after a complete check, with the names of the streams that were removed,
+    changed or re-created, or whose consumers were.
+    on_damage: like on_change, but only for streams that may have lost messages: after a removal, or when this process
+    found a stream changed and restored its configuration.
+    own: the durable consumers whose ack wait this process sets. It corrects the ack wait of any other consumer only if
+    that is too short, because services of two versions or with different settings may run side by side for a while.
 
-    on_damage: the same, only where messages may have been lost by it: after a removal, or where this process found a
-    stream changed and configured it again.
-
-    Knows, too, which deliveries are of the streams as they are: a server that lost its disk, or with its power its
-    newest messages, gives sequences anew, and an answer to a delivery of before would settle a stranger's message.
-
-    own: the durables whose lease is this process's to set. Of another's it repairs only one that is too short, since
-    two versions or settings of the services may run side by side for a while.
+    The topology also determines which deliveries are current. A server that lost its disk, or lost its newest messages
+    in a power failure, assigns their sequences again. Settling an old delivery would then settle another message.
     """
 
     def __init__(
@@ -113,69 +113,71 @@ class Topology:
         self._own = frozenset(own)
         self._look_seconds = look_seconds
         self._lock = asyncio.Lock()
-        self._said = ""
+        self._logged_reason = ""
         self._wake = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._checks: asyncio.Task[None] | None = None
         self._names = {
             stream.name: frozenset(consumer.name for consumer in stream.consumers) for stream in self._streams
         }
-        #: When each stream was created, as NATS writes it; and before which no message of it was stored, in ns.
+        #: When each stream was created, as NATS formats it.
         self._created: dict[str, str] = {}
+        #: The earliest time at which a message of each stream can have been stored, in nanoseconds since 1970.
         self._created_ns: dict[str, int] = {}
-        #: How often in a row the server has said that it cannot read a consumer's state, by stream and name.
+        #: The number of consecutive reports that a consumer's state is unreadable, by stream and consumer.
         self._unreadable: dict[tuple[str, str], int] = {}
-        #: When each consumer was created, as NATS writes it, by stream and name.
+        #: When each consumer was created, as NATS formats it, by stream and consumer.
         self._consumers_created: dict[tuple[str, str], str] = {}
-        #: What is wrong with each stream that is not as it must be: a sentence.
+        #: The problem of each stream that has one: a sentence.
         self._problems: dict[str, str] = {}
         #: Since when a leader has been behind the deliveries that this process holds, by stream; event-loop time.
         self._behind_since: dict[str, float] = {}
-        #: Since when each stream has been seen to be configured otherwise; event-loop time.
+        #: Since when each stream has had a wrong configuration; event-loop time.
         self._changed_since: dict[str, float] = {}
-        #: When each stream was first seen to be missing; event-loop time.
+        #: When each stream was first found missing; event-loop time.
         self._missing_since: dict[str, float] = {}
-        #: When it is this service's turn to give streams their subjects; event-loop time.
+        #: When this service's turn to give streams their subjects begins; event-loop time.
         self._turn_at = float("-inf")
         self._changed: set[str] = set()
         self._damaged: set[str] = set()
-        #: How many removals NATS has told of: one that comes during a look may be of what was looked at already.
+        #: The number of removals that NATS has reported. One that arrives during a check may concern a stream that was
+        #: already checked.
         self._removals = 0
         #: The deliveries that this process holds (see `delivery.Holder`).
         self.held: Collection[HeldDelivery] = ()
-        #: Those of them whose messages the streams turned out not to have any more.
+        #: The reply subjects of held deliveries whose messages are gone from their streams.
         self._lost: set[str] = set()
-        # Both from the beginning: a connection that breaks while a service still starts must not leave it unready.
+        # Registered from the start: a connection that breaks while a service starts must not leave it unready.
         broker.on_disconnect += [self.ready.clear, self.known.clear]
         broker.on_reconnect.append(self.ensure)
 
     @property
     def problem(self) -> str | None:
-        """What is known to be missing or wrong, as a sentence; None also where nothing is known, since NATS is away."""
+        """A known problem of a stream or consumer, as a sentence. None if none is known, as in a NATS outage."""
         return next(iter(self._problems.values()), None)
 
     def problem_of(self, stream: str) -> str | None:
-        """What is known to be wrong with this stream or its consumers; None as above."""
+        """Return the known problem of this stream or its consumers. None if none is known, as in a NATS outage."""
         return self._problems.get(stream)
 
     async def until_whole(self, stream: str) -> None:
-        """Return when this stream and its consumers are as they must be: what is published then, somebody takes."""
-        while not self.known.is_set() or stream in self._problems:  # noqa: ASYNC110  # rare, and one of many streams
+        """Wait until this stream and its consumers are correct, so that a message published then has its consumers."""
+        while not self.known.is_set() or stream in self._problems:  # noqa: ASYNC110  # rare; saves one event per stream
             await asyncio.sleep(_WAIT_SECONDS)
 
-    def is_current(self, reply: str, place: Metadata | None = None) -> bool:
-        """Whether this reply subject answers a delivery of a stream as it is now; False while that is not known.
+    def is_current(self, reply: str, metadata: Metadata | None = None) -> bool:
+        """Return whether this reply subject settles a delivery of the current stream; False while that is unknown.
 
-        place: that of the delivery, where the caller has it.
+        metadata: the metadata of the delivery, if the caller has it.
         """
         if not self.known.is_set() or reply in self._lost:
             return False
-        place = place or metadata_of(reply)
-        return place is not None and place.stored_ns >= self._created_ns.get(place.stream, 0)
+        metadata = metadata or metadata_of(reply)
+        return metadata is not None and metadata.stored_ns >= self._created_ns.get(metadata.stream, 0)
 
     async def until_known(self, stopping: asyncio.Event) -> None:
-        """Until it is known which streams are there, or `stopping` is set.
+        """Wait until the streams have been checked, or until `stopping` is set.
 
-        To be awaited before a delivery is settled: NATS may come back with a stream that has other messages.
+        Must be awaited before a delivery is settled: NATS may come back from an outage with a stream of other messages.
         """
         if self.known.is_set():
             return
@@ -185,40 +187,40 @@ class Topology:
             wait.cancel()
 
     def durables_created(self) -> dict[str, str]:
-        """When each consumer was created, as NATS writes it, by `<stream>.<consumer>`; as of the newest look."""
+        """Return when each consumer was created, as NATS formats it, by `<stream>.<consumer>`, as of the last check."""
         return {f"{stream}.{consumer}": created for (stream, consumer), created in self._consumers_created.items()}
 
     async def start(self) -> None:
-        """Return when every stream and consumer exists; go on looking after them until `stop`."""
-        for subject in _ADVISED:
+        """Wait until every stream and consumer exists, then keep checking them until `stop`."""
+        for subject in _ADVISORY_SUBJECTS:
             await self._broker.nc.direct_subscribe(subject, self._on_advisory)
         self._broker.on_missing.append(self.look)
         await self.ensure()
-        self._looking = asyncio.create_task(self._look_after())
+        self._checks = asyncio.create_task(self._keep_checking())
 
     async def stop(self) -> None:
-        """Look no more."""
-        if self._looking:
-            self._looking.cancel()
+        """Stop the regular checks."""
+        if self._checks:
+            self._checks.cancel()
 
     def look(self) -> None:
-        """Look soon: somebody was answered that a stream or a consumer is not there."""
+        """Request a check soon: NATS has reported that a stream or a consumer does not exist."""
         self._wake.set()
 
     async def ensure(self) -> None:
-        """Return when every stream and consumer exists; wait and try again while JetStream is not there yet.
+        """Check until every stream and consumer exists. Retries while JetStream is down.
 
-        Of the streams but HEIMDEX_JOBS, one that cannot be had is left to the looks that follow.
+        A problem of a stream other than HEIMDEX_JOBS is left to the regular checks.
         """
         async with self._lock:
             self.ready.clear()
             self.known.clear()
             delay = 0.1
-            while not await self._look_through() or subjects.JOBS in self._problems:
+            while not await self._check_all() or subjects.JOBS in self._problems:
                 await asyncio.sleep(delay)
                 delay = min(1.0, delay * 2)
 
-    async def _look_after(self) -> None:
+    async def _keep_checking(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(_REPAIR_SECONDS if self._problems else self._look_seconds):
@@ -227,16 +229,16 @@ class Topology:
                 pass
             self._wake.clear()
             if not self._broker.connected:
-                continue  # the reconnection ensures everything
+                continue  # `ensure` runs after the reconnection
             try:
                 async with self._lock:
-                    await self._look_through()
+                    await self._check_all()
             except Exception:
-                self._log.exception("topology_broken", message="a look at the streams failed; the next one follows")
+                self._log.exception("topology_broken", message="unexpected error while checking the streams: retrying")
             await asyncio.sleep(_SPACING_SECONDS)
 
-    async def _look_through(self) -> bool:
-        """Repair what is missing or wrong. False where NATS did not answer: nothing follows from that."""
+    async def _check_all(self) -> bool:
+        """Check all streams and repair what is missing or wrong. Returns False if NATS did not answer all requests."""
         for stream in self._streams:
             removals = self._removals
             try:
@@ -251,12 +253,12 @@ class Topology:
                 await self._find_lost(stream)
             except (BrokerUnavailable, JetStreamError) as error:
                 if isinstance(error, JetStreamError) and not error.is_temporary:
-                    self._broken(stream.name, f"{stream.name} cannot be used: NATS says {str(error)!r}.")
+                    self._broken(stream.name, f"{stream.name} cannot be used: NATS reports {str(error)!r}.")
                 self._waiting(str(error))
                 return False
         self.known.set()
         if not self._problems:
-            self._said = ""
+            self._logged_reason = ""
             self.ready.set()
         damaged, self._damaged = frozenset(self._damaged), set()
         changed, self._changed = frozenset(self._changed) | damaged, set()
@@ -266,14 +268,14 @@ class Topology:
         return True
 
     def _waiting(self, reason: str) -> None:
-        # The same reason is said once, not at every try; and not at all where a look that nobody waits for is late.
-        if self._said == reason or (self.ready.is_set() and not self._problems):
+        # Each reason is logged once, not at every attempt. A failed regular check of correct streams is not logged.
+        if self._logged_reason == reason or (self.ready.is_set() and not self._problems):
             return
-        self._said = reason
+        self._logged_reason = reason
         self._log.warning("jetstream_waiting", message="JetStream is not ready: waiting for it", error=reason)
 
     def _on_advisory(self, subject: bytes, _: bytes, __: bytes, ___: bytes) -> None:
-        """`$JS.EVENT.ADVISORY.<STREAM or CONSUMER>.<action>.<stream>[.<consumer>]`."""
+        """Handle `$JS.EVENT.ADVISORY.<STREAM or CONSUMER>.<action>.<stream>[.<consumer>]`."""
         tokens = subject.decode(errors="replace").split(".")
         stream, consumer = tokens[5], tokens[6] if len(tokens) > 6 else None
         if stream not in self._names or (consumer is not None and consumer not in self._names[stream]):
@@ -282,7 +284,7 @@ class Topology:
         if tokens[4] == "DELETED":
             self._removals += 1
             self._damaged.add(stream)
-            self._broken(stream, f"{_called(stream, consumer)} was removed, and is being made again.")
+            self._broken(stream, f"{_label(stream, consumer)} was removed and is being re-created.")
         self.look()
 
     def _broken(self, stream: str, sentence: str) -> None:
@@ -296,52 +298,52 @@ class Topology:
         except JetStreamError as error:
             if error.err_code != STREAM_NOT_FOUND:
                 raise
-            # A stream in memory ends with its server. Another one was removed, unless the server has lost its disk.
+            # A stream in memory disappears with its server. A stream on disk was removed, unless the disk was lost.
             if known and self.known.is_set() and stream.options["storage"] == "file":
-                self._broken(stream.name, f"{stream.name} was removed, and is being made again.")
+                self._broken(stream.name, f"{stream.name} was removed and is being re-created.")
                 self._wait_for_removal(stream.name)
             waiting = stream.config(self._replicas, (stream.waiting_subject(),))
             info = await self._configure(f"STREAM.CREATE.{stream.name}", stream.name, waiting)
-            say = self._log.warning if known else self._log.info
-            say("stream_created", message="created a stream", stream=stream.name)
+            log = self._log.warning if known else self._log.info
+            log("stream_created", message="created a stream", stream=stream.name)
         self._missing_since.pop(stream.name, None)
-        found = info["config"]
+        actual = info["config"]
         if info["created"] != self._created.get(stream.name):
             if known:
                 self._damaged.add(stream.name)
             self._created[stream.name] = info["created"]
             self._created_ns[stream.name] = _stored_since(info)
-        if found["num_replicas"] > 1:
+        if actual["num_replicas"] > 1:
             self._broker.replicated = True
         for consumer in stream.consumers:
             await self._ensure_consumer(stream, consumer)
-        # A stream that somebody gave more copies keeps them: it was for safety.
-        wanted = stream.wanted(max(self._replicas, found["num_replicas"]))
-        differs = config_drift.drift(found, wanted)
+        # An operator may have added replicas for safety: a stream keeps them.
+        required = stream.required(max(self._replicas, actual["num_replicas"]))
+        differs = config_drift.drift(actual, required)
         if not differs:
             self._changed_since.pop(stream.name, None)
             return
-        if known and found["subjects"] != [stream.waiting_subject()]:
-            self._broken(stream.name, f"{stream.name} was changed, and is being configured again.")
+        if known and actual["subjects"] != [stream.waiting_subject()]:
+            self._broken(stream.name, f"{stream.name} was changed and is being reconfigured.")
             self._leave_to_the_store(stream.name)
             self._damaged.add(stream.name)
         if "subjects" in differs:
-            found = await self._take_turn(stream.name, found)
-            differs = config_drift.drift(found, wanted)
+            actual = await self._take_turn(stream.name, actual)
+            differs = config_drift.drift(actual, required)
             if not differs:
                 return  # another service had its turn before
-        answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**found, **wanted})
-        left = config_drift.drift(answer["config"], wanted)
-        if left:
-            raise Unfit(config_drift.sentence(stream.name, left, self._broker.server_version))
+        answer = await self._configure(f"STREAM.UPDATE.{stream.name}", stream.name, {**actual, **required})
+        remaining = config_drift.drift(answer["config"], required)
+        if remaining:
+            raise Unfit(config_drift.sentence(stream.name, remaining, self._broker.server_version))
         self._log.info("stream_configured", message="configured a stream", stream=stream.name, changed=_shown(differs))
 
     async def _take_turn(self, stream: str, config: dict[str, Any]) -> dict[str, Any]:
-        """The stream's configuration when it is this service's turn to give the stream its subjects.
+        """Wait for this service's turn to give the stream its subjects. Returns the stream's configuration then.
 
-        Services that start together must not do so at the same moment: nats-server (2.12 to 2.15) then subscribes to
-        the subject twice, stores each message twice, and refuses every atomic batch until it is restarted (1 of 60
-        times with 8 updates at once).
+        Services that start together must not update the subjects at the same moment. nats-server (2.12 to 2.15) may
+        then subscribe to a subject twice, store each message twice, and reject every atomic batch until it is restarted
+        (1 of 60 times with 8 concurrent updates).
         """
         now = asyncio.get_running_loop().time()
         if now > self._turn_at + TURN_LASTS_SECONDS:
@@ -352,31 +354,36 @@ class Topology:
         if now >= self._turn_at:
             return config
         await asyncio.sleep(self._turn_at - now)
-        found: dict[str, Any] = (await self._broker.api(f"STREAM.INFO.{stream}"))["config"]
-        return found
+        current: dict[str, Any] = (await self._broker.api(f"STREAM.INFO.{stream}"))["config"]
+        return current
 
     def _leave_to_the_store(self, stream: str) -> None:
-        """Raise BrokerUnavailable for a second: the status store, which has to know of it, configures it first."""
+        """Raise BrokerUnavailable for OTHERS_SECONDS, except in the status store.
+
+        The status store must notice the change, because it republishes lost messages. It therefore reconfigures the
+        stream first.
+        """
         if subjects.STATUS_STORE in self._own:
             return
         now = asyncio.get_running_loop().time()
         if now < self._changed_since.setdefault(stream, now) + OTHERS_SECONDS:
-            raise BrokerUnavailable(f"{stream} was changed, and is configured again in a moment")
+            raise BrokerUnavailable(f"{stream} was changed and will be reconfigured in a moment")
         del self._changed_since[stream]
 
     def _wait_for_removal(self, stream: str) -> None:
-        """Raise BrokerUnavailable until the server has surely moved away what it kept of a removed stream.
+        """Raise BrokerUnavailable for REMOVED_SECONDS, until the server has moved a removed stream's files away.
 
-        Until then (seen with 2.15.1) it takes the folder of a new stream of this name for the old one's.
+        Before that, the server mistakes the folder of a new stream of the same name for the removed one's (seen with
+        2.15.1).
         """
         now = asyncio.get_running_loop().time()
         if now < self._missing_since.setdefault(stream, now) + REMOVED_SECONDS:
-            raise BrokerUnavailable(f"{stream} was removed, and is made again in a moment")
+            raise BrokerUnavailable(f"{stream} was removed and will be re-created in a moment")
 
     async def _ensure_consumer(self, stream: Stream, consumer: Consumer) -> None:
-        wanted, called = consumer.wanted(), _called(stream.name, consumer.name)
-        place = (stream.name, consumer.name)
-        known = place in self._consumers_created
+        required, label = consumer.required(), _label(stream.name, consumer.name)
+        key = (stream.name, consumer.name)
+        known = key in self._consumers_created
         try:
             info = await self._broker.api(f"CONSUMER.INFO.{stream.name}.{consumer.name}")
         except JetStreamError as error:
@@ -385,55 +392,55 @@ class Topology:
             info = None
             if known:
                 self._damaged.add(stream.name)
-                self._broken(stream.name, f"{called} was removed, and is being made again.")
-        found = info["config"] if info else {}
-        differs = config_drift.drift(found, wanted)
-        if found and consumer.name not in self._own and found.get("ack_wait", 0) >= wanted["ack_wait"]:
+                self._broken(stream.name, f"{label} was removed and is being re-created.")
+        actual = info["config"] if info else {}
+        differs = config_drift.drift(actual, required)
+        if actual and consumer.name not in self._own and actual.get("ack_wait", 0) >= required["ack_wait"]:
             differs.pop("ack_wait", None)
-            wanted["ack_wait"] = found["ack_wait"]
+            required["ack_wait"] = actual["ack_wait"]
         if info is None or differs:
             call = f"CONSUMER.DURABLE.CREATE.{stream.name}.{consumer.name}"
             try:
-                info = await self._configure(call, called, {**found, **wanted}, stream.name)
+                info = await self._configure(call, label, {**actual, **required}, stream.name)
             except JetStreamError as error:
                 if error.err_code == CONSUMER_FAILED and "creating store" in str(error) and not self._broker.replicated:
                     await self._discard_state(stream.name, consumer.name)
-                raise  # and all is looked at again
-            self._unreadable.pop(place, None)
-            left = config_drift.drift(info["config"], wanted)
-            if left:
-                raise Unfit(config_drift.sentence(called, left, self._broker.server_version))
-            say = self._log.warning if known and not found else self._log.info
-            say(
+                raise  # the next check retries
+            self._unreadable.pop(key, None)
+            remaining = config_drift.drift(info["config"], required)
+            if remaining:
+                raise Unfit(config_drift.sentence(label, remaining, self._broker.server_version))
+            log = self._log.warning if known and not actual else self._log.info
+            log(
                 "consumer_configured",
-                message="configured a consumer" if found else "created a consumer",
+                message="configured a consumer" if actual else "created a consumer",
                 stream=stream.name,
                 consumer=consumer.name,
-                changed=_shown(differs) if found else {},
+                changed=_shown(differs) if actual else {},
             )
-        if known and info["created"] != self._consumers_created[place]:
+        if known and info["created"] != self._consumers_created[key]:
             self._damaged.add(stream.name)
-        self._consumers_created[place] = info["created"]
+        self._consumers_created[key] = info["created"]
 
     async def _discard_state(self, stream: str, consumer: str) -> None:
-        """Have the server remove a consumer's files that it cannot read, once it has said so some times in a row.
+        """Make the server delete a consumer's unreadable files, after UNREADABLE_TIMES consecutive errors.
 
-        nats-server 2.12 does so itself; 2.14 and 2.15 refuse the consumer for good. A consumer of the same name that
-        keeps nothing takes its place for a second: when the server removes that one, it removes the files. The server
-        refuses this where the consumer exists.
+        nats-server 2.12 deletes them itself; 2.14 and 2.15 reject the consumer permanently. A temporary consumer of the
+        same name, which stores nothing, replaces it for a second: when the server removes that one, it deletes the
+        files. The server rejects the temporary consumer if the real one exists.
         """
-        place = (stream, consumer)
-        self._unreadable[place] = self._unreadable.get(place, 0) + 1
-        if self._unreadable[place] < UNREADABLE_TIMES:
+        key = (stream, consumer)
+        self._unreadable[key] = self._unreadable.get(key, 0) + 1
+        if self._unreadable[key] < UNREADABLE_TIMES:
             return
-        del self._unreadable[place]
+        del self._unreadable[key]
         self._log.error(
             "consumer_discarded",
-            message="the server cannot read what it stored of a consumer: it is made again, and redelivers",
+            message="the server cannot read a consumer's state: the consumer is re-created and redelivers messages",
             stream=stream,
             consumer=consumer,
         )
-        stand_in = {
+        temporary = {
             "name": consumer,
             "direct": True,
             "deliver_subject": f"heimdex-not-ready.{stream}.{consumer}",
@@ -442,53 +449,65 @@ class Topology:
             "max_deliver": 1,
             "inactive_threshold": NANOSECOND,
         }
-        body = {"stream_name": stream, "action": "create", "config": stand_in}
+        body = {"stream_name": stream, "action": "create", "config": temporary}
         await self._broker.api(f"CONSUMER.CREATE.{stream}.{consumer}", body)
 
     async def _configure(
-        self, call: str, called: str, config: dict[str, Any], of_stream: str | None = None
+        self, call: str, label: str, config: dict[str, Any], consumer_of: str | None = None
     ) -> dict[str, Any]:
-        """Create or update. Raises Unfit where NATS refuses it for good, JetStreamError or BrokerUnavailable."""
+        """Create or update a stream, or a consumer of the stream `consumer_of`. Returns its info.
+
+        Raises Unfit when NATS rejects the configuration permanently, JetStreamError or BrokerUnavailable.
+        """
         config = without_none(config)
-        body = {"stream_name": of_stream, "config": config} if of_stream else config
+        body = {"stream_name": consumer_of, "config": config} if consumer_of else config
         try:
             return await self._broker.api(call, body, timeout=10)
         except JetStreamError as error:
             if error.is_temporary or error.err_code in {NAME_IN_USE, CONSUMER_FAILED}:
-                raise  # somebody else is making it at this moment, or the next look knows more
+                raise  # another service is creating it at this moment, or the next check gets a clearer error
             hint = _MAX_BYTES_HINT if error.err_code == MAX_BYTES_REQUIRED else ""
-            raise Unfit(f"{called} cannot be configured as it must be: NATS says {str(error)!r}.{hint}") from None
+            raise Unfit(f"{label} cannot be configured as it must be: NATS reports {str(error)!r}.{hint}") from None
 
     async def _find_lost(self, stream: Stream) -> None:
-        """Ask for the held messages, newest first: one that is there vouches for all before it.
+        """Determine which held deliveries have lost their messages. Checks from the newest message to the oldest.
 
-        So it costs one request, unless the server came back as it was some moments before. Raises LeaderBehind while
-        the stream's leader may still come to know them.
+        An existing message proves that all older ones exist. The check therefore needs one request, unless the server
+        lost its newest messages. Raises LeaderBehind while the stream's leader may still apply them.
         """
         created = self._created_ns.get(stream.name)
         if not self.held or self.known.is_set() or created is None or stream.options["storage"] != "file":
-            return  # what was in memory is a stream of its own each time
-        places = [(delivery.metadata, delivery.reply) for delivery in self.held]
-        mine = [(place, reply) for place, reply in places if place.stream == stream.name and place.stored_ns >= created]
-        newest_first = sorted(mine, key=lambda entry: entry[0].sequence, reverse=True)
+            return  # a stream in memory is a new one after each restart of its server
+        newest_first = sorted(
+            (
+                delivery
+                for delivery in self.held
+                if delivery.metadata.stream == stream.name and delivery.metadata.stored_ns >= created
+            ),
+            key=lambda delivery: delivery.metadata.sequence,
+            reverse=True,
+        )
         lost: list[str] = []
-        for place, reply in newest_first:
-            if await self._has(place):
+        for delivery in newest_first:
+            if await self._exists(delivery.metadata):
                 break
-            lost.append(reply)
+            lost.append(delivery.reply)
         if lost and self._broker.replicated:
-            await self._wait_for_leader(stream.name, newest_first[0][0].sequence)
+            await self._wait_for_leader(stream.name, newest_first[0].metadata.sequence)
         if lost:
             self._lost.update(lost)
             self._log.warning(
                 "deliveries_lost",
-                message="held messages are gone from their stream: they are not answered",
+                message="held messages are gone from their stream: their deliveries are not settled",
                 stream=stream.name,
                 count=len(lost),
             )
 
     async def _wait_for_leader(self, stream: str, sequence: int) -> None:
-        """Raise LeaderBehind while the leader is before this sequence, for BEHIND_SECONDS: then it has lost it."""
+        """Raise LeaderBehind while the leader is behind this sequence, at most for BEHIND_SECONDS.
+
+        After that time the leader has lost the message.
+        """
         now = asyncio.get_running_loop().time()
         applied = await self._broker.last_sequence(stream)
         if applied >= sequence:
@@ -501,37 +520,37 @@ class Topology:
             )
         self._behind_since.pop(stream)
 
-    async def _has(self, place: Metadata) -> bool:
+    async def _exists(self, metadata: Metadata) -> bool:
         try:
-            found = await self._broker.api(f"STREAM.MSG.GET.{place.stream}", {"seq": place.sequence})
+            answer = await self._broker.api(f"STREAM.MSG.GET.{metadata.stream}", {"seq": metadata.sequence})
         except JetStreamError as error:
             if error.err_code != NO_MESSAGE:
                 raise
             return False
-        return _nanoseconds(found["message"]["time"]) == place.stored_ns
+        return _nanoseconds(answer["message"]["time"]) == metadata.stored_ns
 
 
 def _stored_since(info: dict[str, Any]) -> int:
-    """Before which no message of this stream was stored, in nanoseconds.
+    """Return the earliest time at which a message of this stream can have been stored, in nanoseconds since 1970.
 
-    A server that cannot read a stream's configuration forgets the stream, and what it had stored is in the one that is
-    created in its place.
+    This may be before the stream's creation: a server that cannot read a stream's configuration forgets the stream, but
+    keeps its messages for the stream that is created in its place.
     """
     created, state = _nanoseconds(info["created"]), info["state"]
     return min(created, _nanoseconds(state["first_ts"])) if state["messages"] else created
 
 
-def _called(stream: str, consumer: str | None) -> str:
+def _label(stream: str, consumer: str | None) -> str:
     return stream if consumer is None else f"The consumer {consumer} of {stream}"
 
 
 def _shown(differs: config_drift.Drift) -> dict[str, list[Any]]:
-    """For the log: what each field was, and what it is now."""
+    """Return the old and the new value of each field, for the log."""
     return {name: list(values) for name, values in differs.items()}
 
 
 def _nanoseconds(moment: str) -> int:
-    """RFC 3339 with up to nine digits of a second."""
+    """Parse an RFC 3339 time with up to nine fractional digits. Returns nanoseconds since 1970."""
     whole, _, fraction = moment.rstrip("Z").partition(".")
     seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
     return seconds * NANOSECOND + int((fraction or "0").ljust(9, "0")[:9])

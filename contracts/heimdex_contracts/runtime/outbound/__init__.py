@@ -1,1 +1,1 @@
-"""Requests to addresses that callers choose: the guard against private ones."""
+"""Guards outbound requests to URLs that callers choose against private addresses."""

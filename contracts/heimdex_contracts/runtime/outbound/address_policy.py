@@ -1,7 +1,7 @@
-"""Whom a callback may reach: public addresses, and what HEIMDEX_CALLBACK_ALLOW adds. Pure.
+"""Determines which receivers a callback may reach: public addresses, and those that HEIMDEX_CALLBACK_ALLOW adds. Pure.
 
-The networks are those of IANA's registries of special-purpose addresses. Of IPv6 only what is given out as global
-unicast is public, so that an IPv4 address wrapped in an IPv6 one (mapped, compatible, NAT64, 6to4, Teredo) is none.
+The networks are those of IANA's special-purpose address registries. Of IPv6, only allocated global unicast counts as
+public, so an IPv4 address embedded in an IPv6 address (mapped, compatible, NAT64, 6to4, Teredo) does not.
 """
 
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ _NOT_PUBLIC_4: Final = tuple(
     for text in (
         "0.0.0.0/8",  # this network
         "10.0.0.0/8",  # private
-        "100.64.0.0/10",  # shared by carriers
+        "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",  # loopback
-        "169.254.0.0/16",  # link-local, and the metadata services of clouds
+        "169.254.0.0/16",  # link-local, and cloud metadata services
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments
         "192.0.2.0/24",  # documentation
-        "192.88.99.0/24",  # relays of 6to4
+        "192.88.99.0/24",  # 6to4 relays
         "192.168.0.0/16",  # private
         "198.18.0.0/15",  # benchmarks
         "198.51.100.0/24",  # documentation
@@ -37,7 +37,7 @@ _PUBLIC_6: Final = IPv6Network("2000::/3")
 _NOT_PUBLIC_6: Final = tuple(
     IPv6Network(text)
     for text in (
-        "2001::/23",  # protocol assignments, Teredo among them
+        "2001::/23",  # protocol assignments, including Teredo
         "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4
         "3fff::/20",  # documentation
@@ -46,11 +46,14 @@ _NOT_PUBLIC_6: Final = tuple(
 
 
 class AddressForbidden(HeimdexError):
-    """A receiver that must not be called; the text says why, as the end of a sentence about the URL."""
+    """A receiver must not be called. The text gives the reason and completes a sentence whose subject is the URL."""
 
 
 class AddressPolicy:
-    """`entries`: host names, addresses and networks, as the setting has them."""
+    """Decides which hosts and addresses may be called.
+
+    entries: the host names, addresses and networks of HEIMDEX_CALLBACK_ALLOW.
+    """
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
         names: set[str] = set()
@@ -64,11 +67,15 @@ class AddressPolicy:
         self._networks = tuple(networks)
 
     def knows(self, host: str) -> bool:
-        """Whether this very name is allowed, whatever address it has."""
+        """Return whether the setting allows this host name, whatever its addresses."""
         return host in self._names
 
     def check_host(self, host: str) -> Address | None:
-        """What the host alone tells: its address where it is one, None for a name to look up. Raises Forbidden."""
+        """Check a host before it is resolved.
+
+        Returns the address if the host is one, None for a name that must be resolved. Raises AddressForbidden for an
+        address that must not be called, for `localhost`, and for text that is neither a host name nor an address.
+        """
         try:
             address = ip_address(host)
         except ValueError:
@@ -76,26 +83,30 @@ class AddressPolicy:
                 return None
             if not is_host_name(host):
                 raise AddressForbidden(
-                    f"must name a host, or an address in its usual form, not {host[:60]!r}"
+                    f"must name a host, or an IP address in its standard notation, not {host[:60]!r}"
                 ) from None
             if host == "localhost" or host.endswith(".localhost"):
-                raise AddressForbidden("must not lead to this machine itself") from None
+                raise AddressForbidden("must not lead to this machine") from None
             return None
-        if not self._may_be(address):
+        if not self._is_allowed(address):
             raise AddressForbidden(f"must lead to a public address, not to {address}")
         return address
 
     def check_found(self, addresses: Iterable[Address]) -> None:
-        """All that a name was found to have. Raises Forbidden, which does not tell what an inner name server knows."""
-        if not all(map(self._may_be, addresses)):
-            raise AddressForbidden("must lead to a public address, and its host has one that is not")
+        """Check all addresses to which a name was resolved.
 
-    def _may_be(self, address: Address) -> bool:
+        Raises AddressForbidden when one of them must not be called. The text does not contain that address, because it
+        could reveal what an internal name server knows.
+        """
+        if not all(map(self._is_allowed, addresses)):
+            raise AddressForbidden("must lead to a public address, but its host has one that is not public")
+
+    def _is_allowed(self, address: Address) -> bool:
         return is_public(address) or any(address in network for network in self._networks)
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is neither private, loopback, link-local, multicast nor reserved, nor another one in disguise."""
+    """Return whether the address is public: not private, loopback, link-local, multicast, reserved or embedded IPv4."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)
