@@ -31,7 +31,7 @@ effect on the job's status exactly once, and the status never runs backwards. Ev
 
 def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     """The application around this gateway; it opens and closes nothing."""
-    request_bodies.describe(gateway.pipelines.types, gateway.pipelines.stage_names, callbacks=gateway.callbacks.enabled)
+    known = request_bodies.Known(gateway.pipelines.types, gateway.pipelines.stage_names, gateway.callbacks.enabled)
     app = Litestar.from_config(
         AppConfig(
             route_handlers=[
@@ -63,13 +63,14 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                 render_plugins=[
                     # Served from here, so that the page works without the internet.
                     document.FinishedPage(
+                        known,
                         js_url=f"{ASSETS}/swagger-ui-bundle.js",
                         css_url=f"{ASSETS}/swagger-ui.css",
                         standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
                         favicon=f'<link rel="icon" href="{ASSETS}/favicon-32x32.png">',
                         path="/swagger",
                     ),
-                    document.FinishedJson(path="/openapi.json"),
+                    document.FinishedJson(known, path="/openapi.json"),
                 ],
             ),
             logging_config=None,

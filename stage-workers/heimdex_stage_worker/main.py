@@ -35,7 +35,7 @@ def main() -> None:
         raise SystemExit(0)
 
     def read_settings() -> Settings:
-        values = settings.read()
+        values = settings.read(service="stage-worker")
         known = pipelines.load(values.pipelines)
         if stage not in known.stage_names:
             raise SettingsError(f"There is no stage {stage!r}; the stages are {', '.join(known.stage_names)}.")
@@ -44,7 +44,7 @@ def main() -> None:
 
     if stage == "--list":
         try:
-            print("\n".join(pipelines.load(settings.read().pipelines).stage_names))
+            print("\n".join(pipelines.load(settings.read(service="stage-worker").pipelines).stage_names))
         except SettingsError as error:
             print(error, file=sys.stderr)
             raise SystemExit(process.EXIT_UNUSABLE_SETTINGS) from None

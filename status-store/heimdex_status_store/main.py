@@ -46,14 +46,14 @@ def main() -> None:
 
 
 def _read_settings() -> Settings:
-    config = settings.read()
+    config = settings.read(service="status-store")
     pipelines.load(config.pipelines)
     return config
 
 
 def _read_quiet_settings() -> Settings:
     """Settings for a command that a person runs: its log has only warnings and errors."""
-    return msgspec.structs.replace(settings.read(), log_level="warning")
+    return msgspec.structs.replace(settings.read(service="status-store"), log_level="warning")
 
 
 async def take_over(running: Process) -> None:

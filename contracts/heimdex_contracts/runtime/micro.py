@@ -12,7 +12,7 @@ DISTRIBUTION: Final = "heimdex-jobs"
 
 
 def package_version() -> str:
-    """Return the version of the installed distribution, such as 0.0.1."""
+    """Return the version of the installed distribution, such as 0.1.0."""
     return version(DISTRIBUTION)
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -99,11 +99,26 @@ _FORMATS: Final[dict[str, str]] = {
 }
 
 
-def read(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from the environment. Raises SettingsError, which names the first invalid variable."""
+Service = Literal["gateway", "stage-worker", "status-store"]
+#: Settings that only these services read. The others neither validate nor hold them: most contain a secret.
+_READ_BY: Final[dict[str, frozenset[Service]]] = {
+    "database_url": frozenset({"gateway", "status-store"}),
+    **dict.fromkeys(
+        ("api_keys", "rate_limit", "cors_origins", "callback_secret", "callback_allow"), frozenset({"gateway"})
+    ),
+}
+
+
+def read(environ: Mapping[str, str] | None = None, service: Service = "gateway") -> Settings:
+    """Read the settings of a service from the environment; a setting that it does not read keeps its default.
+
+    Raises SettingsError, which names the first invalid variable.
+    """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):
+        if service not in _READ_BY.get(field.name, {service}):
+            continue
         text = environ.get(PREFIX + field.name.upper(), "").strip()
         if not text:
             continue

@@ -34,7 +34,7 @@ _WITH_NULLS: Final[dict[str, Any]] = {
 }
 
 
-def finish(document: dict[str, Any]) -> dict[str, Any]:
+def finish(document: dict[str, Any], known: request_bodies.Known) -> dict[str, Any]:
     """Add, in place, what the framework leaves out: nulls in examples, formats and enums of our structs, headers.
 
     Can be repeated on the same document. Returns the document.
@@ -54,13 +54,7 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
         ref_template="#/components/schemas/{name}",
     )
     document["components"]["schemas"] = components
-    # Named, so that a generated client uses the same names.
-    components["JobRequest"] = request_bodies.job_schema().to_schema()
-    components["BatchRequest"] = request_bodies.batch_schema().to_schema()
-    components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
-    for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
-        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-        body["schema"] = {"$ref": f"#/components/schemas/{name}"}
+    request_bodies.complete(document, known)
     for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
         example.pop("id", None)
         example["value"] = _WITH_NULLS.get(name, example["value"])
@@ -75,7 +69,7 @@ def finish(document: dict[str, Any]) -> dict[str, Any]:
             if operation["operationId"] not in {"submitJob", "submitJobs"}:
                 operation["responses"].pop("400", None)
     postprocess.add(document)
-    if request_bodies.takes_callbacks():
+    if known.callbacks:
         callbacks.add(document)
     return document
 
@@ -92,14 +86,22 @@ def _examples(node: Any) -> Iterator[dict[str, Any]]:
 class FinishedJson(JsonRenderPlugin):
     """Serves the finished document at /schema/openapi.json."""
 
+    def __init__(self, known: request_bodies.Known, **options: Any) -> None:
+        super().__init__(**options)
+        self._known = known
+
     def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
         """Render the finished document."""
-        return super().render(request, finish(openapi_schema))
+        return super().render(request, finish(openapi_schema, self._known))
 
 
 class FinishedPage(SwaggerRenderPlugin):
     """Serves Swagger UI at /schema, where a person can try the API."""
 
+    def __init__(self, known: request_bodies.Known, **options: Any) -> None:
+        super().__init__(**options)
+        self._known = known
+
     def render(self, request: Any, openapi_schema: dict[str, Any]) -> bytes:
         """Render the page with the finished document."""
-        return super().render(request, finish(openapi_schema))
+        return super().render(request, finish(openapi_schema, self._known))

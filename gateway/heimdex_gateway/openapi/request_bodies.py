@@ -1,6 +1,7 @@
-"""What the OpenAPI document says of the bodies and queries that the routes read themselves."""
+"""The OpenAPI description of the bodies and queries that the routes read themselves."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
@@ -10,28 +11,38 @@ from heimdex_gateway.openapi.callbacks import EXAMPLE_URL, url_schema
 from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.job_request import MAX_BATCH_JOBS, MAX_DELAY
 
-_TYPES: list[str] = []
-_STAGES: list[str] = []
-_CALLED_BACK: dict[str, Example] = {}
+
+@dataclass(frozen=True)
+class Known:
+    """What one gateway knows: its job types and their stages, and whether callbacks are enabled."""
+
+    types: tuple[str, ...]
+    stages: tuple[str, ...]
+    callbacks: bool
 
 
-def describe(types: tuple[str, ...], stages: tuple[str, ...], *, callbacks: bool) -> None:
-    """Tell the document which job types and stages this gateway knows, and whether it takes callbacks."""
-    _TYPES[:] = types
-    _STAGES[:] = stages
-    _CALLED_BACK.clear()
-    if callbacks:
-        value = {"type": "mock_process", "callback_url": EXAMPLE_URL}
-        _CALLED_BACK["called_back"] = Example(summary="tells its end to a URL", value=value)
+def complete(document: dict[str, Any], known: Known) -> None:
+    """Add, in place, the schemas that depend on what this gateway knows. Can be repeated on the same document."""
+    components = document["components"]["schemas"]
+    # Named, so that a generated client uses the same names.
+    components["JobRequest"] = job_schema(known).to_schema()
+    components["BatchRequest"] = batch_schema(known).to_schema()
+    components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
+    paths = document["paths"]
+    for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        body["schema"] = {"$ref": f"#/components/schemas/{name}"}
+        if known.callbacks and name == "JobRequest":
+            value = {"type": "mock_process", "callback_url": EXAMPLE_URL}
+            body["examples"]["called_back"] = {"summary": "with a callback when the job ends", "value": value}
+    for operation in (paths["/jobs"]["get"], paths["/jobs/retry"]["post"]):
+        for parameter in operation["parameters"]:
+            if parameter["name"] == "type":
+                parameter["schema"]["enum"] = list(known.types)
 
 
-def takes_callbacks() -> bool:
-    """Whether this gateway takes callbacks."""
-    return bool(_CALLED_BACK)
-
-
-def job_schema() -> Schema:
-    """One job as a caller asks for it, with the job types and stages that this gateway knows."""
+def job_schema(known: Known) -> Schema:
+    """One job as a caller requests it."""
     null = Schema(type=OpenAPIType.NULL)
     return Schema(
         title="JobRequest",
@@ -46,9 +57,9 @@ def job_schema() -> Schema:
             },
         ),
         properties={
-            "type": Schema(type=OpenAPIType.STRING, description="a known job type", enum=list(_TYPES)),
+            "type": Schema(type=OpenAPIType.STRING, description="a known job type", enum=list(known.types)),
             "fail_at_stage": Schema(
-                one_of=[Schema(type=OpenAPIType.STRING, enum=list(_STAGES)), null],
+                one_of=[Schema(type=OpenAPIType.STRING, enum=list(known.stages)), null],
                 description="null, or the stage at whose start the job fails on every attempt",
             ),
             "run_at": Schema(
@@ -59,14 +70,14 @@ def job_schema() -> Schema:
                 one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_DELAY.total_seconds()), null],
                 description="not before so many seconds from now; excludes run_at",
             ),
-            "callback_url": url_schema(enabled=takes_callbacks()),
+            "callback_url": url_schema(enabled=known.callbacks),
         },
     )
 
 
-def batch_schema() -> Schema:
+def batch_schema(known: Known) -> Schema:
     """Many of them."""
-    jobs = Schema(type=OpenAPIType.ARRAY, items=job_schema(), min_items=1, max_items=MAX_BATCH_JOBS)
+    jobs = Schema(type=OpenAPIType.ARRAY, items=job_schema(known), min_items=1, max_items=MAX_BATCH_JOBS)
     return Schema(
         title="BatchRequest",
         type=OpenAPIType.OBJECT,
@@ -83,12 +94,12 @@ def _body(description: str, schema: Schema, examples: dict[str, Example]) -> Req
 
 @dataclass
 class SubmitOperation(Operation):
-    """POST /jobs: the route reads its body itself, so its shape is told here."""
+    """POST /jobs: the route reads its body itself, so it is described here. `complete` gives its schema."""
 
     def __post_init__(self) -> None:
         self.request_body = _body(
             "The job to run.",
-            job_schema(),
+            Schema(type=OpenAPIType.OBJECT),
             {
                 "completes": Example(summary="runs to its end", value={"type": "mock_process"}),
                 "fails": Example(
@@ -96,18 +107,19 @@ class SubmitOperation(Operation):
                     value={"type": "mock_process", "fail_at_stage": "analyzing"},
                 ),
                 "later": Example(summary="starts in a minute", value={"type": "mock_process", "delay_seconds": 60}),
-                **_CALLED_BACK,
             },
         )
 
 
 @dataclass
 class BatchOperation(Operation):
-    """POST /jobs/batch, likewise."""
+    """POST /jobs/batch. `complete` gives its schema."""
 
     def __post_init__(self) -> None:
         value = {"jobs": [{"type": "mock_process"}, {"type": "mock_process", "delay_seconds": 60}]}
-        self.request_body = _body("The jobs to run.", batch_schema(), {"two": Example(summary="two jobs", value=value)})
+        self.request_body = _body(
+            "The jobs to run.", Schema(type=OpenAPIType.OBJECT), {"two": Example(summary="two jobs", value=value)}
+        )
 
 
 @dataclass
@@ -120,13 +132,13 @@ class RetryManyOperation(Operation):
             Parameter(
                 name="status", param_in="query", required=True, description="which jobs to run again", schema=status
             ),
-            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
+            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING)),
         ]
 
 
 @dataclass
 class ListOperation(Operation):
-    """GET /jobs: the route reads its query itself, so its parameters are told here."""
+    """GET /jobs: the route reads its query itself, so its parameters are described here."""
 
     def __post_init__(self) -> None:
         cursor = Schema(type=OpenAPIType.STRING, pattern=job_list.CURSOR)
@@ -136,7 +148,7 @@ class ListOperation(Operation):
             _query(
                 "status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(repository.STATUSES))
             ),
-            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING, enum=list(_TYPES))),
+            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING)),
             _query("created_after", "only jobs created later than this", time),
             _query("created_before", "only jobs created earlier than this", time),
             _query("limit", "how many jobs a page has at most", limit),

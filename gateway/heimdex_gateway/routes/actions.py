@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, cast
 
 from litestar import Response, post
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from heimdex_contracts.job_object import job_object
 from heimdex_gateway.errors import Problem
@@ -59,7 +59,9 @@ async def retry_job(
     job_id: JobId,
     start_from: Annotated[
         str | None,
-        Parameter(query="from", required=False, description="failed (the default): the stage where it ended; or start"),
+        QueryParameter(
+            name="from", required=False, description="failed (the default): the stage where it ended; or start"
+        ),
     ] = None,
     traceparent: Traceparent = None,
 ) -> Response[bytes]:

@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 from typing import Annotated
 
 from litestar import Response, get
-from litestar.params import Parameter
+from litestar.params import HeaderParameter
 from litestar.response import Stream
 
 from heimdex_gateway.jobs.history import parse_id
@@ -36,7 +36,7 @@ async def list_events(
     job_id: JobId,
     last_event_id: Annotated[
         str | None,
-        Parameter(header="Last-Event-ID", required=False, description="resume the live stream after this event"),
+        HeaderParameter(name="Last-Event-ID", required=False, description="resume the live stream after this event"),
     ] = None,
 ) -> Response[bytes] | Stream:
     """Every hand-over and every failed attempt. With `Accept: text/event-stream`: live, history first."""

@@ -14,7 +14,7 @@ from heimdex_gateway.schemas.health import DependencyState, Health, Readiness
 _HEALTH: Final = {
     "ok": True,
     "service": "heimdex-api",
-    "version": "0.0.1",
+    "version": "0.1.0",
     "env": "local",
     "started_at": "2025-10-28T12:00:00.000000Z",
 }

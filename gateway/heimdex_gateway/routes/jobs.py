@@ -5,7 +5,7 @@ from typing import Annotated
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, Parameter
 
 from heimdex_contracts import tracing
 from heimdex_contracts.job_object import JobObject, job_object
@@ -33,14 +33,14 @@ from heimdex_gateway.schemas.parameters import wait_seconds
 JobId = Annotated[str, Parameter(description="the id that POST answered")]
 IdempotencyKey = Annotated[
     str | None,
-    Parameter(
-        header="Idempotency-Key",
+    HeaderParameter(
+        name="Idempotency-Key",
         required=False,
         description="the same key and body give the same job, or batch, for 24 hours",
     ),
 ]
 Traceparent = Annotated[
-    str | None, Parameter(header="traceparent", required=False, description=responses.TRACEPARENT_HEADER)
+    str | None, HeaderParameter(name="traceparent", required=False, description=responses.TRACEPARENT_HEADER)
 ]
 
 

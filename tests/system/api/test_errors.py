@@ -30,7 +30,7 @@ async def test_healthz_says_what_it_is(shared_api: Api) -> None:
     body = response.json()
     assert response.status_code == 200
     assert list(body) == ["ok", "service", "version", "env", "started_at"]
-    assert (body["ok"], body["service"], body["version"], body["env"]) == (True, "heimdex-api", "0.0.1", "local")
+    assert (body["ok"], body["service"], body["version"], body["env"]) == (True, "heimdex-api", "0.1.0", "local")
     assert len(body["started_at"]) == len("2025-10-28T12:00:00.000000Z")
 
 

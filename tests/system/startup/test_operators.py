@@ -44,7 +44,7 @@ async def test_every_process_is_a_nats_micro_service_that_counts_its_work(
             answers = await ask_all(seen, f"$SRV.{call}", 6)
             assert {answer["name"] for answer in answers} == NAMES
             assert len({answer["id"] for answer in answers}) == 6
-            assert {answer["version"] for answer in answers} == {"0.0.1"}
+            assert {answer["version"] for answer in answers} == {"0.1.0"}
         assert len(await ask_all(seen, "$SRV.PING.heimdex-analyzing", 2)) == 2
 
         async def work_of(name: str) -> int:

@@ -1,5 +1,7 @@
 """Settings: every bad value names its variable, an empty one counts as unset."""
 
+import base64
+
 import pytest
 
 from heimdex_contracts.errors import SettingsError
@@ -190,3 +192,25 @@ def test_who_may_be_called_back_is_a_list_of_names_addresses_and_networks() -> N
 
 def test_variables_of_others_are_left_alone() -> None:
     assert settings.read({"PORT": "http", "HEIMDEX_SOMETHING_ELSE": "x"}) == settings.read({})
+
+
+SECRETS = {
+    "HEIMDEX_API_KEYS": "acme:" + "0" * 64,
+    "HEIMDEX_CALLBACK_SECRET": "whsec_" + base64.b64encode(bytes(32)).decode(),
+    "HEIMDEX_CALLBACK_ALLOW": "10.0.0.0/8",
+    "HEIMDEX_RATE_LIMIT": "50",
+    "HEIMDEX_CORS_ORIGINS": "*",
+}
+
+
+@pytest.mark.parametrize("service", ["stage-worker", "status-store"])
+def test_only_the_gateway_reads_and_holds_what_is_for_its_callers(service: settings.Service) -> None:
+    assert settings.read(SECRETS) != settings.read({})
+    assert settings.read(SECRETS, service) == settings.read({}, service)
+    assert settings.read(dict.fromkeys(SECRETS, ","), service) == settings.read({})
+
+
+def test_a_worker_does_not_read_the_address_of_the_database() -> None:
+    url = {"HEIMDEX_DATABASE_URL": "postgresql://me:s3cret@db/heimdex"}
+    assert settings.read(url, "stage-worker") == settings.read({})
+    assert settings.read(url, "status-store").database_url == url["HEIMDEX_DATABASE_URL"]
