@@ -11,10 +11,12 @@ keeps the highest. Duplicates, reordering, replays and two concurrent status sto
 """
 
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 import msgspec
 
+from heimdex_contracts.job_spec import spec_fields
 from heimdex_contracts.messages import (
     DEFAULT_TENANT,
     AnyMessage,
@@ -60,6 +62,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in TERMINAL
 
 
+@cache
+def _spec_fields(event_type: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The job's own fields that both this message and a Snapshot have."""
+    return tuple(name for name in spec_fields(event_type) if name in Snapshot.__struct_fields__)
+
+
 def snapshot(event: AnyMessage) -> Snapshot:
     """Return the job's state according to this one event."""
     status: Status
@@ -87,8 +95,7 @@ def snapshot(event: AnyMessage) -> Snapshot:
         case Canceled():
             status = "canceled"
     return Snapshot(
-        job_id=event.job_id,
-        type=event.type,
+        **{name: getattr(event, name) for name in _spec_fields(type(event))},
         run=event.run,
         step=event.step,
         attempt=attempt,
@@ -97,9 +104,7 @@ def snapshot(event: AnyMessage) -> Snapshot:
         stage=stage,
         result=result,
         error=error,
-        created_at=event.created_at,
         updated_at=max(event.at, event.created_at),
-        tenant=event.tenant,
     )
 
 

@@ -2,26 +2,56 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, get_args, get_origin
 
 import asyncpg
 import msgspec
 
 from heimdex_contracts import subjects
 from heimdex_contracts.history import EventRow
+from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import End
 from heimdex_status_store.projection import JobRow
+
+
+def _type_in_postgres(kind: Any) -> str:
+    """The column type of a field of this Python type, without None."""
+    kinds = [one for one in get_args(kind) if one is not type(None)] if isinstance(kind, UnionType) else [kind]
+    (kind,) = kinds
+    return {str: "text", int: "int", float: "float8", datetime: "timestamptz", dict: "json"}.get(
+        get_origin(kind) or kind, "text"
+    )
+
+
+def _columns(row: type[msgspec.Struct], **of_their_own: tuple[str, str]) -> dict[str, str]:
+    """Each column's type, in the order of the fields. of_their_own: name and type of a column, by its field."""
+    return dict(
+        of_their_own.get(field.name, (field.name, _type_in_postgres(field.type)))
+        for field in msgspec.structs.fields(row)
+    )
+
+
+def _arrays(columns: dict[str, str], first: int = 1) -> str:
+    """The arguments of `unnest`, from `$first` on."""
+    return ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(columns.values(), first))
+
+
+#: The columns of `jobs` are the fields of Snapshot, and the message that is kept.
+JOB_COLUMNS: Final = _columns(Snapshot, job_id=("id", "uuid")) | {"message": "json"}
+#: And what only this statement needs.
+_INCOMING: Final = JOB_COLUMNS | {"attempt_only": "bool"}
+#: The columns of `job_events` are the fields of EventRow.
+EVENT_COLUMNS: Final = _columns(EventRow, job_id=("job_id", "uuid"))
+_JOBS: Final = ", ".join(JOB_COLUMNS)
+_EVENTS: Final = ", ".join(EVENT_COLUMNS)
 
 #: Raise each job's row to the highest rank seen, and add to the history, in one statement: one round trip, one commit.
 #: pending -> processing -> completed | failed | canceled; a lower or an equal rank changes nothing, nor a message that
 #: says that a run went on after its end.
-RECORD: Final = """
+RECORD: Final = f"""
 WITH incoming AS (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::int[], $6::int[], $7::text[], $8::text[],
-                         $9::json[], $10::text[], $11::timestamptz[], $12::timestamptz[], $13::json[], $14::bool[],
-                         $28::text[])
-      AS new (id, type, run, step, attempt, progress, status, stage, result, error,
-              created_at, updated_at, message, attempt_only, tenant)
+    SELECT * FROM unnest({_arrays(_INCOMING)}) AS new ({", ".join(_INCOMING)})
 ), early AS (
     -- A tick or a failed attempt may only raise the row of the message that it belongs to: what was told of a stage's
     -- attempts then implies that the hand-over to this stage is recorded, and kept in case the stream should lose it.
@@ -29,15 +59,12 @@ WITH incoming AS (
     SELECT id FROM incoming
     WHERE attempt_only AND NOT EXISTS (SELECT FROM jobs WHERE jobs.id = incoming.id AND jobs.step >= incoming.step)
 ), history AS (
-    INSERT INTO job_events (job_id, step, attempt, run, kind, stage, at,
-                            ended_stage, ended_attempt, started_at, seconds, error, delay_seconds)
-    SELECT * FROM unnest($15::uuid[], $16::int[], $17::int[], $18::int[], $19::text[], $20::text[], $21::timestamptz[],
-                         $22::text[], $23::int[], $24::timestamptz[], $25::float8[], $26::text[], $27::float8[])
+    INSERT INTO job_events ({_EVENTS})
+    SELECT * FROM unnest({_arrays(EVENT_COLUMNS, len(_INCOMING) + 1)})
     ON CONFLICT DO NOTHING
 ), raised AS (
-    INSERT INTO jobs AS old (id, type, run, step, attempt, progress, status, stage, result, error,
-                             created_at, updated_at, message, tenant)
-    SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at, message, tenant
+    INSERT INTO jobs AS old ({_JOBS})
+    SELECT {_JOBS}
     FROM incoming
     WHERE NOT EXISTS (SELECT FROM early WHERE early.id = incoming.id)
     ORDER BY id -- two stores that lock rows in different orders would deadlock
@@ -68,7 +95,7 @@ WITH incoming AS (
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
-"""
+"""  # noqa: S608  # our own columns
 
 
 class WriteResult(msgspec.Struct, frozen=True):
@@ -86,8 +113,7 @@ class WriteResult(msgspec.Struct, frozen=True):
 
 async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> WriteResult:
     """Write one batch; `jobs` sorted by id, one row a job."""
-    tenants = [row.job.tenant for row in jobs]
-    raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events), tenants)
+    raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events))
     return WriteResult(raised, frozenset(early))
 
 
@@ -106,19 +132,11 @@ async def strays(connection: asyncpg.Connection, ends: Sequence[End]) -> frozens
 
 
 def _job_columns(rows: Sequence[JobRow]) -> list[list[Any]]:
+    columns = [[getattr(row.job, name) for row in rows] for name in Snapshot.__struct_fields__]
+    results = Snapshot.__struct_fields__.index("result")
+    columns[results] = [None if value is None else msgspec.json.encode(value).decode() for value in columns[results]]
     return [
-        [row.job.job_id for row in rows],
-        [row.job.type for row in rows],
-        [row.job.run for row in rows],
-        [row.job.step for row in rows],
-        [row.job.attempt for row in rows],
-        [row.job.progress for row in rows],
-        [row.job.status for row in rows],
-        [row.job.stage for row in rows],
-        [None if row.job.result is None else msgspec.json.encode(row.job.result).decode() for row in rows],
-        [row.job.error for row in rows],
-        [row.job.created_at for row in rows],
-        [row.job.updated_at for row in rows],
+        *columns,
         [None if row.message is None else row.message.decode() for row in rows],
         [row.attempt_only for row in rows],
     ]
@@ -129,16 +147,12 @@ def _event_columns(rows: Sequence[EventRow]) -> list[list[Any]]:
 
 
 #: How tries to call back went. A job that was forgotten meanwhile gets no history any more.
-RECORD_CALLBACKS: Final = """
-INSERT INTO job_events (job_id, step, attempt, run, kind, stage, at,
-                        ended_stage, ended_attempt, started_at, seconds, error, delay_seconds)
-SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[], $4::int[], $5::text[], $6::text[], $7::timestamptz[],
-                     $8::text[], $9::int[], $10::timestamptz[], $11::float8[], $12::text[], $13::float8[])
-    AS new (job_id, step, attempt, run, kind, stage, at,
-            ended_stage, ended_attempt, started_at, seconds, error, delay_seconds)
+RECORD_CALLBACKS: Final = f"""
+INSERT INTO job_events ({_EVENTS})
+SELECT * FROM unnest({_arrays(EVENT_COLUMNS)}) AS new ({_EVENTS})
 WHERE EXISTS (SELECT FROM jobs WHERE jobs.id = new.job_id)
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608  # our own columns
 
 
 async def record_callbacks(connection: asyncpg.Connection, events: Sequence[EventRow]) -> None:

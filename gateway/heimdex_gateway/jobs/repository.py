@@ -32,7 +32,9 @@ END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
 #: Before every job of its moment: no job has this id.
 FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 
-COLUMNS: Final = "type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at, tenant"
+#: The columns of the view `job_status` but the id: the fields of Snapshot.
+_FIELDS: Final = tuple(name for name in Snapshot.__struct_fields__ if name != "job_id")
+COLUMNS: Final = ", ".join(_FIELDS)
 ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1 AND tenant = $2"  # noqa: S608  # our own columns
 HISTORY: Final = """
 SELECT job_id::text, step, attempt, run, kind, stage, at, ended_stage, ended_attempt, started_at, seconds, error,
@@ -160,7 +162,7 @@ class Database:
             *end,
             *([wanted.type] if wanted.type else []),
         ]
-        return [_snapshot(row, row[12]) for row in await self._ask(query, *arguments, many=True)]
+        return [_snapshot(row, row[len(_FIELDS)]) for row in await self._ask(query, *arguments, many=True)]
 
     async def history(self, job_id: str) -> list[EventRow]:
         """The job's history as far as it is recorded, in order. Raises as above."""
@@ -236,18 +238,7 @@ async def _keep_session(_: asyncpg.Connection) -> None:
 
 
 def _snapshot(row: Any, job_id: str) -> Snapshot:
-    return Snapshot(
-        job_id=job_id,
-        type=row[0],
-        run=row[1],
-        step=row[2],
-        attempt=row[3],
-        progress=row[4],
-        status=row[5],
-        stage=row[6],
-        result=None if row[7] is None else msgspec.json.decode(row[7]),
-        error=row[8],
-        created_at=row[9],
-        updated_at=row[10],
-        tenant=row[11],
-    )
+    fields = dict(zip(_FIELDS, row, strict=False))
+    if fields["result"] is not None:
+        fields["result"] = msgspec.json.decode(fields["result"])
+    return Snapshot(job_id=job_id, **fields)

@@ -23,7 +23,7 @@ TIMEOUT_SECONDS: Final = 4.0
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for. `not_before`: None for now. `callback_url`: its host is not looked up yet."""
+    """What a caller asks for; each field is one of Due. not_before: None for now; callback_url: not looked up yet."""
 
     type: str
     fail_at_stage: str | None
@@ -52,18 +52,15 @@ class Submit:
         """The first message of the tenant's job, with an id of its own: a UUID of version 7, ordered by time."""
         at = messages.now()
         return Due(
+            **msgspec.structs.asdict(request),
             job_id=str(uuid_utils.uuid7()),
-            type=request.type,
             tenant=tenant,
             step=0,
             created_at=at,
             at=at,
-            fail_at_stage=request.fail_at_stage,
-            not_before=request.not_before,
             stage=self._pipelines.by_type[request.type].first_stage,
             reason="submitted",
             trace=tracing.start(traceparent),
-            callback_url=request.callback_url,
         )
 
     async def check_streams(self) -> None:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
 from heimdex_gateway.jobs import repository
 from heimdex_gateway.openapi.callbacks import EXAMPLE_URL, url_schema
 from heimdex_gateway.schemas import job_list
-from heimdex_gateway.schemas.job_request import MAX_BATCH_JOBS, MAX_DELAY
+from heimdex_gateway.schemas.job_request import BatchBody
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,8 @@ class Known:
 
 def complete(document: dict[str, Any], known: Known) -> None:
     """Add, in place, the schemas that depend on what this gateway knows. Can be repeated on the same document."""
-    components = document["components"]["schemas"]
     # Named, so that a generated client uses the same names.
-    components["JobRequest"] = job_schema(known).to_schema()
-    components["BatchRequest"] = batch_schema(known).to_schema()
-    components["BatchRequest"]["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
+    document["components"]["schemas"] |= schemas(known)
     paths = document["paths"]
     for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
         body = paths[path]["post"]["requestBody"]["content"]["application/json"]
@@ -41,50 +39,22 @@ def complete(document: dict[str, Any], known: Known) -> None:
                 parameter["schema"]["enum"] = list(known.types)
 
 
-def job_schema(known: Known) -> Schema:
-    """One job as a caller requests it."""
-    null = Schema(type=OpenAPIType.NULL)
-    return Schema(
-        title="JobRequest",
-        type=OpenAPIType.OBJECT,
-        additional_properties=False,
-        required=["type"],
-        schema_not=Schema(
-            required=["run_at", "delay_seconds"],
-            properties={
-                "run_at": Schema(type=OpenAPIType.STRING),
-                "delay_seconds": Schema(type=OpenAPIType.NUMBER),
-            },
-        ),
-        properties={
-            "type": Schema(type=OpenAPIType.STRING, description="a known job type", enum=list(known.types)),
-            "fail_at_stage": Schema(
-                one_of=[Schema(type=OpenAPIType.STRING, enum=list(known.stages)), null],
-                description="null, or the stage at whose start the job fails on every attempt",
-            ),
-            "run_at": Schema(
-                one_of=[Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME), null],
-                description="not before this time, with its zone; excludes delay_seconds",
-            ),
-            "delay_seconds": Schema(
-                one_of=[Schema(type=OpenAPIType.NUMBER, minimum=0, maximum=MAX_DELAY.total_seconds()), null],
-                description="not before so many seconds from now; excludes run_at",
-            ),
-            "callback_url": url_schema(enabled=known.callbacks),
-        },
-    )
-
-
-def batch_schema(known: Known) -> Schema:
-    """Many of them."""
-    jobs = Schema(type=OpenAPIType.ARRAY, items=job_schema(known), min_items=1, max_items=MAX_BATCH_JOBS)
-    return Schema(
-        title="BatchRequest",
-        type=OpenAPIType.OBJECT,
-        additional_properties=False,
-        required=["jobs"],
-        properties={"jobs": jobs},
-    )
+def schemas(known: Known) -> dict[str, Any]:
+    """JobRequest and BatchRequest: their structs, with the job types, stages and callbacks of this gateway."""
+    _, components = msgspec.json.schema_components([BatchBody], ref_template="#/components/schemas/{name}")
+    job, batch = components["JobBody"] | {"title": "JobRequest"}, components["BatchBody"] | {"title": "BatchRequest"}
+    batch["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
+    fields = job["properties"]
+    fields["type"]["enum"] = list(known.types)
+    for option in fields["fail_at_stage"]["anyOf"]:
+        if option["type"] == "string":
+            option["enum"] = list(known.stages)
+    fields["callback_url"] = url_schema(enabled=known.callbacks).to_schema()
+    job["not"] = {
+        "required": ["run_at", "delay_seconds"],
+        "properties": {"run_at": {"type": "string"}, "delay_seconds": {"type": "number"}},
+    }
+    return {"JobRequest": job, "BatchRequest": batch}
 
 
 def _body(description: str, schema: Schema, examples: dict[str, Example]) -> RequestBody:

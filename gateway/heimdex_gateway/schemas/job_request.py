@@ -1,14 +1,19 @@
-"""Reads the bodies of requests, or says what is wrong with them: 400 for what is not JSON, 422 naming the field."""
+"""The bodies of POST /jobs and POST /jobs/batch.
+
+JobBody is the one definition: it validates, and the OpenAPI document is generated from it. Only a body that it refuses
+is walked by hand, to word the refusal: 400 for what is not JSON, 422 with the field.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts import messages
+from heimdex_contracts.messages import Moment
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs.submit import JobRequest
@@ -16,20 +21,58 @@ from heimdex_gateway.jobs.submit import JobRequest
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_BATCH_JOBS: Final = 1000
 MAX_DELAY: Final = timedelta(days=366)
-_KEYS: Final = ("type", "fail_at_stage", "run_at", "delay_seconds", "callback_url")
-_BATCH_KEYS: Final = ("jobs",)
+
+
+class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One job as a caller requests it."""
+
+    type: Annotated[str, msgspec.Meta(description="a known job type")]
+    fail_at_stage: Annotated[
+        str | None, msgspec.Meta(description="null, or the stage at whose start the job fails on every attempt")
+    ] = None
+    run_at: Annotated[
+        Moment | None, msgspec.Meta(description="not before this time, with its zone; excludes delay_seconds")
+    ] = None
+    delay_seconds: Annotated[
+        Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY.total_seconds())] | None,
+        msgspec.Meta(description="not before so many seconds from now; excludes run_at"),
+    ] = None
+    callback_url: str | None = None
+
+
+class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Many jobs."""
+
+    jobs: Annotated[list[JobBody], msgspec.Meta(min_length=1, max_length=MAX_BATCH_JOBS)]
+
+
+_KEYS: Final = JobBody.__struct_fields__
+_BATCH_KEYS: Final = BatchBody.__struct_fields__
+_job_body: Final = msgspec.json.Decoder(JobBody)
+_batch_body: Final = msgspec.json.Decoder(BatchBody)
+_REFUSED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _T = TypeVar("_T")
 
 
 def job(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> JobRequest:
-    """The body of POST /jobs. Raises Problem."""
-    return _read(body, f'{{"type": "{pipelines.types[0]}"}}', lambda data: _job(data, pipelines, callbacks, ""))
+    """The body of POST /jobs. Raises Problem, and CallbackUrlRefused."""
+    try:
+        return _checked(msgspec.structs.asdict(_job_body.decode(body)), pipelines, callbacks, "")
+    except _REFUSED:
+        return _read(body, f'{{"type": "{pipelines.types[0]}"}}', lambda data: _job(data, pipelines, callbacks, ""))
 
 
 def jobs(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> list[JobRequest]:
-    """The body of POST /jobs/batch. Raises Problem, also for one job of it."""
-    example = f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}'
-    return _read(body, example, lambda data: _jobs(data, pipelines, callbacks))
+    """The body of POST /jobs/batch. Raises as `job`, also for one job of it."""
+    try:
+        entries = _batch_body.decode(body).jobs
+    except _REFUSED:
+        example = f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}'
+        return _read(body, example, lambda data: _jobs(data, pipelines, callbacks))
+    return [
+        _checked(msgspec.structs.asdict(entry), pipelines, callbacks, f"jobs[{number}].")
+        for number, entry in enumerate(entries)
+    ]
 
 
 def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidation) -> list[JobRequest]:
@@ -41,24 +84,29 @@ def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidat
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_BATCH_JOBS:
         given = f"{len(entries)} of them" if isinstance(entries, list) else _kind(entries)
         raise _wrong("", "jobs", f"must be {allowed}, not {given}")
-    found = []
+    requests = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             name = f"jobs[{number}]"
             raise Problem(422, f"The field {name!r} must be an object, not {_kind(entry)}.", field=name)
-        found.append(_job(entry, pipelines, callbacks, f"jobs[{number}]."))
-    return found
+        requests.append(_job(entry, pipelines, callbacks, f"jobs[{number}]."))
+    return requests
 
 
-def called_back(wanted: Sequence[JobRequest]) -> list[tuple[str, str]]:
+def called_back(requests: Sequence[JobRequest]) -> list[tuple[str, str]]:
     """Of a batch: the field and the URL of each job that has one."""
-    return [(f"jobs[{n}].callback_url", entry.callback_url) for n, entry in enumerate(wanted) if entry.callback_url]
+    return [(f"jobs[{n}].callback_url", entry.callback_url) for n, entry in enumerate(requests) if entry.callback_url]
 
 
 def _job(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidation, prefix: str) -> JobRequest:
     _check_keys(data, _KEYS, prefix)
     if "type" not in data:
         raise _wrong(prefix, "type", f"is missing; it must be one of {_and(pipelines.types)}")
+    return _checked(data, pipelines, callbacks, prefix)
+
+
+def _checked(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidation, prefix: str) -> JobRequest:
+    """The rules that no schema of one field can hold, of fields that are decoded or as the caller wrote them."""
     job_type = data["type"]
     pipeline = pipelines.by_type.get(job_type) if isinstance(job_type, str) else None
     if pipeline is None:
