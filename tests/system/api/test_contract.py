@@ -61,7 +61,7 @@ async def document(api: Api) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("doors", ["plain", "keyed"])
+@pytest.mark.parametrize("doors", ["plain", pytest.param("keyed", marks=pytest.mark.full)])
 async def test_schemathesis_finds_nothing_with_all_its_checks_along_all_links(
     system: System, api: Api, tmp_path: Path, doors: str
 ) -> None:

@@ -181,6 +181,7 @@ def _due(job_id: str, step: int, stage: str, attempts: int = 0) -> Due:
     )
 
 
+@pytest.mark.full
 @pytest.mark.allows("node_killed")
 async def test_an_empty_node_that_joins_gets_its_replicas(system: System, cluster: Cluster, database_url: str) -> None:
     await started(system, cluster)
