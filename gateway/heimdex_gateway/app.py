@@ -13,12 +13,26 @@ from litestar.openapi.spec import Components, Tag
 from litestar.static_files import create_static_files_router
 
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_gateway import errors, routes
+from heimdex_gateway import errors, problem
 from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.middleware import cors
 from heimdex_gateway.middleware.request_counts import counting
 from heimdex_gateway.openapi import document, request_bodies, responses
+from heimdex_gateway.routes import actions, events, health, jobs
 
+HANDLERS: Final = (
+    health.healthz,
+    health.readyz,
+    health.jobs_options,
+    jobs.submit_job,
+    jobs.submit_jobs,
+    jobs.list_jobs,
+    jobs.get_job,
+    events.list_events,
+    actions.cancel_job,
+    actions.retry_job,
+    actions.retry_jobs,
+)
 ASSETS: Final = "/schema/assets"
 
 DESCRIPTION: Final = """\
@@ -35,7 +49,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     app = Litestar.from_config(
         AppConfig(
             route_handlers=[
-                *routes.HANDLERS,
+                *HANDLERS,
                 create_static_files_router(
                     path=ASSETS, directories=[swagger_ui()], include_in_schema=False, send_as_attachment=False
                 ),
@@ -44,7 +58,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
             middleware=[counting(counters), *gateway.access.middleware],
             cors_config=gateway.access.cors,
             exception_handlers={
-                errors.Problem: errors.on_problem,
+                problem.Problem: errors.on_problem,
                 **dict.fromkeys(errors.ERRORS, errors.on_error),
                 HTTPException: errors.on_http_exception,
                 Exception: errors.on_defect(log),

@@ -5,6 +5,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from litestar import Request
+
 from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime.jetstream.connection import Broker
@@ -66,3 +68,14 @@ class Gateway:
         self.background_tasks.add(task)
         task.add_done_callback(self.background_tasks.discard)
         return task
+
+
+def gateway_of(request: Request[Any, Any, Any]) -> Gateway:
+    """The gateway that serves this request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def tenant_of(request: Request[Any, Any, Any]) -> str:
+    """The tenant whose jobs this request may read and change."""
+    return gateway_of(request).access.tenant_of(request)

@@ -16,25 +16,7 @@ from heimdex_gateway.jobs.change import Conflict
 from heimdex_gateway.jobs.idempotency import KeyReused
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.status import JobNotFound, StateUnavailable
-
-
-class Problem(Exception):
-    """An answer other than the one that was asked for; further keys stand beside `detail`."""
-
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.headers = headers or {}
-        self.extra = extra
-
-
-class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every error answers. `field` names the part of the request that is wrong, where one is."""
-
-    detail: str
-    field: str | None = None
-
+from heimdex_gateway.problem import Problem
 
 INTERNAL: Final = "Something went wrong here; it is in the gateway's log. Try again, and tell the operator if it stays."
 

@@ -9,16 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from litestar.enums import HttpMethod, ScopeType
+from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from heimdex_gateway.errors import Problem
+from heimdex_gateway.middleware.open_routes import is_open
+from heimdex_gateway.problem import Problem
 
-#: Marks a handler that can be called without a key, because it reveals nothing about any job.
-OPEN: Final = "open_to_all"
-#: The path of the OpenAPI document and its page. Their handlers belong to the framework and cannot be marked.
-_SCHEMA: Final = "/schema"
 _CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
 _SCHEME: Final = b"bearer "
 
@@ -51,16 +48,6 @@ class Keys:
         if tenant is None:
             raise Problem(401, "The API key is not known: ask the operator for a valid one.", _CHALLENGE)
         return tenant, digest
-
-
-def is_open(scope: Scope) -> bool:
-    """Whether this request needs no API key. A handler that is not marked OPEN needs one."""
-    return bool(
-        scope["route_handler"].opt.get(OPEN)
-        or scope["path"] == _SCHEMA
-        or scope["path"].startswith(f"{_SCHEMA}/")
-        or scope.get("method") == HttpMethod.OPTIONS
-    )
 
 
 class Authenticating(ASGIMiddleware):

@@ -15,8 +15,8 @@ from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from heimdex_gateway.errors import Problem
-from heimdex_gateway.middleware.api_keys import is_open
+from heimdex_gateway.middleware.open_routes import is_open
+from heimdex_gateway.problem import Problem
 
 HEADERS: Final = ("RateLimit-Limit", "RateLimit-Policy", "RateLimit-Remaining", "RateLimit-Reset")
 

@@ -7,7 +7,6 @@ import msgspec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 
 from heimdex_contracts.job_object import JobObject
-from heimdex_gateway.errors import ErrorBody
 from heimdex_gateway.openapi import callbacks, postprocess, request_bodies
 from heimdex_gateway.openapi.examples import (
     AGAIN,
@@ -18,6 +17,7 @@ from heimdex_gateway.openapi.examples import (
     PROCESSING,
     STREAM_EXAMPLE,
 )
+from heimdex_gateway.problem import ErrorBody
 from heimdex_gateway.schemas.events import EventList
 from heimdex_gateway.schemas.health import Health, Readiness
 from heimdex_gateway.schemas.job_list import JobList

@@ -6,8 +6,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example, SecurityScheme
 
 from heimdex_contracts.job_object import JobObject
-from heimdex_gateway.errors import ErrorBody
 from heimdex_gateway.openapi.examples import AGAIN, CANCELED, COMPLETED, EVENTS, EXAMPLE_ID, FAILED
+from heimdex_gateway.problem import ErrorBody
 from heimdex_gateway.schemas.events import EventList
 from heimdex_gateway.schemas.job_list import JobList
 from heimdex_gateway.schemas.jobs import JobsAccepted, JobsRetried

@@ -6,20 +6,19 @@ from litestar import Response, post
 from litestar.params import QueryParameter
 
 from heimdex_contracts.job_object import job_object
-from heimdex_gateway.errors import Problem
+from heimdex_gateway.dependencies import gateway_of, tenant_of
 from heimdex_gateway.jobs.change import Changed
 from heimdex_gateway.jobs.retry import From
 from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.openapi import request_bodies, responses
-from heimdex_gateway.routes.jobs import JobId, Traceparent
+from heimdex_gateway.problem import Problem
+from heimdex_gateway.routes.parameters import JobId, Traceparent
 from heimdex_gateway.routes.request import (
     AnyRequest,
     check_query,
     encoded,
-    gateway_of,
     in_time,
     job_id_of,
-    tenant_of,
 )
 from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.jobs import JobsRetried

@@ -7,19 +7,18 @@ from litestar import Response, get
 from litestar.params import HeaderParameter
 from litestar.response import Stream
 
+from heimdex_gateway.dependencies import gateway_of, tenant_of
 from heimdex_gateway.jobs.history import parse_id
 from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.openapi import responses
 from heimdex_gateway.routes import sse
-from heimdex_gateway.routes.jobs import JobId
+from heimdex_gateway.routes.parameters import JobId
 from heimdex_gateway.routes.request import (
     AnyRequest,
     check_query,
     encoded,
-    gateway_of,
     in_time,
     job_id_of,
-    tenant_of,
 )
 from heimdex_gateway.schemas import events
 
@@ -46,7 +45,7 @@ async def list_events(
     async def answer() -> Response[bytes] | Stream:
         if await gateway.status.job(known, tenant_of(request)) is None:
             raise JobNotFound
-        if sse.is_wanted(request):
+        if sse.is_wanted(request.headers.get("accept", "")):
             source = AsyncExitStack()
             # What stands in the way must be known before the head is sent, which says 200.
             entries = await source.enter_async_context(gateway.history.live(known, parse_id(last_event_id)))

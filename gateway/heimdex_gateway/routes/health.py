@@ -6,9 +6,10 @@ from litestar import HttpMethod, Response, get, route
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
+from heimdex_gateway.dependencies import gateway_of
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
-from heimdex_gateway.middleware.api_keys import OPEN
-from heimdex_gateway.routes.request import JSON, AnyRequest, gateway_of
+from heimdex_gateway.middleware.open_routes import OPEN
+from heimdex_gateway.routes.request import JSON, AnyRequest
 from heimdex_gateway.schemas.health import DependencyState, Health, Readiness
 
 _HEALTH: Final = {

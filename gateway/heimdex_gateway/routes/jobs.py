@@ -5,43 +5,30 @@ from typing import Annotated
 from litestar import Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import HeaderParameter, Parameter
+from litestar.params import Parameter
 
 from heimdex_contracts import tracing
 from heimdex_contracts.job_object import JobObject, job_object
 from heimdex_contracts.messages import Due
+from heimdex_gateway.dependencies import gateway_of, tenant_of
 from heimdex_gateway.jobs.repository import Cursor
 from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.jobs.wait import until_ended
 from heimdex_gateway.openapi import examples, request_bodies, responses
+from heimdex_gateway.routes.parameters import IdempotencyKey, JobId, Traceparent
 from heimdex_gateway.routes.request import (
     AnyRequest,
     check_query,
     encoded,
-    gateway_of,
     in_time,
     job_id_of,
     json_body,
-    tenant_of,
     while_there,
 )
 from heimdex_gateway.schemas import job_list, job_request, parameters
 from heimdex_gateway.schemas.job_request import MAX_BODY_BYTES
 from heimdex_gateway.schemas.jobs import JobAccepted, JobsAccepted
 from heimdex_gateway.schemas.parameters import wait_seconds
-
-JobId = Annotated[str, Parameter(description="the id that POST answered")]
-IdempotencyKey = Annotated[
-    str | None,
-    HeaderParameter(
-        name="Idempotency-Key",
-        required=False,
-        description="the same key and body give the same job, or batch, for 24 hours",
-    ),
-]
-Traceparent = Annotated[
-    str | None, HeaderParameter(name="traceparent", required=False, description=responses.TRACEPARENT_HEADER)
-]
 
 
 @post(

@@ -10,9 +10,8 @@ from litestar import Request, Response
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from heimdex_contracts import messages
-from heimdex_gateway.dependencies import Gateway
-from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs.status import JobNotFound
+from heimdex_gateway.problem import Problem
 from heimdex_gateway.schemas import job_list
 
 _json: Final = msgspec.json.Encoder()
@@ -27,17 +26,6 @@ MAX_SECONDS: Final = 4.5
 
 AnyRequest = Request[Any, Any, Any]
 _T = TypeVar("_T")
-
-
-def gateway_of(request: AnyRequest) -> Gateway:
-    """What the routes work with."""
-    gateway: Gateway = request.app.state.gateway
-    return gateway
-
-
-def tenant_of(request: AnyRequest) -> str:
-    """Whose jobs this request may see."""
-    return gateway_of(request).access.tenant_of(request)
 
 
 def encoded(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:

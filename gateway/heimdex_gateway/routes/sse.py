@@ -13,7 +13,6 @@ from litestar.types import Receive, Scope, Send
 from heimdex_contracts.job_object import moment
 from heimdex_contracts.messages import Progress
 from heimdex_gateway.jobs.history import Live
-from heimdex_gateway.routes.request import JSON, AnyRequest
 from heimdex_gateway.schemas.events import event_object
 
 _json: Final = msgspec.json.Encoder()
@@ -21,16 +20,16 @@ EVENT_STREAM: Final = "text/event-stream"
 _REFUSED: Final = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|$)", re.IGNORECASE)
 
 
-def is_wanted(request: AnyRequest) -> bool:
+def is_wanted(accept: str) -> bool:
     """Whether the caller would rather have the stream than JSON."""
     wanted: list[str] = []
-    for part in request.headers.get("accept", "").split(","):
+    for part in accept.split(","):
         # The framework takes q=0, which says "not this", for the least of wishes.
         if not _REFUSED.search(part):
             wanted.append(part)
         elif part.partition(";")[0].strip().lower() == EVENT_STREAM:
             return False
-    return Accept(",".join(wanted)).best_match([JSON, EVENT_STREAM]) == EVENT_STREAM
+    return Accept(",".join(wanted)).best_match(["application/json", EVENT_STREAM]) == EVENT_STREAM
 
 
 async def frames(entries: Live) -> AsyncIterator[bytes]:

@@ -10,8 +10,8 @@ import msgspec
 from heimdex_contracts import messages
 from heimdex_contracts.job_object import JobObject
 from heimdex_contracts.pipelines import Pipelines
-from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs.repository import STATUSES, Cursor, JobQuery
+from heimdex_gateway.problem import Problem
 
 MOST: Final = 1000
 USUAL: Final = 50

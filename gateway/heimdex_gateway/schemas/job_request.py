@@ -15,8 +15,8 @@ from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts import messages
 from heimdex_contracts.messages import Moment
 from heimdex_contracts.pipelines import Pipelines
-from heimdex_gateway.errors import Problem
 from heimdex_gateway.jobs.submit import JobRequest
+from heimdex_gateway.problem import Problem
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_BATCH_JOBS: Final = 1000

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from heimdex_gateway.errors import Problem
+from heimdex_gateway.problem import Problem
 
 MAX_WAIT_SECONDS: Final = 300.0
 

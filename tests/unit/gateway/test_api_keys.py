@@ -6,8 +6,8 @@ import pytest
 
 from heimdex_contracts import messages
 from heimdex_contracts.messages import DEFAULT_TENANT
-from heimdex_gateway.errors import Problem
 from heimdex_gateway.middleware.api_keys import Keys
+from heimdex_gateway.problem import Problem
 from tests.support.histories import due
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heimdex_gateway.errors import Problem
 from heimdex_gateway.middleware.rate_limit import Limit
+from heimdex_gateway.problem import Problem
 
 
 class Clock:

@@ -16,7 +16,8 @@ from heimdex_contracts import pipelines
 from heimdex_contracts.job_object import job_object, moment
 from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
-from heimdex_gateway.errors import Problem, answer
+from heimdex_gateway.errors import answer
+from heimdex_gateway.problem import Problem
 from heimdex_gateway.schemas.job_request import job as job_request
 from heimdex_gateway.schemas.job_request import jobs as job_requests
 from tests.support.histories import Writer, due
