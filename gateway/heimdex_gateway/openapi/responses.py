@@ -116,7 +116,9 @@ UNKNOWN_FROM: Final = problem(
     "The parameter is invalid.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
 )
 WRONG_WAIT: Final = problem(
-    "The parameter is invalid.", "The parameter 'wait' must be seconds from 0 to 300, not 'long'.", field="wait"
+    "The parameter is invalid.",
+    "The parameter 'wait' must be a number of seconds from 0 to 300, not 'long'.",
+    field="wait",
 )
 READ_ERRORS: Final = {422: WRONG_WAIT, 404: problem("The job does not exist.", "Job not found"), 500: UNAVAILABLE}
 

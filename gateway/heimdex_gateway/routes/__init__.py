@@ -1,4 +1,4 @@
-"""The routes, thin: decode, one call, encode. `HANDLERS` is all of them."""
+"""The routes. Each decodes the request, calls one use case, and encodes the response. `HANDLERS` lists them all."""
 
 from heimdex_gateway.routes import actions, events, health, jobs
 
