@@ -104,12 +104,12 @@ def _changes(example: Example, conflict: str, full: str) -> dict[int, ResponseSp
 
 CANCEL_ANSWERS: Final = _changes(
     Example(id="canceled", summary="a canceled job", value=CANCELED),
-    "The job has ended (completed): only one that has not can be canceled.",
+    "The job is already completed: only an unfinished job can be canceled.",
     "JetStream has no space for the message that cancels the job",
 )
 RETRY_ANSWERS: Final = _changes(
     Example(id="again", summary="a job that runs again", value=AGAIN),
-    "The job has completed: only a failed or canceled one can be run again.",
+    "The job is completed: only a failed or canceled job can be retried.",
     "The queue is full",
 )
 UNKNOWN_FROM: Final = problem(
