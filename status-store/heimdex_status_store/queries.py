@@ -18,7 +18,7 @@ from heimdex_status_store.projection import JobRow
 def _type_in_postgres(annotation: Any) -> str:
     """Return the Postgres type of a field with this Python type, which may be optional."""
     types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    (kind,) = (one for one in types if one is not type(None))
+    (kind,) = (member for member in types if member is not type(None))
     return {str: "text", int: "int", float: "float8", datetime: "timestamptz", dict: "json"}.get(
         get_origin(kind) or kind, "text"
     )
@@ -103,7 +103,7 @@ SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
 class WriteResult(msgspec.Struct, frozen=True):
     """The result of writing one batch.
 
-    raised: how many jobs' rows rose; 0 if the batch contained only events that were already recorded.
+    raised: how many rows were raised; 0 if the batch contained only events that were already recorded.
     early: the ids of jobs with an attempt event that arrived before its hand-over.
     ahead: job id and step of each attempt event that must be redelivered separately (`projection.ahead`).
     strays: job id and step of each checked terminal event that did not end its run (`strays`).

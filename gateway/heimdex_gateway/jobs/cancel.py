@@ -62,7 +62,7 @@ class Cancel:
             changed = await self._changes.wait_until_visible(message, answer_by)
             # Removed from the queue, so that no worker receives it only to drop it.
             await self._remove(newest, answer_by)
-            await self._check_no_earlier_end(message, newest.sequence, changed)
+            await self._check_not_finished_before(message, newest.sequence, changed)
             return changed
         if not_in_stream:
             raise StateUnavailable("The job's messages are being restored. Try again in a few seconds.")
@@ -81,7 +81,7 @@ class Cancel:
     async def _remove(self, handed_over: Newest, answer_by: float) -> None:
         """Remove a canceled job's hand-over from its queue.
 
-        A removal that takes longer than until `answer_by` continues after the response.
+        Waits until `answer_by` at most. A slower removal continues after the response.
         """
         removal = self._spawn(self._removal(handed_over))
         await asyncio.wait({removal}, timeout=max(0.0, answer_by - asyncio.get_running_loop().time()))
@@ -95,7 +95,7 @@ class Cancel:
             except (BrokerUnavailable, JetStreamError):
                 continue
 
-    async def _check_no_earlier_end(self, message: AnyJobMessage, sequence: int, changed: Changed) -> None:
+    async def _check_not_finished_before(self, message: AnyJobMessage, sequence: int, changed: Changed) -> None:
         """Raise Conflict if a terminal event of the job was stored before its cancel.
 
         Messages that followed `sequence` may have been recorded, and have left the stream, between our reads and our

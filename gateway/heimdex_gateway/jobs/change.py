@@ -24,7 +24,8 @@ PUBLISH_SECONDS: Final = 2.0
 ANSWERED_WITHIN_SECONDS: Final = 4.0
 #: The delay between two reads of a stream whose leader does not have a message yet that Postgres has.
 BEHIND_SECONDS: Final = 0.05
-#: How often a job is read if it changes between our read and our publish. It has few stages, so it changes a few times.
+#: The maximum number of reads of a job that changes between our read and our publish. A job has few stages, so it
+#: changes only a few times.
 MAX_READS: Final = 20
 
 

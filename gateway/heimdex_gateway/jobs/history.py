@@ -76,7 +76,7 @@ class History:
 
     @contextlib.asynccontextmanager
     async def live(self, job_id: str, after: Key | None) -> AsyncIterator[Live]:
-        """Yield the history, then each event as it is stored, up to the terminal event of the job.
+        """Open an iterator over the history, and then over each event as it is stored, up to the job's terminal event.
 
         On entry, the events of the job are subscribed to and its history is read; raises StateUnavailable if this is
         not possible. after: the key of the last entry that the client has. If an event was missed, the iterator ends

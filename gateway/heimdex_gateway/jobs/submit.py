@@ -1,4 +1,4 @@
-"""Accepts jobs: one publish, or one atomic batch. It returns only after JetStream has stored the jobs."""
+"""Accepts jobs with one publish, or with one atomic batch. A job is accepted only after JetStream has stored it."""
 
 import asyncio
 import contextlib

@@ -43,7 +43,8 @@ async def _watch(
                 if event is not None and snapshot(event).status in TERMINAL:
                     break
         except Interrupted:
-            # The gateway is stopping, or lost its connection to NATS: return the current state; the caller repeats.
+            # The gateway is stopping, or lost its connection to NATS. Return the current state; the caller can
+            # repeat the request.
             return await status.job(job_id, tenant)
     recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
     job = await status.job(job_id, tenant)

@@ -65,7 +65,7 @@ LIST_ANSWERS: Final = {
     500: UNAVAILABLE,
 }
 NO_PARAMETERS: Final = problem(
-    "The operation has no query parameters.", "There is no parameter 'form'; there are none.", field="form"
+    "The operation has no query parameters.", "There is no parameter 'form'; the operation has none.", field="form"
 )
 EVENTS_ANSWERS: Final = {
     200: ResponseSpec(

@@ -92,7 +92,9 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     query = job_list.single(request.query_params.multi_items())
     for name in query:
         if name not in {"status", "type"}:
-            raise Problem(422, f"There is no parameter {name[:60]!r}; they are 'status' and 'type'.", field=name[:100])
+            raise Problem(
+                422, f"There is no parameter {name[:60]!r}; the parameters are 'status' and 'type'.", field=name[:100]
+            )
     status = job_list.one_of("status", query.get("status"), RETRYABLE)
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")

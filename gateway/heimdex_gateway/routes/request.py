@@ -124,5 +124,5 @@ def check_query(request: AnyRequest, *known: str) -> None:
         return
     for name in job_list.single(request.query_params.multi_items()):
         if name not in known:
-            allowed = f"the parameters are {', '.join(map(repr, known))}" if known else "there are none"
+            allowed = f"the parameters are {', '.join(map(repr, known))}" if known else "the operation has none"
             raise Problem(422, f"There is no parameter {name[:60]!r}; {allowed}.", field=name[:100])
