@@ -1,6 +1,6 @@
-"""Fixtures for every level of tests: servers, a fresh database, the services as processes, an HTTP client.
+"""Fixtures for every level of tests: servers, an empty database, the services as processes, an HTTP client.
 
-A fixture costs nothing where it is not asked for. The unit tests ask for none of these.
+A fixture that a test does not request costs nothing. The unit tests request none of these.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tests.support.pipelines.scripted import Script
 from tests.support.servers import NatsServer, PostgresServer
 from tests.support.services import System
 
-# A slow shared machine must not fail a property that holds.
+# A property that holds must not fail because a shared machine is slow.
 hypothesis.settings.register_profile(
     "heimdex", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
@@ -29,8 +29,8 @@ hypothesis.settings.load_profile("heimdex")
 
 NewSystem = Callable[..., System]
 
-#: Their tests share a running system, so they go to one worker of xdist. (Its own marker for this, xdist_group, does
-#: nothing with pytest 9.2.)
+#: Modules whose tests share a running system. All tests of one module run on the same xdist worker. (The marker
+#: xdist_group, which is meant for this, has no effect with pytest 9.2.)
 TOGETHER = (
     *(
         f"tests/system/api/test_{name}.py"
@@ -54,13 +54,14 @@ TOGETHER = (
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The services' own: it has ways of its own to say that a connection broke."""
+    """Run the tests on uvloop, as the services do: it reports a broken connection in its own way."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "allows(*kinds): what this test's fault may make services log (tests/support/auditor)"
+        "markers",
+        "allows(*kinds): kinds of findings that this test's fault may cause in the logs (tests/support/auditor)",
     )
 
 
@@ -69,13 +70,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def allowed(item: pytest.Item) -> list[str]:
-    """The kinds of findings that the markers of this test, its class and its module allow."""
+    """Return the kinds of findings that the markers of this test, its class and its module allow."""
     return [kind for marker in item.iter_markers("allows") for kind in marker.args]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Any test to any worker, but for the files that belong together."""
+    """Distribute single tests to the workers, except the modules in TOGETHER, whose tests stay on one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
@@ -88,7 +89,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A folder of this test's own that other users may pass through."""
+    """A temporary folder of this test. Other users may traverse it, because Postgres may run as another user."""
     folder = servers.temporary_folder()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +97,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def nats(scratch: Path) -> Iterator[NatsServer]:
-    """A nats-server of this test's own, with nothing in it."""
+    """An empty nats-server of this test."""
     server = servers.start_nats(scratch)
     yield server
     servers.remove(server)
@@ -104,7 +105,7 @@ def nats(scratch: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """One Postgres for all tests of this process: do not stop it (`own_postgres` may be stopped)."""
+    """A Postgres server shared by all tests of this process. Do not stop it; use `own_postgres` for that."""
     folder = servers.temporary_folder()
     server = servers.start_postgres(folder)
     yield server
@@ -114,7 +115,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_postgres(scratch: Path) -> Iterator[PostgresServer]:
-    """A Postgres of this test's own, to be stopped, killed and started."""
+    """A Postgres server of this test, which it may stop, kill and start."""
     server = servers.start_postgres(scratch)
     yield server
     servers.remove(server)
@@ -122,7 +123,7 @@ def own_postgres(scratch: Path) -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def other_postgres(scratch: Path) -> Iterator[OtherPostgres]:
-    """A Postgres of this test's own on another host, whose link may die."""
+    """A Postgres server of this test on another host, whose link the test may cut."""
     host = OtherHost()
     try:
         server = OtherPostgres(scratch, host)
@@ -135,43 +136,46 @@ def other_postgres(scratch: Path) -> Iterator[OtherPostgres]:
 
 @pytest.fixture
 def database_url(postgres: PostgresServer) -> str:
-    """An empty database of this test's own, on the shared server."""
+    """An empty database of this test, on the shared server."""
     return servers.new_database(postgres)
 
 
 @pytest.fixture
 def new_system(scratch: Path, request: pytest.FixtureRequest) -> Iterator[NewSystem]:
-    """Makes a System from a NATS URL and a database URL; ends its processes, and audits their logs."""
-    made: list[System] = []
+    """A function that creates a System from a NATS URL and a database URL.
+
+    After the test, its processes are stopped and their logs are audited.
+    """
+    systems: list[System] = []
 
     def make(nats_url: str, database_url: str, **env: str | None) -> System:
-        folder = scratch / f"system-{len(made)}"
+        folder = scratch / f"system-{len(systems)}"
         folder.mkdir()
-        made.append(System(nats_url, database_url, folder, env))
-        made[-1].allow_only(*allowed(request.node))
-        return made[-1]
+        systems.append(System(nats_url, database_url, folder, env))
+        systems[-1].allow_only(*allowed(request.node))
+        return systems[-1]
 
     yield make
-    for system in made:
+    for system in systems:
         system.end()
-    for system in made:
+    for system in systems:
         system.check_logs()
 
 
 @pytest.fixture
 def system(new_system: NewSystem, nats: NatsServer, database_url: str) -> System:
-    """Services around a NATS server and a database of this test's own; none is started yet."""
+    """A system with a NATS server and a database of this test. No service is started yet."""
     return new_system(nats.url, database_url)
 
 
 @pytest.fixture
 def script(scratch: Path) -> Script:
-    """What the stages of the job type `scripted` are to do: `system.env |= script.env`."""
+    """The script that the stages of the job type `scripted` follow. Enable it with `system.env |= script.env`."""
     return Script(scratch / "script")
 
 
 @pytest_asyncio.fixture
 async def api(system: System) -> AsyncIterator[Api]:
-    """A client of the system's gateway."""
+    """An HTTP client of the system's gateway."""
     async with Api(system.url) as client:
         yield client

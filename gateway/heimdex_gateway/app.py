@@ -1,4 +1,4 @@
-"""`create_app`: the one place where the HTTP application is put together."""
+"""Assembles the HTTP application. `create_app` is the only place where this is done."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,15 +36,15 @@ HANDLERS: Final = (
 ASSETS: Final = "/schema/assets"
 
 DESCRIPTION: Final = """\
-Submit a media job, follow it to its end.
+Submit a media job, and follow it until it completes, fails or is canceled.
 
-A job that was accepted (202) is never lost, never stuck, and can always be found. A stage runs at least once, its
-effect on the job's status exactly once, and the status never runs backwards. Every error is JSON with a `detail`.
+An accepted job (202) is never lost, never stuck, and can always be found. A stage runs at least once; its effect on the
+job's status is applied exactly once. The status never moves backwards. Every error is JSON with a `detail`.
 """
 
 
 def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
-    """The application around this gateway; it opens and closes nothing."""
+    """Build the application for this gateway. It opens and closes none of the gateway's connections."""
     known = request_bodies.Known(gateway.pipelines.types, gateway.pipelines.stage_names, gateway.callbacks.enabled)
     app = Litestar.from_config(
         AppConfig(
@@ -75,7 +75,7 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
                 components=Components(security_schemes={responses.SCHEME: responses.KEY}),
                 security=[{responses.SCHEME: []}] if gateway.access.keys else None,
                 render_plugins=[
-                    # Served from here, so that the page works without the internet.
+                    # Served by the gateway, so that the page works without access to the internet.
                     document.FinishedPage(
                         known,
                         js_url=f"{ASSETS}/swagger-ui-bundle.js",
@@ -97,14 +97,17 @@ def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
 
 
 def _no_page(response: Response[Any]) -> Response[Any]:
-    """The framework's own answer to an unknown path below /schema is a page in HTML."""
+    """Replace the framework's HTML page for an unknown path below /schema: NotFoundException makes it our JSON 404."""
     if response.status_code == 404:
         raise NotFoundException
     return response
 
 
 def swagger_ui() -> Path:
-    """Where the package swagger-ui-py keeps the files of Swagger UI; nothing of its code is imported."""
+    """The folder in which the package swagger-ui-py stores the files of Swagger UI. None of its code is imported.
+
+    Raises RuntimeError if the package is not installed.
+    """
     spec = find_spec("swagger_ui")
     if spec is None or spec.origin is None:
         raise RuntimeError("the package swagger-ui-py is not installed: install heimdex-jobs[gateway]")

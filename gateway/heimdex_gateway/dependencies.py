@@ -1,4 +1,4 @@
-"""What the routes work with: the gateway's connections, and the use cases that are built on them."""
+"""The dependencies of the routes: the gateway's connections, and the use cases built on them."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -30,7 +30,7 @@ from heimdex_gateway.schemas.health import Health
 
 @dataclass
 class Gateway:
-    """Built once per process, and kept in the application's state."""
+    """The connections and use cases of one gateway, built once per process and stored in the application's state."""
 
     broker: Broker
     topology: Topology
@@ -50,7 +50,7 @@ class Gateway:
     history: History = field(init=False)
     cancel: Cancel = field(init=False)
     retry: Retry = field(init=False)
-    #: What goes on though its caller has been answered.
+    #: Tasks that may continue after the response to their request.
     background_tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -63,7 +63,10 @@ class Gateway:
         self.retry = Retry(changes, self.admission, self.pipelines)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start what may outlast an answer; kept until it is done, and for a moment also when the process ends."""
+        """Start work that may continue after the response.
+
+        The task is referenced until it is done. When the process stops, it waits a short time for such tasks.
+        """
         task = asyncio.create_task(work)
         self.background_tasks.add(task)
         task.add_done_callback(self.background_tasks.discard)

@@ -1,4 +1,4 @@
-"""Errors as answers: every one is JSON with a `detail`, a sentence that says what is wrong and what to do."""
+"""Error responses. Each is JSON with a `detail`: a sentence that describes the problem and what to do about it."""
 
 from typing import Any, Final, NamedTuple
 
@@ -18,11 +18,13 @@ from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.status import JobNotFound, StateUnavailable
 from heimdex_gateway.problem import Problem
 
-INTERNAL: Final = "Something went wrong here; it is in the gateway's log. Try again, and tell the operator if it stays."
+INTERNAL: Final = (
+    "Internal error; the gateway's log has the details. Try again, and report it to the operator if it persists."
+)
 
 
 def answer(status: int, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> Response[bytes]:
-    """The error as a response."""
+    """Build the response to an error. `extra` holds further keys of its body, beside `detail`."""
     return Response(
         content=msgspec.json.encode({"detail": detail, **extra}),
         status_code=status,
@@ -32,7 +34,7 @@ def answer(status: int, detail: str, headers: dict[str, str] | None = None, **ex
 
 
 class Mapping(NamedTuple):
-    """How an error of the use cases is answered. detail: None for the error's own text."""
+    """The response to an error that a use case raises. detail: None for the error's own text."""
 
     status: int
     detail: str | None = None
@@ -40,7 +42,7 @@ class Mapping(NamedTuple):
     field: str | None = None
 
 
-#: Every error that a use case raises for its caller, with its answer. One that stands here is part of the API.
+#: Every error that a use case raises for its caller, with its response. The errors in this table are part of the API.
 ERRORS: Final[dict[type[Exception], Mapping]] = {
     JobNotFound: Mapping(404),
     Conflict: Mapping(409),
@@ -49,16 +51,16 @@ ERRORS: Final[dict[type[Exception], Mapping]] = {
     StateUnavailable: Mapping(500),
     DatabaseUnavailable: Mapping(500, "Postgres cannot be reached. Try again in a few seconds."),
     BrokerUnavailable: Mapping(
-        500, "NATS did not store it in time, so it may or may not happen. Try again in a few seconds."
+        500, "NATS did not confirm in time, so the change may or may not be stored. Try again in a few seconds."
     ),
-    TimeoutError: Mapping(500, "The answer could not be had in time. Try again in a few seconds."),
+    TimeoutError: Mapping(500, "The request could not be processed in time. Try again in a few seconds."),
     QueueFull: Mapping(503, retry_after_seconds=RETRY_AFTER_SECONDS),
     Refused: Mapping(503, retry_after_seconds=RETRY_AFTER_SECONDS),
 }
 
 
 def on_error(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The answer to an error of ERRORS, or to a subclass of one."""
+    """Return the response to an error in ERRORS, or to a subclass of one."""
     mapping = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
     headers = None if mapping.retry_after_seconds is None else {"Retry-After": str(mapping.retry_after_seconds)}
     field = error.field if isinstance(error, CallbackUrlRefused) else mapping.field
@@ -66,28 +68,28 @@ def on_error(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
 
 
 def on_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:
-    """The answer to a request that a route or a schema refuses."""
+    """Return the response to a request that a route or a schema refuses."""
     return answer(problem.status, problem.detail, problem.headers, **problem.extra)
 
 
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    """The framework's."""
+    """Return the response to an error that the framework raises, such as an unknown path or a method not allowed."""
     path = request.scope["path"][:200]
     match error:
         case RequestEntityTooLarge():
-            # What is left of the body is not read: the connection ends with this answer.
+            # The rest of the body is not read, so the connection closes after this response.
             return answer(413, "The body is over 1 MiB; a job is far smaller.", {"Connection": "close"})
         case NotFoundException():
-            return answer(404, f"There is nothing at {path}; /schema shows what there is.")
+            return answer(404, f"There is nothing at {path}; /schema lists the paths.")
         case MethodNotAllowedException():
             allowed = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")
             hint = f"; allowed: {allowed}" if allowed else ""
             return answer(405, f"{request.method} is not allowed on {path}{hint}.", error.headers)
-    return answer(error.status_code, error.detail or "The request cannot be answered.", error.headers)
+    return answer(error.status_code, error.detail or "The request cannot be processed.", error.headers)
 
 
 def on_defect(log: Logger) -> Any:
-    """A handler for everything else: 500, and the trace in the log."""
+    """Build the handler for every other exception: it returns a 500, and logs the traceback."""
 
     def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         log.error("request_broken", method=request.method, path=request.scope["path"], exc_info=error)

@@ -1,4 +1,4 @@
-"""The console script `heimdex-gateway`: serves HTTP at once, and connects to NATS and Postgres when they are there."""
+"""The console script `heimdex-gateway`. It serves HTTP at once, and connects to NATS and Postgres when they are up."""
 
 import asyncio
 import contextlib
@@ -33,24 +33,25 @@ from heimdex_gateway.schemas.health import Health
 from heimdex_gateway.server.http_protocol import BoundedHttpProtocol
 
 NAME = "heimdex-gateway"
-#: While so many requests wait for NATS, one more is buffered this long (see `runtime.jetstream.client`).
+#: From this many requests that wait for NATS, the next one is buffered for LINGER_SECONDS, so that several share one
+#: write (see `runtime.jetstream.client`).
 BUSY: Final = 6
 LINGER_SECONDS: Final = 0.002
-#: What /healthz calls the service.
+#: The `service` in the body of /healthz.
 SHOWN_NAME = "heimdex-api"
-#: How long the process waits, when it ends, for what it had begun beyond its answers.
-AFTERWARDS_SECONDS = 1.0
+#: How long the process waits for background tasks when it stops.
+BACKGROUND_TASKS_SECONDS = 1.0
 
 
 def main() -> None:
-    """Never returns: exits with 0 when told to stop, with 2 for an unusable setting or a port that is taken."""
+    """Run the gateway. Exits with 0 after a signal to stop, with 2 if a setting is invalid or the port is in use."""
     listener: list[socket.socket] = []
 
     def read_settings() -> Settings:
-        found = settings.read()
-        pipelines.load(found.pipelines)
-        listener.append(_listen(found.host, found.port))
-        return found
+        configured = settings.read()
+        pipelines.load(configured.pipelines)
+        listener.append(_listen(configured.host, configured.port))
+        return configured
 
     async def serve_here(running: Process) -> None:
         await serve(running, listener[0])
@@ -65,25 +66,28 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = error.strerror or str(error)
         raise SettingsError(
-            f"HEIMDEX_PORT {port} on HEIMDEX_HOST {host} cannot be listened on ({reason}): choose another, or free it."
+            f"The gateway cannot listen on HEIMDEX_PORT {port} of HEIMDEX_HOST {host} ({reason}): "
+            "choose another port, or free it."
         ) from None
 
 
 async def serve(running: Process, listener: socket.socket) -> None:
-    """Answer HTTP on this socket until told to stop, then finish the requests under way."""
-    found, broker, log = running.settings, running.broker, running.log
-    known = pipelines.load(found.pipelines)
-    required_streams = streams.for_stages(known.stage_names, found.ack_wait_seconds)
-    topology = Topology(broker, required_streams, found.stream_replicas, log, own=(subjects.GATEWAY, subjects.LATER))
-    database = Database(found.database_url)
+    """Serve HTTP on this socket until the process is signaled to stop, then finish the requests in progress."""
+    configured, broker, log = running.settings, running.broker, running.log
+    known = pipelines.load(configured.pipelines)
+    required_streams = streams.for_stages(known.stage_names, configured.ack_wait_seconds)
+    topology = Topology(
+        broker, required_streams, configured.stream_replicas, log, own=(subjects.GATEWAY, subjects.LATER)
+    )
+    database = Database(configured.database_url)
     installation = InstallationCheck(broker, database, log)
     topology.on_change.append(installation.on_change)
-    # Apart, so that names which are submitted, as many as anybody likes, do not hold up the calls.
+    # Two resolvers: callers may submit any number of host names, and looking those up must not delay the callbacks.
     submitting, calling = Resolver(SUBMITTING_THREADS), Resolver(CALLING_THREADS)
-    allowed = AddressPolicy(found.callback_allow)
+    allowed = AddressPolicy(configured.callback_allow)
     deliverer: Dispatcher | None = None
-    if found.callback_secret:
-        poster = Sender(found.callback_secret, allowed, calling, MAX_AT_ONCE)
+    if configured.callback_secret:
+        poster = Sender(configured.callback_secret, allowed, calling, MAX_AT_ONCE)
         deliverer = Dispatcher(running, topology, poster, lambda: installation.agreed)
     publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS) or installation.problem)
     gateway = Gateway(
@@ -94,11 +98,11 @@ async def serve(running: Process, listener: socket.socket) -> None:
         accepted=RecentlyAccepted(publisher, database, log),
         pipelines=known,
         subscriptions=Subscriptions(broker),
-        access=AccessControl.of(found),
+        access=AccessControl.from_settings(configured),
         callbacks=CallbackValidation(deliverer is not None, allowed, submitting),
         installation=installation,
-        admission=Admission(broker, (subjects.LATER, *known.stage_names), found.max_pending_jobs),
-        health=Health(True, SHOWN_NAME, micro.package_version(), found.env, moment(messages.now())),
+        admission=Admission(broker, (subjects.LATER, *known.stage_names), configured.max_pending_jobs),
+        health=Health(True, SHOWN_NAME, micro.package_version(), configured.env, moment(messages.now())),
     )
     counters = micro.Counters("http", "heimdex.http", "gateway")
     server = uvicorn.Server(
@@ -110,11 +114,11 @@ async def serve(running: Process, listener: socket.socket) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
-            proxy_headers=False,  # nothing here depends on the caller's address
-            timeout_graceful_shutdown=max(1, int(found.shutdown_grace_seconds) - 1),
+            proxy_headers=False,  # nothing in the gateway depends on the client's address
+            timeout_graceful_shutdown=max(1, int(configured.shutdown_grace_seconds) - 1),
         )
     )
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # signals are the process's
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # the process handles signals
 
     async def connect() -> None:
         await broker.connect()
@@ -135,12 +139,12 @@ async def serve(running: Process, listener: socket.socket) -> None:
     running.health.append(topology.ready.is_set)
     background = [asyncio.create_task(connect())]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    log.info("listening", host=found.host, port=found.port)
+    log.info("listening", host=configured.host, port=configured.port)
     if not gateway.access.keys:
         log.warning(
             "no_keys",
-            message="HEIMDEX_API_KEYS is not set: whoever reaches this gateway may submit, see and cancel the jobs of "
-            f"the tenant {messages.DEFAULT_TENANT!r}",
+            message="HEIMDEX_API_KEYS is not set: everyone who can connect to this gateway can submit, read and cancel "
+            f"the jobs of the tenant {messages.DEFAULT_TENANT!r}",
         )
     stop = asyncio.ensure_future(running.stopping.wait())
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +155,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         await deliverer.stop(running.stop_by() - 1)
     await serving
     if gateway.background_tasks:
-        await asyncio.wait(gateway.background_tasks, timeout=AFTERWARDS_SECONDS)
+        await asyncio.wait(gateway.background_tasks, timeout=BACKGROUND_TASKS_SECONDS)
     for task in background:
         task.cancel()
     await gateway.database.close()

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Problem(Exception):
-    """An answer other than the one that was asked for; further keys stand beside `detail`."""
+    """An error response raised by a route or a schema. `extra` holds further keys of the body, beside `detail`."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> None:
         super().__init__(detail)
@@ -17,7 +17,7 @@ class Problem(Exception):
 
 
 class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every error answers. `field` names the part of the request that is wrong, where one is."""
+    """The body of every error response. `field` names the invalid part of the request, if a part of it is invalid."""
 
     detail: str
     field: str | None = None

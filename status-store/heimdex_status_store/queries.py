@@ -1,4 +1,4 @@
-"""Every write to Postgres, each a named statement with a function."""
+"""The status store's writes to Postgres, and the reads that belong to them: a named statement and a function each."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -15,47 +15,49 @@ from heimdex_contracts.messages import End
 from heimdex_status_store.projection import JobRow
 
 
-def _type_in_postgres(kind: Any) -> str:
-    """The column type of a field of this Python type, without None."""
-    kinds = [one for one in get_args(kind) if one is not type(None)] if isinstance(kind, UnionType) else [kind]
-    (kind,) = kinds
+def _type_in_postgres(annotation: Any) -> str:
+    """Return the Postgres type of a field with this Python type, which may be optional."""
+    types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    (kind,) = (member for member in types if member is not type(None))
     return {str: "text", int: "int", float: "float8", datetime: "timestamptz", dict: "json"}.get(
         get_origin(kind) or kind, "text"
     )
 
 
-def _columns(row: type[msgspec.Struct], **of_their_own: tuple[str, str]) -> dict[str, str]:
-    """Each column's type, in the order of the fields. of_their_own: name and type of a column, by its field."""
+def _columns(row: type[msgspec.Struct], **overrides: tuple[str, str]) -> dict[str, str]:
+    """Map each column to its type, in the order of the fields of `row`.
+
+    overrides: the name and type of a column, by the name of its field, where they differ from the field's.
+    """
     return dict(
-        of_their_own.get(field.name, (field.name, _type_in_postgres(field.type)))
-        for field in msgspec.structs.fields(row)
+        overrides.get(field.name, (field.name, _type_in_postgres(field.type))) for field in msgspec.structs.fields(row)
     )
 
 
 def _arrays(columns: dict[str, str], first: int = 1) -> str:
-    """The arguments of `unnest`, from `$first` on."""
+    """Build the arguments of `unnest` for these columns, numbered from `$first`."""
     return ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(columns.values(), first))
 
 
-#: The columns of `jobs` are the fields of Snapshot, and the message that is kept.
+#: The columns of `jobs`: the fields of Snapshot, and the job's newest message.
 JOB_COLUMNS: Final = _columns(Snapshot, job_id=("id", "uuid")) | {"message": "json"}
-#: And what only this statement needs.
+#: The columns of the input of RECORD, which has one column more.
 _INCOMING: Final = JOB_COLUMNS | {"attempt_only": "bool"}
-#: The columns of `job_events` are the fields of EventRow.
+#: The columns of `job_events`: the fields of EventRow.
 EVENT_COLUMNS: Final = _columns(EventRow, job_id=("job_id", "uuid"))
 _JOBS: Final = ", ".join(JOB_COLUMNS)
 _EVENTS: Final = ", ".join(EVENT_COLUMNS)
 
-#: Raise each job's row to the highest rank seen, and add to the history, in one statement: one round trip, one commit.
-#: pending -> processing -> completed | failed | canceled; a lower or an equal rank changes nothing, nor a message that
-#: says that a run went on after its end.
+#: Raises each job's row to the highest rank seen, and adds the events to the history, in one statement: one round trip,
+#: one commit. The status moves pending -> processing -> completed | failed | canceled. An event of lower or equal rank
+#: changes nothing (except `updated_at`, see below), and neither does an event of a run that is in a terminal state.
 RECORD: Final = f"""
 WITH incoming AS (
     SELECT * FROM unnest({_arrays(_INCOMING)}) AS new ({", ".join(_INCOMING)})
 ), early AS (
-    -- A tick or a failed attempt may only raise the row of the message that it belongs to: what was told of a stage's
-    -- attempts then implies that the hand-over to this stage is recorded, and kept in case the stream should lose it.
-    -- One that comes before it must come again.
+    -- A tick or a failed attempt may raise a job's row only after the hand-over of its stage is recorded. A row that
+    -- shows an attempt of a stage then always contains that hand-over, in case the stream loses it. An attempt event
+    -- that arrives before its hand-over must be redelivered.
     SELECT id FROM incoming
     WHERE attempt_only AND NOT EXISTS (SELECT FROM jobs WHERE jobs.id = incoming.id AND jobs.step >= incoming.step)
 ), history AS (
@@ -86,9 +88,9 @@ WITH incoming AS (
             ELSE COALESCE(EXCLUDED.message, old.message)
         END
     WHERE (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) > (old.step, old.attempt, old.progress)
-           -- Nothing but the next run follows an end.
+           -- Only the next run may follow a terminal state.
            AND (EXCLUDED.run > old.run OR old.status IN ('pending', 'processing'))
-        -- A tick that only tells that the stage is still at it.
+        -- A tick without progress shows only that the stage is still running.
         OR (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) = (old.step, old.attempt, old.progress)
            AND EXCLUDED.updated_at > old.updated_at
            AND EXCLUDED.status = 'processing' AND old.status = 'processing'
@@ -99,10 +101,12 @@ SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
 
 
 class WriteResult(msgspec.Struct, frozen=True):
-    """How many jobs' rows rose (0 for a pure replay), and the jobs of whom an attempt was told before its hand-over.
+    """The result of writing one batch.
 
-    ahead: job id and step of each attempt that has to come by itself (`rows.ahead`).
-    strays: job id and step of each end, of those that were asked about, that its job did not have.
+    raised: how many rows were raised; 0 if the batch contained only events that were already recorded.
+    early: the ids of jobs with an attempt event that arrived before its hand-over.
+    ahead: job id and step of each attempt event that must be redelivered separately (`projection.ahead`).
+    strays: job id and step of each checked terminal event that did not end its run (`strays`).
     """
 
     raised: int
@@ -112,21 +116,21 @@ class WriteResult(msgspec.Struct, frozen=True):
 
 
 async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> WriteResult:
-    """Write one batch; `jobs` sorted by id, one row a job."""
+    """Write one batch. jobs: one row per job, sorted by id."""
     raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events))
     return WriteResult(raised, frozenset(early))
 
 
-#: An end that came after another end of the same run was recorded: of a cancel that was too late, or a late retry.
+#: Terminal events of runs that another terminal event has ended: of a cancel or a retry that arrived too late.
 STRAYS: Final = """
-SELECT told.id::text, told.step
-FROM unnest($1::uuid[], $2::int[], $3::int[]) AS told (id, run, step)
-JOIN jobs ON jobs.id = told.id AND jobs.run = told.run AND jobs.step <> told.step
+SELECT terminal.id::text, terminal.step
+FROM unnest($1::uuid[], $2::int[], $3::int[]) AS terminal (id, run, step)
+JOIN jobs ON jobs.id = terminal.id AND jobs.run = terminal.run AND jobs.step <> terminal.step
 """
 
 
 async def strays(connection: asyncpg.Connection, ends: Sequence[End]) -> frozenset[tuple[str, int]]:
-    """Those of these ends, all of them recorded, that are not how their runs ended."""
+    """Return job id and step of those terminal events that did not end their runs. All of `ends` must be recorded."""
     columns = [[end.job_id for end in ends], [end.run for end in ends], [end.step for end in ends]]
     return frozenset((row[0], row[1]) for row in await connection.fetch(STRAYS, *columns))
 
@@ -146,7 +150,7 @@ def _event_columns(rows: Sequence[EventRow]) -> list[list[Any]]:
     return [[getattr(row, name) for row in rows] for name in EventRow.__struct_fields__]
 
 
-#: How tries to call back went. A job that was forgotten meanwhile gets no history any more.
+#: Adds the results of callback attempts to the history. A job that retention has deleted meanwhile gets no new history.
 RECORD_CALLBACKS: Final = f"""
 INSERT INTO job_events ({_EVENTS})
 SELECT * FROM unnest({_arrays(EVENT_COLUMNS)}) AS new ({_EVENTS})
@@ -156,11 +160,12 @@ ON CONFLICT DO NOTHING
 
 
 async def record_callbacks(connection: asyncpg.Connection, events: Sequence[EventRow]) -> None:
-    """Add to the histories of their jobs; nothing else of a job changes by a callback."""
+    """Add the results of callback attempts to the histories of their jobs. A callback changes nothing else of a job."""
     await connection.execute(RECORD_CALLBACKS, *_event_columns(events))
 
 
-#: The ended jobs whose callback has had no last word, with the message that ended each, and the tries so far.
+#: The finished jobs whose callback is neither delivered nor given up, each with its terminal event and the number of
+#: callback attempts so far.
 OWED: Final = """
 SELECT id::text, message::text,
        COALESCE((SELECT max(attempt) FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step), 0)
@@ -174,14 +179,18 @@ ORDER BY jobs.id LIMIT $2
 
 
 async def owed(connection: asyncpg.Connection, after: str | None, limit: int) -> list[tuple[str, str, int]]:
-    """The next page after this job id (None: the first): job id, message as JSON, tries. Reads the whole table."""
+    """Return the next page after this job id (None: the first): job id, message as JSON, number of attempts.
+
+    Reads the whole table.
+    """
     return [tuple(row) for row in await connection.fetch(OWED, after, limit)]
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """A job that has not ended, as its row says. `message`: its newest, as JSON; `subject`: where that belongs.
+    """The row of an unfinished job.
 
-    in_back_off: the delay before its next attempt is not over, by the clock of the worker that began it.
+    message: the job's newest message, as JSON; subject: the subject to which that message belongs.
+    in_back_off: the delay before the next attempt is not over, by the clock of the worker that started it.
     """
 
     job_id: str
@@ -196,7 +205,7 @@ class Unfinished(msgspec.Struct, frozen=True):
 
     @property
     def subject(self) -> str:
-        """`heimdex.jobs.<stage>.<job_id>`."""
+        """The subject of `message`: `heimdex.jobs.<stage>.<job_id>`."""
         return subjects.job_subject(self.stage, self.job_id)
 
 
@@ -209,10 +218,10 @@ FROM jobs
 WHERE status IN ('pending', 'processing') AND message IS NOT NULL
 """
 
-#: A row written further than this in the future, by our clock, has another clock's time: its age is not known.
+#: If a row's `updated_at` is further than this in the future, it comes from another clock: the row's age is unknown.
 AHEAD: Final = timedelta(seconds=5)
 
-#: The unfinished jobs in the order of their ids, a page at a time.
+#: A page of the unfinished jobs, in the order of their ids.
 UNFINISHED: Final = (
     _UNFINISHED
     + """
@@ -226,36 +235,39 @@ ORDER BY jobs.id LIMIT $4
 async def unfinished(
     connection: asyncpg.Connection, after: str | None, rest: timedelta | None, limit: int
 ) -> list[Unfinished]:
-    """The next page after this job id (None: the first) of the rows untouched for at least `rest` (None: of all)."""
+    """Return the next page after this job id (None: the first) of unfinished jobs.
+
+    rest: only rows not updated for at least this time, and rows whose age is unknown; None for all rows.
+    """
     return [Unfinished(*row) for row in await connection.fetch(UNFINISHED, after, rest, AHEAD, limit)]
 
 
 async def unfinished_row(connection: asyncpg.Connection, job_id: str) -> Unfinished | None:
-    """One job's row, or None where it has ended."""
+    """Return the row of an unfinished job, or None if the job is finished or has no row."""
     row = await connection.fetchrow(_UNFINISHED + "AND id = $1", job_id)
     return None if row is None else Unfinished(*row)
 
 
 class StreamSeen(msgspec.Struct, frozen=True):
-    """When the stream that these rows were recorded from was created, and each durable consumer, by its name."""
+    """The stream from which these rows were recorded: its creation time, and that of each durable consumer, by name."""
 
     created: str
     durables: dict[str, str]
 
 
 async def stream_seen(connection: asyncpg.Connection) -> StreamSeen | None:
-    """None: this database has seen no stream."""
+    """Return the stream that the rows were recorded from, or None if this database has not seen one yet."""
     row = await connection.fetchrow("SELECT created, durables FROM stream_seen")
     return None if row is None else StreamSeen(row[0], msgspec.json.decode(row[1]) if row[1] else {})
 
 
 async def has_no_jobs(connection: asyncpg.Connection) -> bool:
-    """Whether there is no job at all."""
+    """Whether the table `jobs` is empty."""
     return not await connection.fetchval("SELECT EXISTS (SELECT FROM jobs)")
 
 
 async def mark_stream_seen(connection: asyncpg.Connection, seen: StreamSeen) -> None:
-    """The rows and this stream agree."""
+    """Record that the rows agree with this stream."""
     await connection.execute(
         "INSERT INTO stream_seen (created, durables) VALUES ($1, $2)"
         " ON CONFLICT (one) DO UPDATE SET created = EXCLUDED.created, durables = EXCLUDED.durables",
@@ -264,8 +276,9 @@ async def mark_stream_seen(connection: asyncpg.Connection, seen: StreamSeen) -> 
     )
 
 
-#: Ended jobs past their retention, oldest first; another store's batch is stepped over. Each tenant's jobs of one type
-#: and status lie together in the index jobs_listed, by age: found there, however many others there are.
+#: Deletes finished jobs past their retention, oldest first, and skips those that another status store is deleting. The
+#: index jobs_listed has the jobs of one tenant, type and status together, sorted by age, so the cost does not depend on
+#: the number of other jobs.
 PRUNE: Final = """
 WITH RECURSIVE kinds (tenant, type) AS (
     (SELECT tenant, type FROM jobs ORDER BY tenant, type LIMIT 1)
@@ -274,14 +287,14 @@ WITH RECURSIVE kinds (tenant, type) AS (
         SELECT tenant, type FROM jobs WHERE (tenant, type) > (kinds.tenant, kinds.type) ORDER BY tenant, type LIMIT 1
     ) AS next
 ), old AS (
-    SELECT found.id
-    FROM kinds CROSS JOIN unnest(ARRAY['completed', 'failed', 'canceled']) AS ended (status) CROSS JOIN LATERAL (
+    SELECT expired.id
+    FROM kinds CROSS JOIN unnest(ARRAY['completed', 'failed', 'canceled']) AS terminal (status) CROSS JOIN LATERAL (
         SELECT id FROM jobs
-        WHERE tenant = kinds.tenant AND type = kinds.type AND status = ended.status
+        WHERE tenant = kinds.tenant AND type = kinds.type AND status = terminal.status
           AND created_at < now() - $1::interval AND updated_at < now() - $1::interval
         ORDER BY created_at LIMIT $2
         FOR UPDATE SKIP LOCKED
-    ) AS found
+    ) AS expired
     LIMIT $2
 ), events AS (
     DELETE FROM job_events USING old WHERE job_id = old.id
@@ -291,6 +304,6 @@ DELETE FROM jobs USING old WHERE jobs.id = old.id
 
 
 async def prune(connection: asyncpg.Connection, retention: timedelta, limit: int) -> int:
-    """Delete at most `limit` jobs with their history. Returns how many."""
+    """Delete at most `limit` finished jobs older than `retention`, with their history. Returns the number of jobs."""
     status = await connection.execute(PRUNE, retention, limit)
     return int(status.rpartition(" ")[2])

@@ -1,4 +1,4 @@
-"""Fixtures for tests of one room against a real NATS server, a real Postgres, or both."""
+"""Fixtures for tests of one package against a real NATS server, a real Postgres, or both."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, cast
@@ -21,7 +21,7 @@ from tests.support.recording_logger import RecordingLogger
 from tests.support.servers import NatsServer
 
 STAGES = ("extracting", "analyzing", "indexing")
-#: Long: on a busy machine, nothing may come back that a test holds.
+#: Long enough that no message held by a test is redelivered, even on a busy machine.
 ACK_WAIT_SECONDS = 60
 
 NewBroker = Callable[..., Awaitable[Broker]]
@@ -29,40 +29,40 @@ NewBroker = Callable[..., Awaitable[Broker]]
 
 @pytest.fixture
 def journal(request: pytest.FixtureRequest) -> Iterator[RecordingLogger]:
-    """What the code under test logged; audited afterwards, as the logs of services are."""
-    made = RecordingLogger()
-    yield made
+    """The logger of the code under test. After the test, its entries are audited like the logs of services."""
+    logger = RecordingLogger()
+    yield logger
     auditor = Auditor()
     if kinds := allowed(request.node):
         auditor.allow(*kinds)
-    auditor.check(Line("the code under test", entry) for entry in made.entries)
+    auditor.check(Line("the code under test", entry) for entry in logger.entries)
 
 
 @pytest_asyncio.fixture
 async def new_broker(nats: NatsServer, journal: RecordingLogger) -> AsyncIterator[NewBroker]:
-    """Makes connected brokers, of a subclass if wanted; closes them."""
-    made: list[Broker] = []
+    """A function that creates connected brokers, of a subclass if given. They are closed after the test."""
+    brokers: list[Broker] = []
 
     async def make(kind: type[Broker] = Broker) -> Broker:
         broker = kind(Settings(nats_url=nats.url), "test", cast("Any", journal))
-        made.append(broker)
+        brokers.append(broker)
         await broker.connect()
         return broker
 
     yield make
-    for broker in made:
+    for broker in brokers:
         await broker.close()
 
 
 @pytest_asyncio.fixture
 async def broker(new_broker: NewBroker) -> Broker:
-    """A connected broker."""
+    """A connected broker. Its server has no streams unless the test creates them."""
     return await new_broker()
 
 
 @pytest.fixture
 def topology(broker: Broker, journal: RecordingLogger) -> Topology:
-    """The whole topology, not ensured yet."""
+    """The topology of all streams and consumers. None of them exists yet."""
     return make_topology(broker, journal)
 
 
@@ -75,13 +75,13 @@ async def ready(broker: Broker, topology: Topology) -> Broker:
 
 @pytest_asyncio.fixture
 async def holder(ready: Broker, topology: Topology) -> Holder:
-    """What holds the deliveries of `ready`."""
+    """The holder of the deliveries that `ready` receives."""
     return Holder(ready, topology)
 
 
 @pytest_asyncio.fixture
 async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """To an empty database with the schema."""
+    """A connection to an empty database with the current schema."""
     connection = await asyncpg.connect(database_url)
     await migrate(connection)
     yield connection
@@ -110,14 +110,14 @@ async def count(broker: Broker, name: str = subjects.JOBS) -> int:
 
 
 async def holder_on(broker: Broker, journal: RecordingLogger) -> Holder:
-    """With a topology that knows the streams as they are now."""
+    """Create a holder whose topology has the current state of the streams."""
     topology = make_topology(broker, journal)
     await topology.ensure()
     return Holder(broker, topology)
 
 
 async def take(holder: Holder, durable: str, number: int = 1) -> list[Delivery]:
-    """Pull this many messages by hand."""
+    """Pull `number` messages with a single pull request, and return their deliveries."""
     nc = holder.broker.nc
     inbox = nc.new_inbox()
     subscription = await nc.subscribe(inbox)

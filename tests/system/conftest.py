@@ -1,4 +1,4 @@
-"""What the tests of the whole system share."""
+"""Fixtures shared by all system tests."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.support.services import System
 
 @pytest.fixture
 def died(scratch: Path, system: System) -> Path:
-    """The file that a launcher makes when it dies at its crash point."""
+    """The path of the file that a launcher creates when it kills itself at its crash point."""
     path = scratch / "died"
     system.env["TEST_DIED"] = str(path)
     return path

@@ -1,4 +1,4 @@
-"""Cancels a job: one publish, as the successor of its newest message."""
+"""Cancels a job with one publish: the successor of its newest message."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -16,59 +16,60 @@ from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.change import Changed, Conflict, JobChanges
 from heimdex_gateway.jobs.status import Newest, StateUnavailable
 
-#: How long the removal of a canceled job's work from its queue is attempted.
+#: How long the removal of a canceled job's hand-over from its stage's queue is retried.
 REMOVED_WITHIN_SECONDS: Final = 30.0
-ENDED: Final = "The job has ended ({}): only one that has not can be canceled."
+FINISHED: Final = "The job is already {}: only an unfinished job can be canceled."
 
 
 class Cancel:
-    """The use case. spawn: starts what may outlast the answer."""
+    """The use case that cancels a job. spawn: starts a task that may continue after the response."""
 
     def __init__(self, changes: JobChanges, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
         self._changes = changes
         self._spawn = spawn
 
     async def cancel(self, tenant: str, job_id: str, traceparent: str | None) -> Changed | None:
-        """Put the job into the terminal state `canceled`; None where the tenant has no such job.
+        """Put the job into the terminal state `canceled`. Returns None if the tenant has no such job.
 
-        A queued job never starts; a running stage is interrupted. Raises Conflict when the job is in a terminal state,
-        StateUnavailable or BrokerUnavailable when that cannot be determined.
+        A queued job never starts; a running stage is interrupted. Raises Conflict if the job is already in a terminal
+        state, StateUnavailable or BrokerUnavailable if this cannot be determined.
         """
         answer_by = change.answer_by()
-        missing = False
-        for _ in range(change.LOOKS):
+        not_in_stream = False
+        for _ in range(change.MAX_READS):
             job, newest = await self._changes.status.job_and_newest(job_id, tenant)
             if job is None:
                 return None
             if job.ended:
-                raise Conflict(ENDED.format(job.status))
+                raise Conflict(FINISHED.format(job.status))
             if newest is None:
-                # A replicated stream's leader may not know yet what Postgres does; else the status store restores it.
-                missing = True
+                # The leader of a replicated stream may not have the message yet that Postgres has. If the message is
+                # lost, the status store restores it.
+                not_in_stream = True
                 await asyncio.sleep(change.BEHIND_SECONDS)
                 continue
             due = newest.message
             if not isinstance(due, Due):
-                continue  # its terminal event was recorded, and it was run again, between the two reads
+                continue  # between the two reads, its terminal event was recorded and it was retried
             message = canceled(due, newest.sequence, job, await self._running(due), traceparent)
             try:
                 await self._changes.publish(message, newest.sequence)
             except Superseded:
                 if not await self._changes.is_recorded(message):
-                    continue  # it went on to its next stage, or to a terminal state, in between
+                    continue  # meanwhile it reached its next stage or a terminal state
             if due.not_before is not None:
-                await self._remove(newest, answer_by)  # before it fires
+                await self._remove(newest, answer_by)  # before its schedule fires
             changed = await self._changes.wait_until_visible(message, answer_by)
-            # A worker that has not taken it yet need not be asked to drop it.
+            # Removed from the queue, so that no worker receives it only to drop it.
             await self._remove(newest, answer_by)
-            await self._check_it_held(message, newest.sequence, changed)
+            await self._check_not_finished_before(message, newest.sequence, changed)
             return changed
-        if missing:
+        if not_in_stream:
             raise StateUnavailable("The job's messages are being restored. Try again in a few seconds.")
-        raise StateUnavailable("The job moves on too fast to be canceled. Try again.")
+        raise StateUnavailable("The job's state changes too fast to cancel it. Try again.")
 
     async def _running(self, due: Due) -> Progress | None:
-        """The newest tick of the attempt that a worker is at; None where none is known."""
+        """Return the newest progress tick of this hand-over's attempt, or None if none is available."""
         subject = subjects.progress_subject(due.stage, due.job_id)
         try:
             last = await self._changes.broker.last_message(subjects.PROGRESS, subject, timeout=1.0)
@@ -77,39 +78,46 @@ class Cancel:
             return None
         return tick if tick is not None and tick.step == due.step else None
 
-    async def _remove(self, work: Newest, answer_by: float) -> None:
-        """Take a canceled job's work out of its queue; what is not done by `answer_by` goes on after the answer."""
-        removal = self._spawn(self._removal(work))
+    async def _remove(self, handed_over: Newest, answer_by: float) -> None:
+        """Remove a canceled job's hand-over from its queue.
+
+        Waits until `answer_by` at most. A slower removal continues after the response.
+        """
+        removal = self._spawn(self._removal(handed_over))
         await asyncio.wait({removal}, timeout=max(0.0, answer_by - asyncio.get_running_loop().time()))
 
-    async def _removal(self, work: Newest) -> None:
+    async def _removal(self, handed_over: Newest) -> None:
         deadline = asyncio.get_running_loop().time() + REMOVED_WITHIN_SECONDS
         async for _ in attempts(0.5, 0.5, until=deadline):
             try:
-                await self._changes.broker.delete_of(subjects.JOBS, work.subject, work.sequence)
+                await self._changes.broker.delete_of(subjects.JOBS, handed_over.subject, handed_over.sequence)
                 return
             except (BrokerUnavailable, JetStreamError):
                 continue
 
-    async def _check_it_held(self, message: AnyJobMessage, sequence: int, changed: Changed) -> None:
+    async def _check_not_finished_before(self, message: AnyJobMessage, sequence: int, changed: Changed) -> None:
         """Raise Conflict if a terminal event of the job was stored before its cancel.
 
-        Between our reads and our publish all that came after `sequence` may have been recorded, and left the stream.
-        Raises StateUnavailable if it cannot be determined.
+        Messages that followed `sequence` may have been recorded, and have left the stream, between our reads and our
+        publish; the broker then accepts the cancel too. Raises StateUnavailable if this cannot be determined.
         """
         job = changed.job
         if changed.recorded and job.run == message.run and job.status != "canceled":
-            raise Conflict(ENDED.format(job.status))
-        if not changed.asked and not await self._changes.status.is_unrecorded(sequence):
+            raise Conflict(FINISHED.format(job.status))
+        if not changed.queried and not await self._changes.status.is_unrecorded(sequence):
             raise StateUnavailable(
-                "Whether the job ended before it was canceled cannot be told now. Ask in a few seconds."
+                "It cannot be determined now whether the job finished before it was canceled. "
+                "Get the job in a few seconds."
             )
 
 
 def canceled(
     due: Due, sequence: int, job: Snapshot, tick: Progress | None = None, traceparent: str | None = None
 ) -> Canceled:
-    """The message that cancels the job. sequence: that of `due`; tick: the newest of the attempt that is running."""
+    """Build the message that cancels the job.
+
+    sequence: the stream sequence of `due`; tick: the newest progress tick of the running attempt, if one is known.
+    """
     progress = max(due.progress, job.progress, tick.progress if tick else 0)
     message = Canceled(
         **change.succeed(due, sequence, job, traceparent),

@@ -1,4 +1,4 @@
-"""What a cancel and a retry share: the job and its newest message, the successor, and the wait until a GET shows it."""
+"""Functions shared by cancel and retry: they build and publish a successor, and wait until a GET shows it."""
 
 import asyncio
 import contextlib
@@ -17,31 +17,35 @@ from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_gateway.jobs.repository import Database
 from heimdex_gateway.jobs.status import StatusReader
 
-#: How long an answer waits for the status store to record the change.
+#: How long a response waits until the status store has recorded the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0
 PUBLISH_SECONDS: Final = 2.0
-#: All of it together: less than a route allows, so that a change that is stored is never answered with 500.
+#: The time limit of the whole change. It is shorter than a route's, so that a stored change never returns a 500.
 ANSWERED_WITHIN_SECONDS: Final = 4.0
-#: Between two looks at a stream whose leader does not know yet what Postgres does.
+#: The delay between two reads of a stream whose leader does not have a message yet that Postgres has.
 BEHIND_SECONDS: Final = 0.05
-#: A job that moves on between our look and our publish is looked at again; it has few stages to move through.
-LOOKS: Final = 20
+#: The maximum number of reads of a job that changes between our read and our publish. A job has few stages, so it
+#: changes only a few times.
+MAX_READS: Final = 20
 
 
 class Conflict(HeimdexError):
-    """The job's state does not allow the change; the text says why."""
+    """The job's state does not allow the change. The text gives the reason."""
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """The job after the change, whether Postgres has it already, and whether Postgres could be asked at all."""
+    """A job after a change.
+
+    recorded: Postgres has the change. queried: Postgres answered a query after the change.
+    """
 
     job: Snapshot
     recorded: bool
-    asked: bool = True
+    queried: bool = True
 
 
 class JobChanges:
-    """Publishes the successor of a job's newest message, and waits for its record."""
+    """Publishes the successor of a job's newest message, and waits until it is recorded."""
 
     def __init__(self, broker: Broker, publisher: Publisher, database: Database, status: StatusReader) -> None:
         self.broker = broker
@@ -50,36 +54,39 @@ class JobChanges:
         self._publisher = publisher
 
     async def publish(self, message: AnyJobMessage, expected: int) -> None:
-        """As the successor of stream sequence `expected`. Raises as Publisher.publish."""
+        """Publish a message as the successor of stream sequence `expected`. Raises as Publisher.publish."""
         await self._publisher.publish(message, expected, asyncio.get_running_loop().time() + PUBLISH_SECONDS)
 
     async def is_recorded(self, message: AnyJobMessage) -> bool:
-        """Whether a publish that was refused had been stored by an earlier one, unheard, and has left the stream."""
+        """Whether a refused message is already recorded.
+
+        This happens if an earlier, unconfirmed publish of it was stored, and the message has since left the stream.
+        """
         with contextlib.suppress(HeimdexError):
             return await self.database.last_message(message.job_id) == message
         return False
 
     async def wait_until_visible(self, message: AnyJobMessage, answer_by: float) -> Changed:
-        """Wait until a plain GET shows the change, but for no longer than an answer may take."""
+        """Wait until a plain GET shows the change, for RECORDED_WITHIN_SECONDS and until `answer_by` at most."""
         after = lifecycle.snapshot(message)
-        asked = False
+        queried = False
         deadline = min(answer_by, asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS)
         async for _ in attempts(0.005, 0.1, until=deadline):
             with contextlib.suppress(HeimdexError):
                 row = await self.database.job(message.job_id, message.tenant)
-                asked = True
+                queried = True
                 if row is not None and row.rank >= after.rank:
                     return Changed(row, True)
-        return Changed(after, False, asked)
+        return Changed(after, False, queried)
 
 
 def answer_by() -> float:
-    """Event-loop time by which a change must be answered."""
+    """Return the event-loop time by which the response to a change must be sent."""
     return asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
 
 
 def succeed(last: AnyJobMessage, sequence: int | None, job: Snapshot, traceparent: str | None) -> dict[str, Any]:
-    """What the successor of `last` has in any case. sequence: that of `last`, if the stream still has it."""
+    """Build the fields that every successor of `last` has. sequence: that of `last`, None if it has left the stream."""
     return spec_of(last, JobMessage) | {
         "step": last.step + 1,
         "at": max(messages.now(), last.at, job.updated_at),

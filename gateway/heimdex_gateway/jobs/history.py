@@ -1,4 +1,4 @@
-"""A job's history: as far as it goes now, and followed live."""
+"""Reads a job's history, and follows it live."""
 
 import asyncio
 import contextlib
@@ -16,20 +16,20 @@ from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
 from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable
 from heimdex_gateway.jobs.subscriptions import Interrupted, Subscription, Subscriptions
 
-#: Something is yielded after this much silence, so that no proxy takes the stream for dead.
+#: None is yielded after this time without an event, so that no proxy closes the stream as idle.
 KEEP_ALIVE_SECONDS: Final = 15.0
-#: How long a gap in the history may take to close before the history is returned with it.
+#: How long to wait for missing entries of the history before it is returned without them.
 CATCH_UP_SECONDS: Final = 2.0
 NO_POSTGRES: Final = "Postgres cannot be reached, and the history is read from it. Try again."
 
-#: An entry's place in the history: step and attempt.
+#: The sort key of an entry in the history: step and attempt.
 Key = tuple[int, int]
-#: An entry, a tick of progress, or None after KEEP_ALIVE_SECONDS without either.
+#: Yields an entry, a progress tick, or None after KEEP_ALIVE_SECONDS without either.
 Live = AsyncIterator[EventRow | Progress | None]
 
 
 def parse_id(text: str | None) -> Key | None:
-    """An event's id as a place in the history; None for what is not an id of ours (the stream then starts anew)."""
+    """Parse an event id to its key. Returns None if it is invalid: the stream then starts at the beginning."""
     step, dot, attempt = (text or "").partition(".")
     if (
         dot
@@ -44,7 +44,7 @@ def parse_id(text: str | None) -> Key | None:
 
 
 class History:
-    """The use case."""
+    """The use case that reads or follows a job's history."""
 
     def __init__(self, broker: Broker, database: Database, subscriptions: Subscriptions) -> None:
         self._broker = broker
@@ -52,14 +52,14 @@ class History:
         self._subscriptions = subscriptions
 
     async def entries(self, job_id: str) -> list[EventRow]:
-        """Every entry, in order, also those that the streams hold and Postgres does not have yet.
+        """Return every entry in order, including those in the streams that Postgres does not have yet.
 
-        Raises StateUnavailable.
+        Raises StateUnavailable if NATS cannot be reached, or if Postgres cannot and the streams hold only a part.
         """
         until = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
         entries: dict[Key, EventRow] = {}
         async for _ in attempts(0.01, 0.2, until=until):
-            # The streams first: an event leaves them only once Postgres has it.
+            # The streams are read first: an event leaves them only after Postgres has recorded it.
             try:
                 entries = {(row.step, row.attempt): row for row in await self._in_streams(job_id)}
             except (BrokerUnavailable, JetStreamError):
@@ -71,16 +71,16 @@ class History:
                     raise StateUnavailable(NO_POSTGRES) from None
             if _is_whole(entries):
                 break
-        # A gap that stays is a history that was lost with its database.
+        # If entries are still missing, they were lost with an earlier database.
         return [entries[key] for key in sorted(entries)]
 
     @contextlib.asynccontextmanager
     async def live(self, job_id: str, after: Key | None) -> AsyncIterator[Live]:
-        """The history, then each change as it is stored, up to the event that ends the job.
+        """Open an iterator over the history, and then over each event as it is stored, up to the job's terminal event.
 
-        When it begins, the job is subscribed to and its history was read. Raises StateUnavailable where it cannot
-        begin. after: the place of the last entry that the caller has. Ends early, for the caller to come again, when
-        an event was missed.
+        On entry, the events of the job are subscribed to and its history is read; raises StateUnavailable if this is
+        not possible. after: the key of the last entry that the client has. If an event was missed, the iterator ends
+        early, and the client must reconnect.
         """
         try:
             async with self._subscriptions.open(job_id, ticks=True) as subscription:
@@ -89,7 +89,10 @@ class History:
             raise StateUnavailable(NATS_DOWN) from None
 
     async def _in_streams(self, job_id: str) -> list[EventRow]:
-        """What the streams hold of this job: all that is not recorded yet. Raises BrokerUnavailable, JetStreamError."""
+        """Read the job's entries from the streams, which hold all that are not recorded yet.
+
+        Raises BrokerUnavailable, JetStreamError.
+        """
         rows: list[EventRow] = []
         for stream, subject, decode in (
             (subjects.JOBS, subjects.job_filter(job_id), messages.decode_job),
@@ -104,7 +107,7 @@ class History:
 
 
 def _is_whole(keys: Collection[Key]) -> bool:
-    """Whether no step is missing before the last one that is there."""
+    """Whether there are steps, and none is missing before the last one."""
     steps = sorted(step for step, attempt in keys if attempt == 0)
     return bool(steps) and steps == list(range(steps[-1] + 1))
 
@@ -113,10 +116,10 @@ async def _follow(subscription: Subscription, past: list[EventRow], after: Key |
     last = after or (-1, -1)
     ended = False
     if last not in {(row.step, row.attempt) for row in past}:
-        last = (-1, -1)  # an id of another job, or of a history that was lost: begin anew
+        last = (-1, -1)  # an id of another job, or of a history that was lost: start at the beginning
     for row in past:
         if row.kind in CALLBACK_KINDS:
-            continue  # the stream is about the job, and ends with its terminal event
+            continue  # callbacks are not part of the live stream, which ends with the terminal event
         key = (row.step, row.attempt)
         ended = row.kind in TERMINAL
         if key > last:
@@ -134,7 +137,7 @@ async def _follow(subscription: Subscription, past: list[EventRow], after: Key |
                 row = event_row(event)
                 key = (row.step, row.attempt)
                 if row.step > last[0] + 1:
-                    return  # an event between them was missed, and the history has it
+                    return  # an event in between was missed; the history has it
                 if key > last:
                     last = key
                     ended = row.kind in TERMINAL

@@ -1,9 +1,10 @@
 """Idempotency keys: the same key and body give the same job or batch, for 24 hours, across gateways and restarts.
 
-A key lives in a bucket of JetStream. Whoever creates it has made the jobs' ids; everybody else answers with those ids.
-It is created before the jobs are published, so a crash between the two leaves a key whose jobs are nowhere: a repeat
-then publishes them, under the same ids, which the broker accepts once. A batch is stored whole or not at all: where its
-first job is, all are.
+A key-value bucket of JetStream holds a record of each key. The request that creates the record chooses the ids of the
+jobs; every other request with this key returns these ids. The record is created before the jobs are published, so a
+crash between the two leaves a record whose jobs do not exist. A repeated request then publishes them under the same
+ids, and the broker accepts them only once. A batch is stored completely or not at all: if its first job exists, all
+exist.
 """
 
 import asyncio
@@ -23,23 +24,24 @@ from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
 from heimdex_gateway.jobs.status import BOTH_NEEDED, StateUnavailable
 from heimdex_gateway.jobs.submit import Submit
 
-#: How long a repeat waits for the first to be stored before it stores the job itself.
+#: How long a repeated request waits until the jobs of the first request are stored, before it publishes them itself.
 FIRST_WITHIN_SECONDS: Final = 1.5
-#: How long a key that cannot be created or read now is tried again.
+#: How long the creation or the read of a record is retried.
 CREATED_WITHIN_SECONDS: Final = 2.0
-#: The server's duplicate window, less some: as long as it lasts, publishing again cannot run a job twice, unless the
-#: server was restarted. So Postgres is asked first all the same.
+#: Somewhat less than the server's duplicate window. Within this window, publishing again cannot run a job twice, unless
+#: the server was restarted. Because of that exception, Postgres is queried first all the same.
 SURELY_REMEMBERED_SECONDS: Final = 100.0
 
 
 class KeyReused(HeimdexError):
-    """The key was used with another body."""
+    """The idempotency key was used with a different body."""
 
 
 class IdempotencyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the bucket keeps of a key. `others`: ids of a batch's further jobs, whose bodies a repeat has too.
+    """The stored record of an idempotency key.
 
-    stored: they are known to be in the stream, or to have been.
+    others: the ids of a batch's further jobs; a repeated request contains their bodies.
+    stored: the jobs are known to be, or to have been, in the stream.
     """
 
     job: Due
@@ -49,12 +51,12 @@ class IdempotencyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ids(self) -> list[str]:
-        """Of all its jobs, in order."""
+        """The ids of all its jobs, in order."""
         return [self.job.job_id, *self.others]
 
 
 class IdempotentSubmit:
-    """The use case: submits jobs once for each key."""
+    """The use case that submits jobs once per idempotency key."""
 
     def __init__(self, broker: Broker, publisher: Publisher, database: Database, submit: Submit) -> None:
         self._broker = broker
@@ -63,24 +65,24 @@ class IdempotentSubmit:
         self._submit = submit
 
     async def submit(self, key: str, body: str, jobs: Sequence[Due]) -> list[str]:
-        """Submit these jobs, or find those that the key made; returns their ids. `body`: the digest of the request's.
+        """Submit these jobs, unless a request with this key already did. Returns the ids of the jobs.
 
-        Raises KeyReused, StateUnavailable where it cannot be determined whether the jobs of a key are there, and what
-        Submit.submit raises.
+        body: the digest of the request's body. Raises KeyReused if the key was used with a different body,
+        StateUnavailable if it cannot be determined whether the jobs of the key exist, and what Submit.submit raises.
         """
         await self._submit.check_streams()
-        subject = subjects.key_subject(_of_tenant(key, jobs[0].tenant))
+        subject = subjects.key_subject(_digest_of(key, jobs[0].tenant))
         new = IdempotencyRecord(job=jobs[0], body=body, others=[job.job_id for job in jobs[1:]])
         record = await self._create_or_read(subject, new)
         if record.job.job_id == new.job.job_id:
-            # Ours: created now, or by an earlier publish of this very call.
+            # This call created the record, now or with an earlier publish that was not confirmed.
             await self._submit.submit(jobs)
             await self._mark(subject, new)
             return new.ids
         if record.body != body:
-            raise KeyReused("This Idempotency-Key was used with another body; use another key.")
+            raise KeyReused("This Idempotency-Key was used with a different body; use another key.")
         if not record.stored and not await self._appears(subject, record.job.job_id):
-            # It may have run and left the stream, which only Postgres knows.
+            # The job may have finished and left the stream. Then only Postgres has it.
             try:
                 if await self._database.job(record.job.job_id, record.job.tenant) is not None:
                     return record.ids
@@ -95,7 +97,10 @@ class IdempotentSubmit:
         return record.ids
 
     async def _create_or_read(self, subject: str, new: IdempotencyRecord) -> IdempotencyRecord:
-        """`new`, if we are the first with this key; else what is kept of it. Raises BrokerUnavailable or Refused."""
+        """Create the record of a key and return `new`, or return the stored record if the key has one.
+
+        Raises BrokerUnavailable or Refused.
+        """
         until = asyncio.get_running_loop().time() + CREATED_WITHIN_SECONDS
         failure = BrokerUnavailable("the key could not be stored")
         async for _ in attempts(0.05, 0.05, until=until):
@@ -113,7 +118,7 @@ class IdempotentSubmit:
                 if ack.error is None:
                     return new
                 if ack.error.err_code in WRONG_LAST_SEQUENCE:
-                    # Where it cannot be read, another's key is being stored; or it expired this very moment.
+                    # The read fails while another request's record is being stored, or if the record has just expired.
                     return await self._read(subject)
                 if ack.error.err_code != BEING_STORED:
                     raise Refused(f"JetStream refused the Idempotency-Key: {ack.error.description}.")
@@ -132,7 +137,10 @@ class IdempotentSubmit:
         return msgspec.json.decode(stored.data, type=IdempotencyRecord)
 
     async def _mark(self, subject: str, record: IdempotencyRecord) -> None:
-        """Record that its jobs are stored, which spares every repeat the search for them. Losing this costs no more."""
+        """Mark the record's jobs as stored, so that repeated requests need not search for them.
+
+        If this mark is lost, they search; nothing else depends on it.
+        """
         payload = msgspec.json.encode(msgspec.structs.replace(record, stored=True))
         headers = {"Nats-Msg-Id": f"stored.{record.job.job_id}", "traceparent": record.job.trace or ""}
         try:
@@ -141,7 +149,7 @@ class IdempotentSubmit:
             return
 
     async def _appears(self, subject: str, job_id: str) -> bool:
-        """Whether the job is there within the time that its first caller may take to store it."""
+        """Wait FIRST_WITHIN_SECONDS at most for the first request to store the job. Returns whether it did."""
         until = asyncio.get_running_loop().time() + FIRST_WITHIN_SECONDS
         async for _ in attempts(0.03, 0.03, until=until):
             if await self._in_stream(job_id) or (await self._read(subject)).stored:
@@ -155,7 +163,10 @@ class IdempotentSubmit:
             raise BrokerUnavailable(str(error)) from None
 
 
-def _of_tenant(key: str, tenant: str) -> str:
-    """Digest of a tenant's key: two tenants may use the same. No key holds a NUL, so that no key can feign a tenant."""
-    whose = "" if tenant == messages.DEFAULT_TENANT else f"{tenant}\0"
-    return hashlib.sha256(f"{whose}{key}".encode()).hexdigest()
+def _digest_of(key: str, tenant: str) -> str:
+    """Return the digest of a tenant's key, so that two tenants may use the same key.
+
+    A key cannot contain a NUL, so no key of one tenant has the digest of another tenant's key.
+    """
+    prefix = "" if tenant == messages.DEFAULT_TENANT else f"{tenant}\0"
+    return hashlib.sha256(f"{prefix}{key}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The gateway's SELECTs, each within a time that leaves room for an answer; they read the status store's views only."""
+"""The gateway's queries. They read only the status store's views, each within a time that a response can wait for."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -14,9 +14,10 @@ from heimdex_contracts.lifecycle import Snapshot, Status
 from heimdex_contracts.messages import AnyJobMessage
 from heimdex_contracts.runtime import postgres_session, tcp_keepalive
 
-#: Of the 5 s that an answer may take at most.
+#: The time limit of a query; a response may take 5 s at most.
 TIMEOUT_SECONDS: Final = 2.0
-#: Postgres itself ends a statement before we give it up, and says so: where nothing comes back, the link is in doubt.
+#: Shorter than TIMEOUT_SECONDS: Postgres cancels a slow statement and reports it before the client gives up. If nothing
+#: arrives in time, the connection itself is in doubt.
 _STATEMENT_SECONDS: Final = 1.8
 _SESSION: Final = postgres_session.setting(
     {
@@ -26,13 +27,13 @@ _SESSION: Final = postgres_session.setting(
     }
 )
 
-#: Where a list begins and ends that nobody bounds.
+#: The bounds of a list without `created_after` or `created_before`.
 BEGIN_OF_TIME: Final = datetime.min.replace(tzinfo=UTC)
 END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
-#: Before every job of its moment: no job has this id.
+#: Sorts before every job created at the same time; no job has this id.
 FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 
-#: The columns of the view `job_status` but the id: the fields of Snapshot.
+#: The columns of the view `job_status` except the id. They are the fields of Snapshot.
 _FIELDS: Final = tuple(name for name in Snapshot.__struct_fields__ if name != "job_id")
 COLUMNS: Final = ", ".join(_FIELDS)
 ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1 AND tenant = $2"  # noqa: S608  # our own columns
@@ -41,18 +42,18 @@ SELECT job_id::text, step, attempt, run, kind, stage, at, ended_stage, ended_att
        delay_seconds
 FROM job_history WHERE job_id = $1 ORDER BY step, attempt
 """
-#: What the queries here need: columns, and the index without which a list of many jobs takes too long to be answered.
+#: Checks what the queries need: the columns, and the index without which listing many jobs takes too long.
 READY: Final = """
 SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('jobs_listed')),
        (SELECT tenant FROM job_status LIMIT 0), (SELECT message FROM job_messages LIMIT 0),
        (SELECT delay_seconds FROM job_history LIMIT 0)
 """
 OLD_SCHEMA: Final = (
-    "the schema is not what this gateway needs: the status store of the same version makes it so, "
-    "and logs schema_migrated when it has"
+    "the schema is older than this gateway requires: the status store of the same version migrates it, "
+    "and then logs schema_migrated"
 )
 
-#: The types of which this tenant ($1) has jobs: one look into the index for each.
+#: The types of which this tenant ($1) has jobs, with one index lookup per type.
 KINDS: Final = """
 RECURSIVE kinds (type) AS (
     (SELECT type FROM job_status WHERE tenant = $1 ORDER BY type LIMIT 1)
@@ -62,15 +63,15 @@ RECURSIVE kinds (type) AS (
     ) AS next
 )"""
 ONE_KIND: Final = "kinds (type) AS (SELECT $6::text)"
-#: A page is merged from the places of each type and status, where the index has them in order: no filter can make it
-#: scan what it leaves out, and the planner has nothing to choose from. The number of jobs is written in, and is no
-#: argument, since a plan for any number at all would be one for a tenth of the table.
+#: A page of jobs. For each type and status the index has the jobs in order, and a page is merged from these ranges. So
+#: no filter makes the query scan rows that it excludes, and there is only one sensible plan. The limit is part of the
+#: text and is not an argument, because a generic plan for an unknown limit assumes a tenth of the table.
 LIST: Final = """
 WITH {kinds}, page AS (
     SELECT place.id, place.created_at AS at
-    FROM kinds CROSS JOIN unnest($2::text[]) AS wanted (status) CROSS JOIN LATERAL (
+    FROM kinds CROSS JOIN unnest($2::text[]) AS filter_status (status) CROSS JOIN LATERAL (
         SELECT id, created_at FROM job_status
-        WHERE tenant = $1 AND type = kinds.type AND status = wanted.status
+        WHERE tenant = $1 AND type = kinds.type AND status = filter_status.status
           AND created_at > $3 AND (created_at, id) < ($4, $5::uuid)
         ORDER BY created_at DESC, id DESC LIMIT {limit}
     ) AS place
@@ -84,14 +85,14 @@ STATUSES: Final[tuple[str, ...]] = get_args(Status)
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """A job's place in the list: what a cursor says, which is nobody's business but ours."""
+    """A job's sort key in the list. To API clients the cursor is opaque."""
 
     created_at: datetime
     id: str
 
 
 class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """What to list. The times exclude their moment itself."""
+    """Filters of a list of jobs. Both times are exclusive."""
 
     status: str | None
     type: str | None
@@ -102,18 +103,18 @@ class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Installation(msgspec.Struct, frozen=True):
-    """Which installation the database is of, and the database's own id; None: not known (yet)."""
+    """The installation that the database belongs to, and the database's own id; None if not known (yet)."""
 
     id: str | None
     database: str | None
 
 
 class DatabaseUnavailable(HeimdexError):
-    """Postgres could not be asked; nothing is known of the row."""
+    """Postgres could not be queried, so nothing is known about the row."""
 
 
 class Database:
-    """A pool that connects when it is asked: it may be made while Postgres is away."""
+    """A connection pool that connects on first use, so it can be created while Postgres is down."""
 
     def __init__(self, url: str) -> None:
         self._pool: asyncpg.Pool = asyncpg.create_pool(
@@ -129,14 +130,17 @@ class Database:
         )
 
     async def job(self, job_id: str, tenant: str) -> Snapshot | None:
-        """The row, or None where this tenant has no such job. Raises DatabaseUnavailable, after TIMEOUT_SECONDS."""
+        """Return the job's row, or None if this tenant has no such job.
+
+        Raises DatabaseUnavailable, within TIMEOUT_SECONDS.
+        """
         row = await self._ask(ROW, job_id, tenant)
         if row is None:
             return None
         return _snapshot(row, job_id)
 
     async def last_message(self, job_id: str) -> AnyJobMessage | None:
-        """The message that ended a job, as its row keeps it; None where it keeps none. Raises as above."""
+        """Return the newest message of a job as stored in its row, or None. Raises DatabaseUnavailable."""
         row = await self._ask("SELECT message FROM job_messages WHERE id = $1", job_id)
         if row is None or row[0] is None:
             return None
@@ -145,31 +149,37 @@ class Database:
         except UnusableMessage:
             return None
 
-    async def jobs(self, wanted: JobQuery, tenant: str) -> list[Snapshot]:
-        """One page of this tenant's, newest first, and one more where there is another page. Raises as above."""
-        before, place = wanted.created_before, wanted.cursor
-        if before is not None and (place is None or before <= place.created_at):
+    async def jobs(self, filters: JobQuery, tenant: str) -> list[Snapshot]:
+        """Return a page of this tenant's jobs, newest first, and one job more if there is another page.
+
+        Raises DatabaseUnavailable.
+        """
+        before, cursor = filters.created_before, filters.cursor
+        if before is not None and (cursor is None or before <= cursor.created_at):
             end = (before, FIRST_ID)
         else:
-            end = (place.created_at, place.id) if place is not None else (END_OF_TIME, FIRST_ID)
-        # Only our own words and a number are put together here; every value is an argument.
-        query = LIST.format(kinds=ONE_KIND if wanted.type else KINDS, limit=wanted.limit + 1, columns=COLUMNS)
-        statuses = [wanted.status] if wanted.status else STATUSES
+            end = (cursor.created_at, cursor.id) if cursor is not None else (END_OF_TIME, FIRST_ID)
+        # Only constants and a number are formatted into the query; every value is an argument.
+        query = LIST.format(kinds=ONE_KIND if filters.type else KINDS, limit=filters.limit + 1, columns=COLUMNS)
+        statuses = [filters.status] if filters.status else STATUSES
         arguments = [
             tenant,
             statuses,
-            wanted.created_after or BEGIN_OF_TIME,
+            filters.created_after or BEGIN_OF_TIME,
             *end,
-            *([wanted.type] if wanted.type else []),
+            *([filters.type] if filters.type else []),
         ]
         return [_snapshot(row, row[len(_FIELDS)]) for row in await self._ask(query, *arguments, many=True)]
 
     async def history(self, job_id: str) -> list[EventRow]:
-        """The job's history as far as it is recorded, in order. Raises as above."""
+        """Return the recorded part of the job's history, in order. Raises DatabaseUnavailable."""
         return [EventRow(*row) for row in await self._ask(HISTORY, job_id, many=True)]
 
     async def installation(self) -> Installation:
-        """What the database says; nothing where the status store has not made its view yet. Raises as above."""
+        """Return the installation that the database records, or one without ids if the view does not exist yet.
+
+        Raises DatabaseUnavailable.
+        """
         try:
             row = await self._ask("SELECT id, database FROM job_installation")
         except DatabaseUnavailable as error:
@@ -179,14 +189,14 @@ class Database:
         return Installation(None, None) if row is None else Installation(row[0], row[1])
 
     async def check(self) -> None:
-        """Raises DatabaseUnavailable unless the schema is there, as far as this version needs it."""
+        """Raises DatabaseUnavailable unless the schema has everything that this version requires."""
         (complete, *_) = await self._ask(READY)
         if not complete:
             raise DatabaseUnavailable(OLD_SCHEMA)
 
     async def close(self) -> None:
-        """Drop the connections."""
-        if self._pool._initialized:  # it is not while Postgres was never asked
+        """Close all connections at once, without waiting for queries in progress."""
+        if self._pool._initialized:  # false if no query was made
             self._pool.terminate()
 
     async def _ask(self, query: str, *arguments: Any, many: bool = False) -> Any:
@@ -198,7 +208,7 @@ class Database:
                     try:
                         return await (connection.fetch if many else connection.fetchrow)(query, *arguments)
                     except (TimeoutError, asyncio.CancelledError):
-                        # To give it back in order is to wait for its answer once more.
+                        # Releasing it to the pool would wait for its response again.
                         connection.terminate()
                         raise
         except TimeoutError as error:
@@ -215,9 +225,11 @@ class Database:
             raise DatabaseUnavailable(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 
     def _doubt_idle(self) -> None:
-        """What happened to one connection may have happened to all: no other request must find that out by waiting.
+        """Terminate all idle connections after a time-out on one.
 
-        Those in use show it themselves. (`expire_connections` would log of each that it could not be closed in order.)
+        The others may be broken in the same way, and no other request should have to wait for its own time-out to find
+        out. Connections in use fail by themselves. (`expire_connections` is not used: it would log an unclean
+        close for each.)
         """
         for holder in self._pool._holders:
             if holder.is_idle():
@@ -229,12 +241,12 @@ async def _begin_session(connection: asyncpg.Connection) -> None:
     try:
         await connection.execute(_SESSION)
     except BaseException:
-        connection.terminate()  # the pool would wait for it to close in order
+        connection.terminate()  # the pool would wait for an orderly close
         raise
 
 
 async def _keep_session(_: asyncpg.Connection) -> None:
-    """Nothing to undo: a request changes no setting, takes no lock, opens no cursor."""
+    """Reset nothing when a connection is released: a query changes no setting, takes no lock, opens no cursor."""
 
 
 def _snapshot(row: Any, job_id: str) -> Snapshot:

@@ -1,4 +1,4 @@
-"""Runs jobs again: one publish, as the successor of the newest message."""
+"""Retries jobs with one publish each: the first message of the next run, as the successor of the newest message."""
 
 import asyncio
 from typing import Final, Literal
@@ -14,14 +14,14 @@ from heimdex_gateway.jobs.change import Changed, Conflict, JobChanges
 from heimdex_gateway.jobs.repository import DatabaseUnavailable, JobQuery
 from heimdex_gateway.jobs.status import StateUnavailable
 
-#: Jobs run again at the same time by one request for many.
+#: How many jobs one request retries concurrently.
 AT_ONCE: Final = 20
 
 From = Literal["failed", "start"]
 
 
 class Retry:
-    """The use case, for one job and for many."""
+    """The use case that retries one job or many."""
 
     def __init__(self, changes: JobChanges, admission: Admission, pipelines: Pipelines) -> None:
         self._changes = changes
@@ -31,38 +31,38 @@ class Retry:
     async def retry(
         self, tenant: str, job_id: str, start_from: From, traceparent: str | None, *, wait: bool = True
     ) -> Changed | None:
-        """Run a failed or canceled job again, as its next run; None where the tenant has no such job.
+        """Start the next run of a failed or canceled job. Returns None if the tenant has no such job.
 
-        start_from: the stage where it ended, or the first. wait: until it is recorded.
-        Raises Conflict for a job that is not failed or canceled.
+        start_from: "failed" for the stage where the job failed or was canceled, "start" for the first stage.
+        wait: whether to wait until the new run is recorded. Raises Conflict if the job is neither failed nor canceled.
         """
         answer_by = change.answer_by()
         status = self._changes.status
         leader_knows = False
-        for _ in range(change.LOOKS):
+        for _ in range(change.MAX_READS):
             job, newest = await status.job_and_newest(job_id, tenant)
             if job is None:
                 return None
             if not leader_knows and (newest is None or newest.message.step < job.step):
-                # Older than the row: a leftover, or the terminal event of the row has not reached the stream's leader
-                # yet. The next run must follow that event, not what lies before it.
+                # The stream's newest message is older than the row: it is a leftover message, or the leader does not
+                # have the terminal event yet. The next run must follow that event, not a message before it.
                 leader_knows = await status.leader_knows_recorded()
                 if self._changes.broker.replicated:
                     await asyncio.sleep(0 if leader_knows else change.BEHIND_SECONDS)
                     continue
             if job.status not in {"failed", "canceled"}:
-                why = "completed" if job.status == "completed" else "not ended"
-                raise Conflict(f"The job has {why}: only a failed or canceled one can be run again.")
-            # A terminal event leaves the stream once it is recorded; the job's row keeps it.
+                state = "is completed" if job.status == "completed" else "has not finished"
+                raise Conflict(f"The job {state}: only a failed or canceled job can be retried.")
+            # A terminal event leaves the stream when it is recorded. The job's row keeps a copy.
             if newest is not None and newest.message.step == job.step:
                 last: AnyJobMessage | None = newest.message
             else:
                 last = await self._changes.database.last_message(job_id)
             if not isinstance(last, Failed | Canceled):
-                continue  # recorded, or run again by somebody else, between the two reads
+                continue  # recorded, or retried by another request, between the two reads
             pipeline = self._pipelines.by_type.get(last.type)
             if pipeline is None:
-                raise Conflict(f"This gateway knows no job type {last.type!r} any more.")
+                raise Conflict(f"This gateway no longer has the job type {last.type!r}.")
             message = retried(last, newest.sequence if newest else None, job, pipeline, start_from, traceparent)
             try:
                 async with self._admission.reserve():
@@ -73,44 +73,45 @@ class Retry:
             if not wait:
                 return Changed(lifecycle.snapshot(message), False)
             return await self._changes.wait_until_visible(message, answer_by)
-        raise StateUnavailable("The job's state changes too fast to run it again. Try again.")
+        raise StateUnavailable("The job's state changes too fast to retry it. Try again.")
 
     async def retry_all(self, tenant: str, status: str, job_type: str | None, limit: int) -> tuple[int, bool]:
-        """Run again this tenant's jobs of this status and of a type that is known here, newest first, up to `limit`.
+        """Retry up to `limit` jobs of this tenant with this status and a known type, newest first.
 
-        Returns how many, and whether there are more: also where the rest must wait, since the queue is full or NATS
-        went down meanwhile. Raises as `retry`, and StateUnavailable without Postgres, where none was run again.
+        Returns how many were retried, and whether there are more. There are also more if the rest was not retried
+        because the queue became full or NATS went down. If none was retried, raises as `retry`, and StateUnavailable
+        if Postgres is down.
         """
-        # A job of a type that is not known cannot be run again: if it were counted, there would always be more.
+        # Jobs of unknown types are not counted: they cannot be retried, so there would always be more.
         jobs: list[Snapshot] = []
-        for known in (job_type,) if job_type else self._pipelines.types:
+        for searched_type in (job_type,) if job_type else self._pipelines.types:
             query = JobQuery(
-                status=status, type=known, created_after=None, created_before=None, limit=limit, cursor=None
+                status=status, type=searched_type, created_after=None, created_before=None, limit=limit, cursor=None
             )
             try:
                 jobs += await self._changes.database.jobs(query, tenant)
             except DatabaseUnavailable:
                 raise StateUnavailable(
-                    "Postgres cannot be reached, and ended jobs are found in it. Try again."
+                    "Postgres cannot be reached, and finished jobs are read from it. Try again."
                 ) from None
         jobs.sort(key=lambda job: (job.created_at, job.job_id), reverse=True)
         slots = asyncio.Semaphore(AT_ONCE)
         obstacles: list[HeimdexError] = []
 
-        async def one(job: Snapshot) -> int:
+        async def retry_one(job: Snapshot) -> int:
             async with slots:
                 if obstacles:
-                    return 0  # it stands in the way of this one too
+                    return 0  # the same obstacle applies to this job
                 try:
                     return int(await self.retry(tenant, job.job_id, "failed", None, wait=False) is not None)
                 except Conflict:
-                    return 0  # somebody else was faster
+                    return 0  # another request has retried it
                 except HeimdexError as error:
                     obstacles.append(error)
                     return 0
 
-        # Every one that was begun is awaited: none runs again after the answer.
-        done = sum(await asyncio.gather(*(one(job) for job in jobs[:limit])))
+        # Every retry that was started is awaited, so that no job is retried after the response.
+        done = sum(await asyncio.gather(*(retry_one(job) for job in jobs[:limit])))
         if obstacles and not done:
             raise obstacles[0]
         return done, bool(obstacles) or len(jobs) > limit
@@ -124,7 +125,7 @@ def retried(
     start_from: From = "failed",
     traceparent: str | None = None,
 ) -> Due:
-    """The first message of the job's next run. sequence: that of `last`, if the stream still has it."""
+    """Build the first message of the job's next run. sequence: that of `last`, None if it has left the stream."""
     stage = pipeline.first_stage
     if start_from == "failed" and last.stage in pipeline.stage_names:
         stage = last.stage or stage

@@ -1,4 +1,4 @@
-"""Accepts jobs: one publish, or one atomic batch, answered only after JetStream has stored it."""
+"""Accepts jobs with one publish, or with one atomic batch. A job is accepted only after JetStream has stored it."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from heimdex_gateway.installation import InstallationCheck
 from heimdex_gateway.jobs.admission import Admission
 from heimdex_gateway.jobs.recently_accepted import RecentlyAccepted
 
-#: Of the 5 s that an answer may take at most.
+#: The time limit of a publish; a response may take 5 s at most.
 TIMEOUT_SECONDS: Final = 4.0
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for; each field is one of Due. not_before: None for now; callback_url: not looked up yet."""
+    """A job as requested; each field is a field of Due. not_before: None for now; callback_url: not resolved yet."""
 
     type: str
     fail_at_stage: str | None
@@ -32,7 +32,7 @@ class JobRequest(msgspec.Struct, frozen=True):
 
 
 class Submit:
-    """The use case, for one job and for a batch."""
+    """The use case that submits one job or a batch."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Submit:
         self._installation = installation
 
     def new_job(self, tenant: str, request: JobRequest, traceparent: str | None) -> Due:
-        """The first message of the tenant's job, with an id of its own: a UUID of version 7, ordered by time."""
+        """Build the first message of a new job of this tenant. Its id is a UUID of version 7, ordered by time."""
         at = messages.now()
         return Due(
             **msgspec.structs.asdict(request),
@@ -64,14 +64,15 @@ class Submit:
         )
 
     async def check_streams(self) -> None:
-        """Raises Refused when the streams are another installation's."""
+        """Raises Refused if the streams belong to another installation."""
         await self._installation.check()
 
     async def submit(self, jobs: Sequence[Due]) -> None:
-        """Publish these jobs to their first stages, or for later: all or none of them.
+        """Publish all of these jobs, or none: each is due at its first stage at once, or scheduled for later.
 
-        Raises BrokerUnavailable when NATS did not store them in time (whether it did later is then not known),
-        QueueFull or Refused when there is no room for them, Refused when the streams are another installation's.
+        Raises BrokerUnavailable if NATS did not confirm in time (it is then unknown whether it stores them later),
+        QueueFull if the queue is full, and Refused if JetStream does not accept the jobs or if the streams belong to
+        another installation.
         """
         await self.check_streams()
         async with self._admission.reserve(len(jobs)):
@@ -79,8 +80,8 @@ class Submit:
             if len(jobs) > 1:
                 await self._publisher.publish_new(jobs, deadline)
             else:
-                # Nobody else knows its id. So where a repeat finds a message of this job, an earlier publish was stored
-                # and the job has gone on since: NATS was down when it should have answered.
+                # No other process knows the id of this job. So if the job already has a message, that is one of ours:
+                # an earlier publish was stored, but NATS went down before it confirmed.
                 with contextlib.suppress(Superseded):
                     await self._publisher.publish(jobs[0], expected=0, deadline=deadline)
             self._accepted.add(jobs)

@@ -1,4 +1,4 @@
-"""Waits for a job's end, for a caller who would otherwise ask again and again."""
+"""Waits until a job is finished, so that a caller does not have to poll."""
 
 import asyncio
 from typing import Final
@@ -8,16 +8,16 @@ from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
 from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable, StatusReader
 from heimdex_gateway.jobs.subscriptions import Interrupted, Subscriptions
 
-#: How long the end that was heard may take to be shown by a plain GET too.
+#: How long to wait, after the terminal event arrived, until a plain GET returns the terminal state too.
 RECORDED_WITHIN_SECONDS: Final = 2.0
 
 
-async def until_ended(
+async def until_finished(
     status: StatusReader, subscriptions: Subscriptions, tenant: str, job_id: str, timeout: float
 ) -> Snapshot | None:
-    """The job once it has ended, or after `timeout` seconds as it is then; None where there is none.
+    """Return the job when it is finished, or its state after `timeout` seconds; None if the tenant has no such job.
 
-    Raises as StatusReader.job.
+    Raises StateUnavailable, as StatusReader.job does, and if NATS fails while the job is unfinished.
     """
     deadline = asyncio.get_running_loop().time() + timeout
     try:
@@ -43,7 +43,8 @@ async def _watch(
                 if event is not None and snapshot(event).status in TERMINAL:
                     break
         except Interrupted:
-            # The gateway stops, or was away: tell how it is now; the caller comes again.
+            # The gateway is stopping, or lost its connection to NATS. Return the current state; the caller can
+            # repeat the request.
             return await status.job(job_id, tenant)
     recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
     job = await status.job(job_id, tenant)

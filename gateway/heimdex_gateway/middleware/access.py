@@ -22,7 +22,7 @@ class AccessControl:
     cors: CORSConfig | None
 
     @classmethod
-    def of(cls, settings: Settings) -> "AccessControl":
+    def from_settings(cls, settings: Settings) -> "AccessControl":
         """Build the rules that the settings describe."""
         limit = rate_limit.Limit(settings.rate_limit) if settings.rate_limit else None
         return cls(api_keys.Keys(settings.api_keys), limit, cors.config(settings.cors_origins))

@@ -1,1 +1,1 @@
-"""What the OpenAPI document says beyond the routes' own signatures."""
+"""The parts of the OpenAPI document that do not follow from the signatures of the routes."""

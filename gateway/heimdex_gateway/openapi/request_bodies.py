@@ -15,7 +15,7 @@ from heimdex_gateway.schemas.job_request import BatchBody
 
 @dataclass(frozen=True)
 class Known:
-    """What one gateway knows: its job types and their stages, and whether callbacks are enabled."""
+    """What the schemas depend on: a gateway's job types and their stages, and whether callbacks are enabled."""
 
     types: tuple[str, ...]
     stages: tuple[str, ...]
@@ -23,8 +23,8 @@ class Known:
 
 
 def complete(document: dict[str, Any], known: Known) -> None:
-    """Add, in place, the schemas that depend on what this gateway knows. Can be repeated on the same document."""
-    # Named, so that a generated client uses the same names.
+    """Add the schemas that depend on `known` to the document, in place. This is idempotent."""
+    # Named, not inline, so that a generated client uses these names.
     document["components"]["schemas"] |= schemas(known)
     paths = document["paths"]
     for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
@@ -32,7 +32,7 @@ def complete(document: dict[str, Any], known: Known) -> None:
         body["schema"] = {"$ref": f"#/components/schemas/{name}"}
         if known.callbacks and name == "JobRequest":
             value = {"type": "mock_process", "callback_url": EXAMPLE_URL}
-            body["examples"]["called_back"] = {"summary": "with a callback when the job ends", "value": value}
+            body["examples"]["called_back"] = {"summary": "with a callback when the job is finished", "value": value}
     for operation in (paths["/jobs"]["get"], paths["/jobs/retry"]["post"]):
         for parameter in operation["parameters"]:
             if parameter["name"] == "type":
@@ -40,7 +40,10 @@ def complete(document: dict[str, Any], known: Known) -> None:
 
 
 def schemas(known: Known) -> dict[str, Any]:
-    """JobRequest and BatchRequest: their structs, with the job types, stages and callbacks of this gateway."""
+    """Build the schemas JobRequest and BatchRequest from their structs, with this gateway's job types and stages.
+
+    `callback_url` is described according to whether callbacks are enabled.
+    """
     _, components = msgspec.json.schema_components([BatchBody], ref_template="#/components/schemas/{name}")
     job, batch = components["JobBody"] | {"title": "JobRequest"}, components["BatchBody"] | {"title": "BatchRequest"}
     batch["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
@@ -64,14 +67,14 @@ def _body(description: str, schema: Schema, examples: dict[str, Example]) -> Req
 
 @dataclass
 class SubmitOperation(Operation):
-    """POST /jobs: the route reads its body itself, so it is described here. `complete` gives its schema."""
+    """The body of POST /jobs. The route reads it itself, so Litestar cannot describe it. `complete` adds the schema."""
 
     def __post_init__(self) -> None:
         self.request_body = _body(
             "The job to run.",
             Schema(type=OpenAPIType.OBJECT),
             {
-                "completes": Example(summary="runs to its end", value={"type": "mock_process"}),
+                "completes": Example(summary="completes", value={"type": "mock_process"}),
                 "fails": Example(
                     summary="fails at analyzing, after its retries",
                     value={"type": "mock_process", "fail_at_stage": "analyzing"},
@@ -83,7 +86,7 @@ class SubmitOperation(Operation):
 
 @dataclass
 class BatchOperation(Operation):
-    """POST /jobs/batch. `complete` gives its schema."""
+    """The body of POST /jobs/batch, as SubmitOperation. `complete` adds the schema."""
 
     def __post_init__(self) -> None:
         value = {"jobs": [{"type": "mock_process"}, {"type": "mock_process", "delay_seconds": 60}]}
@@ -94,35 +97,33 @@ class BatchOperation(Operation):
 
 @dataclass
 class RetryManyOperation(Operation):
-    """POST /jobs/retry: the route reads its query itself."""
+    """The query of POST /jobs/retry. The route reads it itself, so Litestar cannot describe it."""
 
     def __post_init__(self) -> None:
         status = Schema(type=OpenAPIType.STRING, enum=["failed", "canceled"])
         self.parameters = [
-            Parameter(
-                name="status", param_in="query", required=True, description="which jobs to run again", schema=status
-            ),
+            Parameter(name="status", param_in="query", required=True, description="which jobs to retry", schema=status),
             _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING)),
         ]
 
 
 @dataclass
 class ListOperation(Operation):
-    """GET /jobs: the route reads its query itself, so its parameters are described here."""
+    """The query of GET /jobs. The route reads it itself, so Litestar cannot describe it."""
 
     def __post_init__(self) -> None:
         cursor = Schema(type=OpenAPIType.STRING, pattern=job_list.CURSOR)
         time = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.DATE_TIME)
-        limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=job_list.MOST, default=job_list.USUAL)
+        limit = Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=job_list.MAX_LIMIT, default=job_list.DEFAULT_LIMIT)
         self.parameters = [
             _query(
-                "status", "only jobs of this status", Schema(type=OpenAPIType.STRING, enum=list(repository.STATUSES))
+                "status", "only jobs with this status", Schema(type=OpenAPIType.STRING, enum=list(repository.STATUSES))
             ),
             _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING)),
             _query("created_after", "only jobs created later than this", time),
             _query("created_before", "only jobs created earlier than this", time),
-            _query("limit", "how many jobs a page has at most", limit),
-            _query("cursor", "the `next_cursor` of the page before", cursor),
+            _query("limit", "the maximum number of jobs in a page", limit),
+            _query("cursor", "the `next_cursor` of the previous page", cursor),
         ]
 
 

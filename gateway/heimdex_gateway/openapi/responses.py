@@ -65,7 +65,7 @@ LIST_ANSWERS: Final = {
     500: UNAVAILABLE,
 }
 NO_PARAMETERS: Final = problem(
-    "The operation has no query parameters.", "There is no parameter 'form'; there are none.", field="form"
+    "The operation has no query parameters.", "There is no parameter 'form'; the operation has none.", field="form"
 )
 EVENTS_ANSWERS: Final = {
     200: ResponseSpec(
@@ -104,19 +104,21 @@ def _changes(example: Example, conflict: str, full: str) -> dict[int, ResponseSp
 
 CANCEL_ANSWERS: Final = _changes(
     Example(id="canceled", summary="a canceled job", value=CANCELED),
-    "The job has ended (completed): only one that has not can be canceled.",
+    "The job is already completed: only an unfinished job can be canceled.",
     "JetStream has no space for the message that cancels the job",
 )
 RETRY_ANSWERS: Final = _changes(
     Example(id="again", summary="a job that runs again", value=AGAIN),
-    "The job has completed: only a failed or canceled one can be run again.",
+    "The job is completed: only a failed or canceled job can be retried.",
     "The queue is full",
 )
 UNKNOWN_FROM: Final = problem(
     "The parameter is invalid.", "The parameter 'from' must be 'failed' or 'start', not 'middle'.", field="from"
 )
 WRONG_WAIT: Final = problem(
-    "The parameter is invalid.", "The parameter 'wait' must be seconds from 0 to 300, not 'long'.", field="wait"
+    "The parameter is invalid.",
+    "The parameter 'wait' must be a number of seconds from 0 to 300, not 'long'.",
+    field="wait",
 )
 READ_ERRORS: Final = {422: WRONG_WAIT, 404: problem("The job does not exist.", "Job not found"), 500: UNAVAILABLE}
 

@@ -1,1 +1,1 @@
-"""The routes, thin: decode, one call, encode."""
+"""The routes. Each decodes the request, calls one use case, and encodes the response."""

@@ -1,4 +1,4 @@
-"""Cancel a job, or run an ended one again."""
+"""The routes that cancel jobs and retry finished ones."""
 
 from typing import Annotated, Literal, cast
 
@@ -25,7 +25,7 @@ from heimdex_gateway.schemas.jobs import JobsRetried
 
 RETRYABLE = ("failed", "canceled")
 MAX_AT_ONCE = 500
-#: A request for many may take this much longer than one for one.
+#: How much longer a request that retries many jobs may take than one that retries a single job.
 MANY_SECONDS = 10.0
 
 
@@ -38,7 +38,7 @@ MANY_SECONDS = 10.0
     responses=responses.CANCEL_ANSWERS | {422: responses.NO_PARAMETERS},
 )
 async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
-    """A queued job never starts; a running stage is interrupted. 409 for a job that has ended."""
+    """A queued job never starts; a running stage is interrupted. Returns 409 if the job is in a terminal state."""
     check_query(request)
     gateway = gateway_of(request)
     work = gateway.cancel.cancel(tenant_of(request), job_id_of(job_id), traceparent)
@@ -49,7 +49,7 @@ async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparen
     "/jobs/{job_id:str}/retry",
     status_code=200,
     operation_id="retryJob",
-    summary="Run an ended job again",
+    summary="Retry a failed or canceled job",
     tags=["jobs"],
     responses=responses.RETRY_ANSWERS | {422: responses.UNKNOWN_FROM},
 )
@@ -59,18 +59,20 @@ async def retry_job(
     start_from: Annotated[
         str | None,
         QueryParameter(
-            name="from", required=False, description="failed (the default): the stage where it ended; or start"
+            name="from",
+            required=False,
+            description="`failed` (default): start at the stage where the job stopped; `start`: at the first stage",
         ),
     ] = None,
     traceparent: Traceparent = None,
 ) -> Response[bytes]:
-    """A failed or canceled job runs again as its next run, its history kept. 409 for any other."""
+    """Starts the next run of a failed or canceled job and keeps its history. Returns 409 for any other job."""
     check_query(request, "from")
     if start_from not in {None, "failed", "start"}:
         raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
-    where = cast("From", start_from or "failed")
+    start = cast("From", start_from or "failed")
     gateway = gateway_of(request)
-    work = gateway.retry.retry(tenant_of(request), job_id_of(job_id), where, traceparent)
+    work = gateway.retry.retry(tenant_of(request), job_id_of(job_id), start, traceparent)
     return _answer(await in_time(work))
 
 
@@ -78,18 +80,20 @@ async def retry_job(
     "/jobs/retry",
     status_code=200,
     operation_id="retryJobs",
-    summary="Run many ended jobs again",
+    summary="Retry failed or canceled jobs",
     tags=["jobs"],
     operation_class=request_bodies.RetryManyOperation,
     responses=responses.RETRY_MANY_ANSWERS,
 )
 async def retry_jobs(request: AnyRequest) -> Response[bytes]:
-    """The newest first, up to 500 a request: as long as it answers `more`, ask again."""
+    """Retries the newest jobs first, up to 500 per request. If `more` is true, repeat the request."""
     gateway = gateway_of(request)
     query = job_list.single(request.query_params.multi_items())
     for name in query:
         if name not in {"status", "type"}:
-            raise Problem(422, f"There is no parameter {name[:60]!r}; they are 'status' and 'type'.", field=name[:100])
+            raise Problem(
+                422, f"There is no parameter {name[:60]!r}; the parameters are 'status' and 'type'.", field=name[:100]
+            )
     status = job_list.one_of("status", query.get("status"), RETRYABLE)
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")

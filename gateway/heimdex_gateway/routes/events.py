@@ -1,4 +1,4 @@
-"""A job's history, as one answer or as a live stream."""
+"""The route that returns a job's history, as one JSON response or as a live stream of server-sent events."""
 
 from contextlib import AsyncExitStack
 from typing import Annotated
@@ -38,19 +38,22 @@ async def list_events(
         HeaderParameter(name="Last-Event-ID", required=False, description="resume the live stream after this event"),
     ] = None,
 ) -> Response[bytes] | Stream:
-    """Every hand-over and every failed attempt. With `Accept: text/event-stream`: live, history first."""
+    """Returns every hand-over and every failed attempt.
+
+    With `Accept: text/event-stream` the response is a live stream that begins with the history.
+    """
     check_query(request)
-    gateway, known = gateway_of(request), job_id_of(job_id)
+    gateway, parsed_id = gateway_of(request), job_id_of(job_id)
 
     async def answer() -> Response[bytes] | Stream:
-        if await gateway.status.job(known, tenant_of(request)) is None:
+        if await gateway.status.job(parsed_id, tenant_of(request)) is None:
             raise JobNotFound
-        if sse.is_wanted(request.headers.get("accept", "")):
+        if sse.prefers_event_stream(request.headers.get("accept", "")):
             source = AsyncExitStack()
-            # What stands in the way must be known before the head is sent, which says 200.
-            entries = await source.enter_async_context(gateway.history.live(known, parse_id(last_event_id)))
+            # Entered here, so that an error is raised before the response head (200) is sent.
+            entries = await source.enter_async_context(gateway.history.live(parsed_id, parse_id(last_event_id)))
             return sse.EventStream(sse.frames(entries), source)
-        rows = await gateway.history.entries(known)
+        rows = await gateway.history.entries(parsed_id)
         return encoded(events.EventList([events.event_object(row) for row in rows]))
 
     return await in_time(answer())

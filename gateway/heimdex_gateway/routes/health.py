@@ -1,4 +1,4 @@
-"""For load balancers and operators: is it alive, can it work."""
+"""The routes for load balancers and operators: liveness and readiness."""
 
 from typing import Final
 
@@ -30,7 +30,7 @@ _NOT_READY: Final = {
 _HEALTH_ANSWERS: Final = {
     200: ResponseSpec(
         Health,
-        description="It is alive.",
+        description="The process is alive.",
         generate_examples=False,
         examples=[Example(id="alive", value=_HEALTH)],
     )
@@ -38,13 +38,13 @@ _HEALTH_ANSWERS: Final = {
 _READY_ANSWERS: Final = {
     200: ResponseSpec(
         Readiness,
-        description="It can.",
+        description="The gateway is ready.",
         generate_examples=False,
         examples=[Example(id="ready", value=_READY)],
     ),
     503: ResponseSpec(
         Readiness,
-        description="A dependency is away; each says its state.",
+        description="The gateway is not ready; `nats` and `postgres` give the state of each dependency.",
         generate_examples=False,
         examples=[Example(id="not_ready", value=_NOT_READY)],
     ),
@@ -54,14 +54,14 @@ _READY_ANSWERS: Final = {
 @get(
     "/healthz",
     operation_id="health",
-    summary="Is the process alive?",
+    summary="Check that the process is alive",
     tags=["operations"],
     sync_to_thread=False,
     responses=_HEALTH_ANSWERS,
     opt={OPEN: True},
 )
 def healthz(request: AnyRequest) -> Health:
-    """Liveness only: answers while NATS and Postgres are down."""
+    """Checks liveness only: it succeeds while NATS and Postgres are down."""
     gateway = gateway_of(request)
     return gateway.health
 
@@ -69,13 +69,13 @@ def healthz(request: AnyRequest) -> Health:
 @get(
     "/readyz",
     operation_id="ready",
-    summary="Can it do its work now?",
+    summary="Check that the gateway is ready",
     tags=["operations"],
     responses=_READY_ANSWERS,
     opt={OPEN: True},
 )
 async def readyz(request: AnyRequest) -> Response[Readiness]:
-    """200 when NATS and Postgres can be used, 503 otherwise; names each one's state."""
+    """Returns 200 if NATS and Postgres can be used, else 503. The body gives the state of each."""
     gateway = gateway_of(request)
     nats = DependencyState(True, "connected")
     if not gateway.broker.connected:
@@ -83,19 +83,21 @@ async def readyz(request: AnyRequest) -> Response[Readiness]:
     elif gateway.topology.problem is not None:
         nats = DependencyState(False, gateway.topology.problem)
     elif not gateway.topology.ready.is_set():
-        nats = DependencyState(False, "the streams are not there yet")
+        nats = DependencyState(False, "the streams do not exist yet")
     elif gateway.installation.problem is not None:
         nats = DependencyState(False, gateway.installation.problem)
     elif not gateway.installation.agreed:
-        nats = DependencyState(False, "whose the streams are is not known yet")
+        nats = DependencyState(False, "the installation that owns the streams is not known yet")
     postgres = DependencyState(True, "connected")
     try:
         await gateway.database.check()
     except DatabaseUnavailable as error:
         postgres = DependencyState(False, str(error))
-    away = [name for name, state in (("NATS", nats), ("Postgres", postgres)) if not state.ok]
-    detail = "ready" if not away else f"{' and '.join(away)} cannot be used now."
-    return Response(Readiness(not away, detail, nats, postgres), status_code=503 if away else 200, media_type=JSON)
+    unavailable = [name for name, state in (("NATS", nats), ("Postgres", postgres)) if not state.ok]
+    detail = "ready" if not unavailable else f"{' and '.join(unavailable)} cannot be used now."
+    return Response(
+        Readiness(not unavailable, detail, nats, postgres), status_code=503 if unavailable else 200, media_type=JSON
+    )
 
 
 @route(
@@ -107,5 +109,5 @@ async def readyz(request: AnyRequest) -> Response[Readiness]:
     opt={OPEN: True},
 )
 def jobs_options() -> Response[None]:
-    """The framework's own answer would name the method that was registered first, and not the other."""
+    """Returns `Allow` with both methods of /jobs. The framework's own response lists only the one registered first."""
     return Response(None, status_code=204, headers={"Allow": "GET, OPTIONS, POST"})

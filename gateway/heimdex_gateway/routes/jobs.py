@@ -1,4 +1,4 @@
-"""Submit a job, ask how it is, list them, and tell what happened to one."""
+"""The routes that submit, list and get jobs."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from heimdex_contracts.messages import Due
 from heimdex_gateway.dependencies import gateway_of, tenant_of
 from heimdex_gateway.jobs.repository import Cursor
 from heimdex_gateway.jobs.status import JobNotFound
-from heimdex_gateway.jobs.wait import until_ended
+from heimdex_gateway.jobs.wait import until_finished
 from heimdex_gateway.openapi import examples, request_bodies, responses
 from heimdex_gateway.routes.parameters import IdempotencyKey, JobId, Traceparent
 from heimdex_gateway.routes.request import (
@@ -23,7 +23,7 @@ from heimdex_gateway.routes.request import (
     in_time,
     job_id_of,
     json_body,
-    while_there,
+    while_connected,
 )
 from heimdex_gateway.schemas import job_list, job_request, parameters
 from heimdex_gateway.schemas.job_request import MAX_BODY_BYTES
@@ -42,7 +42,7 @@ from heimdex_gateway.schemas.parameters import wait_seconds
     responses={
         202: ResponseSpec(
             JobAccepted,
-            description="Stored by JetStream: it will run.",
+            description="JetStream has stored the job: it will run.",
             generate_examples=False,
             examples=[Example(id="accepted", value={"job_id": examples.EXAMPLE_ID})],
         ),
@@ -54,14 +54,14 @@ async def submit_job(
     traceparent: Traceparent = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[bytes]:
-    """Answers 202 only after the job is stored; from then on it is never lost."""
+    """Returns 202 only after the job is stored. From then on it is never lost."""
     check_query(request)
     gateway = gateway_of(request)
     body = await json_body(request)
-    wanted = job_request.job(body, gateway.pipelines, gateway.callbacks)
-    if wanted.callback_url is not None:
-        await gateway.callbacks.look_up([("callback_url", wanted.callback_url)])
-    job = gateway.submit.new_job(tenant_of(request), wanted, traceparent)
+    requested = job_request.job(body, gateway.pipelines, gateway.callbacks)
+    if requested.callback_url is not None:
+        await gateway.callbacks.look_up([("callback_url", requested.callback_url)])
+    job = gateway.submit.new_job(tenant_of(request), requested, traceparent)
     if idempotency_key is None:
         await in_time(gateway.submit.submit([job]))
         job_id = job.job_id
@@ -74,7 +74,7 @@ async def submit_job(
     "/jobs/batch",
     status_code=202,
     operation_id="submitJobs",
-    summary="Submit up to 1,000 jobs, all or none",
+    summary="Submit a batch of jobs",
     tags=["jobs"],
     operation_class=request_bodies.BatchOperation,
     request_max_body_size=MAX_BODY_BYTES,
@@ -83,16 +83,16 @@ async def submit_job(
 async def submit_jobs(
     request: AnyRequest, traceparent: Traceparent = None, idempotency_key: IdempotencyKey = None
 ) -> Response[bytes]:
-    """Answers 202 only after all of them are stored; else none of them runs."""
+    """Accepts 1 to 1,000 jobs. Returns 202 only after all of them are stored; otherwise none of them runs."""
     check_query(request)
     gateway = gateway_of(request)
     body = await json_body(request)
-    wanted = job_request.jobs(body, gateway.pipelines, gateway.callbacks)
-    if called_back := job_request.called_back(wanted):
-        await gateway.callbacks.look_up(called_back)
+    requested = job_request.jobs(body, gateway.pipelines, gateway.callbacks)
+    if urls := job_request.callback_urls(requested):
+        await gateway.callbacks.look_up(urls)
     trace = tracing.start(traceparent) if traceparent else None
     tenant = tenant_of(request)
-    jobs = [gateway.submit.new_job(tenant, entry, trace) for entry in wanted]
+    jobs = [gateway.submit.new_job(tenant, entry, trace) for entry in requested]
     if idempotency_key is None:
         await in_time(gateway.submit.submit(jobs))
         job_ids = [job.job_id for job in jobs]
@@ -109,18 +109,18 @@ async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
 @get(
     "/jobs",
     operation_id="listJobs",
-    summary="List jobs, newest first",
+    summary="List jobs",
     tags=["jobs"],
     operation_class=request_bodies.ListOperation,
     responses=responses.LIST_ANSWERS,
 )
 async def list_jobs(request: AnyRequest) -> Response[bytes]:
-    """As the status store has recorded them: a job that was just accepted appears a moment later."""
+    """Returns jobs as the status store has recorded them, newest first. A new job appears a moment after its 202."""
     gateway = gateway_of(request)
-    wanted = job_list.wanted(job_list.single(request.query_params.multi_items()), gateway.pipelines)
-    jobs = await in_time(gateway.status.jobs(wanted, tenant_of(request)))
+    filters = job_list.read_query(job_list.single(request.query_params.multi_items()), gateway.pipelines)
+    jobs = await in_time(gateway.status.jobs(filters, tenant_of(request)))
     cursors = [Cursor(job.created_at, job.job_id) for job in jobs]
-    return encoded(job_list.page([job_object(job) for job in jobs], cursors, wanted.limit))
+    return encoded(job_list.page([job_object(job) for job in jobs], cursors, filters.limit))
 
 
 @get(
@@ -138,18 +138,20 @@ async def get_job(
     job_id: JobId,
     wait: Annotated[
         str | None,
-        Parameter(required=False, description="answer when the job ends, or after so many seconds (0 to 300)"),
+        Parameter(
+            required=False, description="respond when the job is finished, or after this many seconds (0 to 300)"
+        ),
     ] = None,
 ) -> Response[bytes]:
-    """Never an older answer than one already given."""
+    """Returns the current state of the job, and never an older state than one already returned."""
     check_query(request, "wait")
     gateway = gateway_of(request)
-    seconds, known = wait_seconds(wait), job_id_of(job_id)
+    seconds, parsed_id = wait_seconds(wait), job_id_of(job_id)
     if seconds > 0:
-        ending = until_ended(gateway.status, gateway.subscriptions, tenant_of(request), known, seconds)
-        job = await in_time(while_there(request, ending), seconds)
+        finished = until_finished(gateway.status, gateway.subscriptions, tenant_of(request), parsed_id, seconds)
+        job = await in_time(while_connected(request, finished), seconds)
     else:
-        job = await in_time(gateway.status.job(known, tenant_of(request)))
+        job = await in_time(gateway.status.job(parsed_id, tenant_of(request)))
     if job is None:
         raise JobNotFound
     return encoded(job_object(job))

@@ -6,13 +6,13 @@ from litestar.params import HeaderParameter, Parameter
 
 from heimdex_gateway.openapi import responses
 
-JobId = Annotated[str, Parameter(description="the id that POST answered")]
+JobId = Annotated[str, Parameter(description="the `job_id` that POST /jobs returned")]
 IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
         required=False,
-        description="the same key and body give the same job, or batch, for 24 hours",
+        description="for 24 hours, the same key and body return the same job or batch",
     ),
 ]
 Traceparent = Annotated[

@@ -1,4 +1,4 @@
-"""What the routes share: encoding an answer, reading a JSON body, turning our errors into answers."""
+"""Functions that the routes share: they read a request's parts, limit its time, and encode its response."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from heimdex_gateway.schemas import job_list
 
 _json: Final = msgspec.json.Encoder()
 JSON: Final = "application/json"
-#: Of a body that is too large.
+#: How much of a body that is too large is read and discarded, and for how long.
 MAX_DISCARDED_BYTES: Final = 32 * 1024 * 1024
 MAX_DISCARDED_SECONDS: Final = 2.0
-#: Told to nobody, and counted: the caller has closed the connection before the answer.
-GONE: Final = 499
-#: The contract is an answer within 5 s.
+#: The status that is counted when the client has closed the connection before the response. It is never sent.
+CLIENT_CLOSED_REQUEST: Final = 499
+#: The API promises a response within 5 s.
 MAX_SECONDS: Final = 4.5
 
 AnyRequest = Request[Any, Any, Any]
@@ -29,54 +29,57 @@ _T = TypeVar("_T")
 
 
 def encoded(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
-    """As JSON."""
+    """Build a response with `body` encoded as JSON."""
     return Response(_json.encode(body), status_code=status, media_type=JSON, headers=headers)
 
 
 def job_id_of(text: str) -> str:
-    """In lower case. Raises JobNotFound for what is not a job id."""
+    """Parse a job id and return it in lower case. Raises JobNotFound if `text` is not a job id."""
     if not messages.is_job_id(text):
         raise JobNotFound
     return text.lower()
 
 
 async def in_time(work: Awaitable[_T], waiting_seconds: float = 0.0) -> _T:
-    """Await an answer for as long as a caller may wait. Raises TimeoutError, and what the work raises."""
+    """Await `work` for MAX_SECONDS and `waiting_seconds` at most. Raises TimeoutError, and what `work` raises."""
     async with asyncio.timeout(MAX_SECONDS + waiting_seconds):
         return await work
 
 
-async def while_there(request: AnyRequest, work: Coroutine[Any, Any, _T]) -> _T:
-    """Await what takes long, for as long as there is somebody to tell. Raises Problem when the caller has gone."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+async def while_connected(request: AnyRequest, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await long-running `work` while the client is connected. Raises Problem 499 when the client disconnects."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_disconnect(request))
     both = (working, leaving)
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise Problem(GONE, "The caller has gone.")
+        raise Problem(CLIENT_CLOSED_REQUEST, "The client closed the connection.")
     finally:
         for task in both:
-            # Again, should it go on: in Python 3.11 `wait_for` swallows a cancel that comes together with its result.
+            # Repeated, because in Python 3.11 `wait_for` swallows a cancellation that arrives together with its result.
             while not task.done():
                 task.cancel()
                 await asyncio.wait({task}, timeout=1.0)
 
 
-async def _gone(request: AnyRequest) -> None:
+async def _disconnect(request: AnyRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def json_body(request: AnyRequest) -> bytes:
-    """The body of a request that says it is JSON. Raises Problem 415 for another; the framework's 413 for a large."""
+    """Read the body of a request whose content type is JSON.
+
+    Raises Problem 415 for another content type, and RequestEntityTooLarge (413) for a body over the route's limit.
+    """
     header = request.headers.get("content-type", "")
     content_type = header.partition(";")[0].strip().lower()
     if content_type != JSON:
         length = request.headers.get("content-length")
         if not header and length in {None, "0"} and "transfer-encoding" not in request.headers:
             return b""
-        given = f"not as {content_type[:100]}" if header else "which the Content-Type header must say"
+        given = f"not as {content_type[:100]}" if header else "with this Content-Type header"
         raise Problem(415, f"Send the body as application/json, {given}.")
     try:
         return await request.body()
@@ -86,7 +89,10 @@ async def json_body(request: AnyRequest) -> bytes:
 
 
 async def _discard_rest(request: AnyRequest) -> None:
-    """Read some of what is still coming: closing on unread data would reset the connection, and the answer be lost."""
+    """Read and discard part of the remaining body.
+
+    Closing the connection with unread data would reset it, and the client would lose the response.
+    """
     left = MAX_DISCARDED_BYTES
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(MAX_DISCARDED_SECONDS):
@@ -98,10 +104,13 @@ async def _discard_rest(request: AnyRequest) -> None:
 
 
 def check_query(request: AnyRequest, *known: str) -> None:
-    """Raises Problem 422 for a parameter that is not known here, or is given twice: a misspelt one is no default."""
+    """Raises Problem 422 if a query parameter is unknown or repeated.
+
+    So a misspelt parameter is an error, and is not silently replaced by its default.
+    """
     if not request.scope["query_string"]:
         return
     for name in job_list.single(request.query_params.multi_items()):
         if name not in known:
-            allowed = f"the parameters are {', '.join(map(repr, known))}" if known else "there are none"
+            allowed = f"the parameters are {', '.join(map(repr, known))}" if known else "the operation has none"
             raise Problem(422, f"There is no parameter {name[:60]!r}; {allowed}.", field=name[:100])

@@ -1,4 +1,4 @@
-"""The answer that goes on: who wants it, and how it ends what it is told from."""
+"""Server-sent events: content negotiation, the encoding of events, and a response that closes their source."""
 
 import re
 from collections.abc import AsyncIterator
@@ -20,20 +20,20 @@ EVENT_STREAM: Final = "text/event-stream"
 _REFUSED: Final = re.compile(r";\s*q\s*=\s*0(\.0*)?\s*(;|$)", re.IGNORECASE)
 
 
-def is_wanted(accept: str) -> bool:
-    """Whether the caller would rather have the stream than JSON."""
-    wanted: list[str] = []
+def prefers_event_stream(accept: str) -> bool:
+    """Whether this `Accept` header prefers text/event-stream to JSON."""
+    accepted: list[str] = []
     for part in accept.split(","):
-        # The framework takes q=0, which says "not this", for the least of wishes.
+        # q=0 means "not acceptable"; the framework takes it for the lowest preference.
         if not _REFUSED.search(part):
-            wanted.append(part)
+            accepted.append(part)
         elif part.partition(";")[0].strip().lower() == EVENT_STREAM:
             return False
-    return Accept(",".join(wanted)).best_match(["application/json", EVENT_STREAM]) == EVENT_STREAM
+    return Accept(",".join(accepted)).best_match(["application/json", EVENT_STREAM]) == EVENT_STREAM
 
 
 async def frames(entries: Live) -> AsyncIterator[bytes]:
-    """The stream's bytes, in the order of its entries; a comment where there is nothing to send."""
+    """Encode the entries as server-sent events, in order. None becomes a comment, which keeps the connection alive."""
     yield b"retry: 1000\n\n"
     async for entry in entries:
         if entry is None:
@@ -48,16 +48,16 @@ async def frames(entries: Live) -> AsyncIterator[bytes]:
 
 
 class EventStream(Stream):
-    """Server-sent events. Closes `source` when it has ended, also where the caller had gone before it began."""
+    """A response of server-sent events. It closes `source` at the end, even if the client left before it started."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], source: AsyncExitStack) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], source: AsyncExitStack) -> None:
         super().__init__(
-            pieces, media_type=EVENT_STREAM, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            chunks, media_type=EVENT_STREAM, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )
         self._source = source
 
     def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by the framework, which then awaits what is returned."""
+        """Build the ASGI application that sends the response. The framework calls this, and awaits the result."""
         respond = super().to_asgi_response(*args, **kwargs)
 
         async def call(scope: Scope, receive: Receive, send: Send) -> None:

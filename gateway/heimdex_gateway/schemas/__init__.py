@@ -1,1 +1,1 @@
-"""The bodies and the parameters of HTTP requests and answers."""
+"""The bodies and parameters of HTTP requests and responses."""

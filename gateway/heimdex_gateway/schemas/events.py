@@ -1,4 +1,4 @@
-"""A job's history as the API shows it."""
+"""The body of GET /jobs/{job_id}/events: the history of a job."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from heimdex_contracts.job_object import moment
 
 
 class EndedAttempt(msgspec.Struct, frozen=True):
-    """The attempt that an event ended: how long it took, in seconds, where that is known."""
+    """The attempt that an event ended, with its start and its duration if they are known."""
 
     stage: str
     attempt: int
@@ -18,7 +18,7 @@ class EndedAttempt(msgspec.Struct, frozen=True):
 
 
 class EventObject(msgspec.Struct, frozen=True):
-    """One entry of a job's history. `id` is unique within the job and grows."""
+    """One entry of a job's history. `id` is unique within the job and increases from entry to entry."""
 
     id: str
     event: str
@@ -31,13 +31,13 @@ class EventObject(msgspec.Struct, frozen=True):
 
 
 class EventList(msgspec.Struct, frozen=True):
-    """The whole history, in order."""
+    """The whole history of a job, in order."""
 
     events: list[EventObject]
 
 
 def event_object(row: EventRow) -> EventObject:
-    """As the API shows it."""
+    """Convert an entry of the history to its form in the API."""
     ended = None
     if row.ended_stage is not None and row.ended_attempt is not None:
         ended = EndedAttempt(row.ended_stage, row.ended_attempt, _moment(row.started_at), row.seconds)

@@ -4,7 +4,7 @@ import msgspec
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The process is alive; says nothing of NATS or Postgres."""
+    """The process is alive. This does not imply that NATS or Postgres can be used."""
 
     ok: bool
     service: str
@@ -14,14 +14,14 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class DependencyState(msgspec.Struct, frozen=True):
-    """Whether one dependency can be used now, and if not, why."""
+    """Whether a dependency can be used now. `detail`: its state, or the reason why it cannot be used."""
 
     ok: bool
     detail: str
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether the gateway can do its work now. `detail`: a sentence for people."""
+    """Whether the gateway can process requests now. `detail`: a sentence for a human reader."""
 
     ok: bool
     detail: str

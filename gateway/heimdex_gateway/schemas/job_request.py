@@ -1,7 +1,7 @@
 """The bodies of POST /jobs and POST /jobs/batch.
 
-JobBody is the one definition: it validates, and the OpenAPI document is generated from it. Only a body that it refuses
-is walked by hand, to word the refusal: 400 for what is not JSON, 422 with the field.
+JobBody is the only definition of these fields: it validates a body, and the OpenAPI document is generated from it. A
+body that it refuses is then checked by hand, for a precise error: 400 if it is not JSON, else 422 with the field.
 """
 
 import json
@@ -24,24 +24,28 @@ MAX_DELAY: Final = timedelta(days=366)
 
 
 class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One job as a caller requests it."""
+    """The body of POST /jobs: one job."""
 
     type: Annotated[str, msgspec.Meta(description="a known job type")]
     fail_at_stage: Annotated[
-        str | None, msgspec.Meta(description="null, or the stage at whose start the job fails on every attempt")
+        str | None,
+        msgspec.Meta(description="null, or a stage: the job then fails at the start of that stage, on every attempt"),
     ] = None
     run_at: Annotated[
-        Moment | None, msgspec.Meta(description="not before this time, with its zone; excludes delay_seconds")
+        Moment | None,
+        msgspec.Meta(
+            description="the earliest start, a time with its time zone; cannot be combined with delay_seconds"
+        ),
     ] = None
     delay_seconds: Annotated[
         Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY.total_seconds())] | None,
-        msgspec.Meta(description="not before so many seconds from now; excludes run_at"),
+        msgspec.Meta(description="the earliest start, in seconds from now; cannot be combined with run_at"),
     ] = None
     callback_url: str | None = None
 
 
 class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Many jobs."""
+    """The body of POST /jobs/batch: 1 to MAX_BATCH_JOBS jobs."""
 
     jobs: Annotated[list[JobBody], msgspec.Meta(min_length=1, max_length=MAX_BATCH_JOBS)]
 
@@ -55,7 +59,7 @@ _T = TypeVar("_T")
 
 
 def job(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> JobRequest:
-    """The body of POST /jobs. Raises Problem, and CallbackUrlRefused."""
+    """Read the body of POST /jobs. Raises Problem 400 or 422, and CallbackUrlRefused."""
     try:
         return _checked(msgspec.structs.asdict(_job_body.decode(body)), pipelines, callbacks, "")
     except _REFUSED:
@@ -63,7 +67,7 @@ def job(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> Job
 
 
 def jobs(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> list[JobRequest]:
-    """The body of POST /jobs/batch. Raises as `job`, also for one job of it."""
+    """Read the body of POST /jobs/batch. Raises as `job` if the batch, or any of its jobs, is invalid."""
     try:
         entries = _batch_body.decode(body).jobs
     except _REFUSED:
@@ -79,11 +83,11 @@ def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidat
     _check_keys(data, _BATCH_KEYS, "")
     allowed = f"an array of 1 to {MAX_BATCH_JOBS} jobs"
     if "jobs" not in data:
-        raise _wrong("", "jobs", f"is missing; it must be {allowed}")
+        raise _field_problem("", "jobs", f"is missing; it must be {allowed}")
     entries = data["jobs"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_BATCH_JOBS:
         given = f"{len(entries)} of them" if isinstance(entries, list) else _kind(entries)
-        raise _wrong("", "jobs", f"must be {allowed}, not {given}")
+        raise _field_problem("", "jobs", f"must be {allowed}, not {given}")
     requests = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -93,28 +97,31 @@ def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidat
     return requests
 
 
-def called_back(requests: Sequence[JobRequest]) -> list[tuple[str, str]]:
-    """Of a batch: the field and the URL of each job that has one."""
+def callback_urls(requests: Sequence[JobRequest]) -> list[tuple[str, str]]:
+    """Return the field and the URL of each job of a batch that has a callback URL."""
     return [(f"jobs[{n}].callback_url", entry.callback_url) for n, entry in enumerate(requests) if entry.callback_url]
 
 
 def _job(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidation, prefix: str) -> JobRequest:
     _check_keys(data, _KEYS, prefix)
     if "type" not in data:
-        raise _wrong(prefix, "type", f"is missing; it must be one of {_and(pipelines.types)}")
+        raise _field_problem(prefix, "type", f"is missing; it must be one of {_listed(pipelines.types)}")
     return _checked(data, pipelines, callbacks, prefix)
 
 
 def _checked(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidation, prefix: str) -> JobRequest:
-    """The rules that no schema of one field can hold, of fields that are decoded or as the caller wrote them."""
+    """Apply the rules that a schema of single fields cannot express.
+
+    data: the fields as decoded by JobBody, or as parsed from JSON after JobBody refused them.
+    """
     job_type = data["type"]
     pipeline = pipelines.by_type.get(job_type) if isinstance(job_type, str) else None
     if pipeline is None:
-        raise _wrong(prefix, "type", f"must be one of {_and(pipelines.types)}, not {_shown(job_type)}")
+        raise _field_problem(prefix, "type", f"must be one of {_listed(pipelines.types)}, not {_shown(job_type)}")
     stage = data.get("fail_at_stage")
     if stage is not None and stage not in pipeline.stage_names:
-        allowed = _and(pipeline.stage_names)
-        raise _wrong(prefix, "fail_at_stage", f"must be null or one of {allowed}, not {_shown(stage)}")
+        allowed = _listed(pipeline.stage_names)
+        raise _field_problem(prefix, "fail_at_stage", f"must be null or one of {allowed}, not {_shown(stage)}")
     url = data.get("callback_url")
     url = None if url is None else callbacks.read(url, f"{prefix}callback_url")
     return JobRequest(pipeline.type, stage, _not_before(data, prefix), url)
@@ -123,12 +130,14 @@ def _checked(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackVali
 def _not_before(data: dict[str, Any], prefix: str) -> datetime | None:
     run_at, delay = data.get("run_at"), data.get("delay_seconds")
     if run_at is not None and delay is not None:
-        raise _wrong(prefix, "run_at", "and 'delay_seconds' exclude each other: send one of them")
+        raise _field_problem(prefix, "run_at", "cannot be combined with 'delay_seconds': send one of them")
     now = messages.now()
     if delay is not None:
         most = int(MAX_DELAY.total_seconds())
         if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= most:
-            raise _wrong(prefix, "delay_seconds", f"must be null or seconds from 0 to {most}, not {_shown(delay)}")
+            raise _field_problem(
+                prefix, "delay_seconds", f"must be null or a number of seconds from 0 to {most}, not {_shown(delay)}"
+            )
         return now + timedelta(seconds=delay) if delay > 0 else None
     if run_at is None:
         return None
@@ -137,10 +146,10 @@ def _not_before(data: dict[str, Any], prefix: str) -> datetime | None:
         too_late = at > now + MAX_DELAY
         past = at <= now
     except (msgspec.ValidationError, OverflowError, ValueError):
-        hint = "must be null or a time with its zone such as 2025-10-28T12:00:00Z"
-        raise _wrong(prefix, "run_at", f"{hint}, not {_shown(run_at)}") from None
+        hint = "must be null or a time with its time zone, such as 2025-10-28T12:00:00Z"
+        raise _field_problem(prefix, "run_at", f"{hint}, not {_shown(run_at)}") from None
     if too_late:
-        raise _wrong(prefix, "run_at", f"must lie within {MAX_DELAY.days} days from now")
+        raise _field_problem(prefix, "run_at", f"must be at most {MAX_DELAY.days} days from now")
     return None if past else at
 
 
@@ -148,21 +157,21 @@ def _check_keys(data: dict[str, Any], known: tuple[str, ...], prefix: str) -> No
     for key in data:
         if key not in known:
             name = f"{prefix}{key}"
-            raise Problem(422, f"There is no field {_shown(name)}; the fields are {_and(known)}.", field=name[:100])
+            raise Problem(422, f"There is no field {_shown(name)}; the fields are {_listed(known)}.", field=name[:100])
 
 
-def _wrong(prefix: str, name: str, what: str) -> Problem:
+def _field_problem(prefix: str, name: str, what: str) -> Problem:
     return Problem(422, f"The field {prefix + name!r} {what}.", field=prefix + name)
 
 
-def _read(body: bytes, example: str, understood: Callable[[dict[str, Any]], _T]) -> _T:
+def _read(body: bytes, example: str, convert: Callable[[dict[str, Any]], _T]) -> _T:
     try:
         data = _json(body, example)
     except msgspec.DecodeError as error:
-        data = _json_of_others(body, str(error))
-        understood(_object(data, example))  # says in which field the number is
+        data = _json_with_huge_numbers(body, str(error))
+        convert(_object(data, example))  # raises with the name of the field that holds the number
         raise Problem(400, f"The body cannot be read: {error}.") from None
-    return understood(_object(data, example))
+    return convert(_object(data, example))
 
 
 def _object(data: Any, example: str) -> dict[str, Any]:
@@ -182,13 +191,13 @@ def _json(body: bytes, example: str) -> Any:
         raise Problem(400, f"The body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
 
 
-def _json_of_others(body: bytes, refusal: str) -> Any:
-    """What msgspec refuses and is JSON all the same: a number that no float holds, infinite here.
+def _json_with_huge_numbers(body: bytes, refusal: str) -> Any:
+    """Parse valid JSON that msgspec refuses because a number is beyond the range of a float; it becomes infinity here.
 
-    Raises Problem, with msgspec's word for what is no JSON, and with our own for half a surrogate pair.
+    Raises Problem 400: for invalid JSON with `refusal`, msgspec's description; for half a surrogate pair with our own.
     """
     try:
-        # float() takes each of JSON's whole numbers, int() none of over 4,300 digits.
+        # float() accepts every integer of JSON; int() refuses one of more than 4,300 digits.
         data = json.loads(body.decode(), parse_int=float, parse_constant=_no_constant)
         json.dumps(data, ensure_ascii=False).encode()
     except RecursionError:
@@ -196,7 +205,7 @@ def _json_of_others(body: bytes, refusal: str) -> Any:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise Problem(
-            400, f"The body is not valid JSON: {half} is half of a surrogate pair, and no character."
+            400, f"The body is not valid JSON: {half} is half of a surrogate pair, not a character."
         ) from None
     except ValueError:
         raise Problem(400, f"The body is not valid JSON: {refusal}.") from None
@@ -204,11 +213,11 @@ def _json_of_others(body: bytes, refusal: str) -> Any:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _too_deep() -> Problem:
-    return Problem(400, "The body is nested too deeply to be read.")
+    return Problem(400, "The body is nested too deeply.")
 
 
 def _kind(value: Any) -> str:
@@ -225,5 +234,5 @@ def _shown(value: Any) -> str:
     return _kind(value)
 
 
-def _and(names: tuple[str, ...]) -> str:
+def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(repr(name) for name in names)

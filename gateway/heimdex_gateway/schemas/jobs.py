@@ -1,4 +1,4 @@
-"""The HTTP bodies that are answered, apart from what goes over the wire inside."""
+"""The response bodies of the routes that submit and retry jobs."""
 
 import msgspec
 
@@ -6,19 +6,19 @@ from heimdex_contracts.job_object import JobId
 
 
 class JobAccepted(msgspec.Struct, frozen=True):
-    """The answer to an accepted job."""
+    """The response to an accepted job."""
 
     job_id: JobId
 
 
 class JobsAccepted(msgspec.Struct, frozen=True):
-    """The answer to an accepted batch: the ids in the order of the jobs."""
+    """The response to an accepted batch. The ids are in the order of the jobs."""
 
     job_ids: list[JobId]
 
 
 class JobsRetried(msgspec.Struct, frozen=True):
-    """How many jobs run again, and whether there are more of them: then ask again."""
+    """The response to a retry of many jobs: how many run again. more: further jobs match, so repeat the request."""
 
     retried: int
     more: bool

@@ -13,7 +13,7 @@ MAX_WAIT_SECONDS: Final = 300.0
 
 
 def wait_seconds(text: str | None) -> float:
-    """The parameter `wait`, 0 where it is absent. Raises Problem 422."""
+    """Parse the parameter `wait`, in seconds; 0 if it is absent. Raises Problem 422."""
     if text is None:
         return 0.0
     try:
@@ -23,7 +23,7 @@ def wait_seconds(text: str | None) -> float:
     if not 0 <= value <= MAX_WAIT_SECONDS:
         raise Problem(
             422,
-            f"The parameter 'wait' must be seconds from 0 to {MAX_WAIT_SECONDS:g}, not {text[:60]!r}.",
+            f"The parameter 'wait' must be a number of seconds from 0 to {MAX_WAIT_SECONDS:g}, not {text[:60]!r}.",
             field="wait",
         )
     return value
@@ -39,21 +39,24 @@ _BARE: Final = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
 
 
 def read_key(headers: Sequence[str]) -> str:
-    """The key, quoted as in the IETF's draft or bare, of all such headers of a request. Raises Problem 422."""
+    """Parse the request's Idempotency-Key headers and return the key: quoted, as in the IETF draft, or bare.
+
+    Raises Problem 422 if the header is repeated or its value is not a key.
+    """
     if len(headers) != 1:
-        raise Problem(422, "The header 'Idempotency-Key' is given twice; a job has one key.", field="Idempotency-Key")
+        raise Problem(422, "The header 'Idempotency-Key' is repeated; send it once.", field="Idempotency-Key")
     text = headers[0].strip()
     quoted = _QUOTED.fullmatch(text)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else text if _BARE.fullmatch(text) else ""
     if not 1 <= len(key) <= MAX_KEY_LENGTH:
         raise Problem(
             422,
-            f"The header 'Idempotency-Key' must hold 1 to {MAX_KEY_LENGTH} printable characters, quoted or bare.",
+            f"The header 'Idempotency-Key' must contain 1 to {MAX_KEY_LENGTH} printable characters, quoted or bare.",
             field="Idempotency-Key",
         )
     return key
 
 
 def digest(body: bytes) -> str:
-    """Of a JSON body: the same whatever its spaces and the order of its keys."""
+    """Return a digest of a JSON body that does not depend on whitespace or on the order of keys."""
     return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).hexdigest()

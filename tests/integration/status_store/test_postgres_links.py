@@ -328,7 +328,7 @@ async def test_a_gateway_is_not_ready_with_a_schema_older_than_it_needs(
     if revision is not None:
         await at_revision(admin, revision)
     async with gateway_of(database_url) as database:
-        with pytest.raises(DatabaseUnavailable, match="the schema is not what this gateway needs"):
+        with pytest.raises(DatabaseUnavailable, match="the schema is older than this gateway requires"):
             await database.check()
         await migrate(admin)
         await database.check()

@@ -1,4 +1,4 @@
-"""Running systems for the tests that break nothing: one whose stages follow a test's script, one of `mock_process`."""
+"""Running systems for tests without faults: one whose stages follow a test's script, and one with `mock_process`."""
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +18,7 @@ from tests.support.watching import Observer
 
 @dataclass
 class Live:
-    """What runs, and the script of its stages. No worker of `mock_process` runs: such a job stays queued."""
+    """A running system, and the script of its stages. No worker of `mock_process` runs, so such a job stays queued."""
 
     system: System
     nats: NatsServer
@@ -27,7 +27,7 @@ class Live:
 
 @pytest.fixture(scope="session")
 def live_system(postgres: PostgresServer) -> Iterator[Live]:
-    """One a worker of xdist, for the files named TOGETHER in tests/conftest.py. Do not stop any of it."""
+    """One system per xdist worker, for the modules in TOGETHER (tests/conftest.py). Do not stop any part of it."""
     folder = servers.temporary_folder()
     nats = servers.start_nats(folder)
     system = System(nats.url, servers.new_database(postgres), folder)
@@ -46,7 +46,7 @@ def live_system(postgres: PostgresServer) -> Iterator[Live]:
 
 @pytest.fixture
 def live(live_system: Live, request: pytest.FixtureRequest) -> Iterator[Live]:
-    """The running system, its script empty: every stage succeeds at once. Afterwards nothing waits at a gate."""
+    """The running system with an empty script: every stage succeeds at once. The gate is opened after the test."""
     live_system.script.clear()
     live_system.system.allow_only(*allowed(request.node))
     yield live_system
@@ -56,28 +56,31 @@ def live(live_system: Live, request: pytest.FixtureRequest) -> Iterator[Live]:
 
 @pytest_asyncio.fixture
 async def http(live: Live) -> AsyncIterator[Api]:
-    """A client of the running system."""
+    """An HTTP client of the running system."""
     async with Api(live.system.url) as api:
         yield api
 
 
 @pytest_asyncio.fixture
 async def stored(live: Live) -> AsyncIterator[Observer]:
-    """Sees every message that the streams of the running system have stored, and none that they refused."""
+    """An observer of every message that the running system's streams store. It sees no message that they refuse."""
     async with Observer(live.nats.url, "heimdex-stored.>") as observer:
         yield observer
 
 
 @pytest.fixture
 def scripted(system: System, script: Script) -> System:
-    """A system of this test's own whose stages do what `script` says; none of it is started yet."""
+    """A system of this test whose stages follow `script`. No service is started yet."""
     system.env |= script.env
     return system
 
 
 @pytest.fixture(scope="module")
 def shared_system(postgres: PostgresServer) -> Iterator[System]:
-    """Everything up and ready; do not stop any of it. The module must be in TOGETHER (tests/conftest.py)."""
+    """A running system with all services ready. Do not stop any part of it.
+
+    Modules that use it must be in TOGETHER (tests/conftest.py).
+    """
     folder = servers.temporary_folder()
     nats = servers.start_nats(folder)
     system = System(nats.url, servers.new_database(postgres), folder)
@@ -94,6 +97,6 @@ def shared_system(postgres: PostgresServer) -> Iterator[System]:
 
 @pytest_asyncio.fixture
 async def shared_api(shared_system: System) -> AsyncIterator[Api]:
-    """A client of the shared system."""
+    """An HTTP client of the shared system."""
     async with Api(shared_system.url) as api:
         yield api

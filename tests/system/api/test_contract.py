@@ -124,7 +124,7 @@ async def test_every_answer_of_every_operation_has_an_example_of_its_own_shape(s
 
 async def test_each_change_of_a_job_has_the_example_of_its_own_conflict(served: System, api: Api) -> None:
     paths = (await document(api))["paths"]
-    for change, said in (("cancel", "can be canceled"), ("retry", "can be run again")):
+    for change, said in (("cancel", "can be canceled"), ("retry", "can be retried")):
         answer = paths[f"/jobs/{{job_id}}/{change}"]["post"]["responses"]["409"]
         assert said in answer["content"]["application/json"]["examples"]["error"]["value"]["detail"]
 

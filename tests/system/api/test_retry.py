@@ -119,7 +119,7 @@ async def test_a_job_that_is_neither_failed_nor_canceled_is_409_and_stays_as_it_
     await http.wait_until(job_id, status)
     for query in ("", "?from=start", "?from=failed"):
         answer = await retry(http, job_id, query, status=409)
-        assert ("completed" if status == "completed" else "not ended") in str(answer["detail"])
+        assert ("completed" if status == "completed" else "not finished") in str(answer["detail"])
     assert (await http.get(job_id))["status"] == status
     assert {entry["run"] for entry in await history(http, job_id)} == {1}
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of callbacks: a system whose gateways may call loopback, and a receiver there."""
+"""Fixtures of the callback tests: a system whose gateways may call loopback addresses, and a receiver on one."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ from tests.support.services import System
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """Answers 204 unless told otherwise."""
-    with Receiver() as made:
-        yield made
+    """A receiver of callbacks. It responds with 204 unless the test configures another response."""
+    with Receiver() as running:
+        yield running
 
 
 @pytest.fixture
 def calling(system: System) -> System:
-    """The services with callbacks enabled; none is started yet."""
+    """A system with callbacks enabled. No service is started yet."""
     system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.0/8"}
     return system

@@ -10,7 +10,7 @@ from tests.support.services import System
 
 @pytest.fixture
 def duties(scratch: Path, system: System) -> Behaviours:
-    """The job types of `behaviours`, known to every service of `system`."""
-    made = Behaviours(scratch / "duties")
-    system.env |= made.env
-    return made
+    """The job types of `behaviours`, configured in every service of `system`."""
+    behaviours = Behaviours(scratch / "duties")
+    system.env |= behaviours.env
+    return behaviours
