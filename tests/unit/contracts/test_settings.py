@@ -1,7 +1,10 @@
 """Settings: every bad value names its variable, an empty one counts as unset."""
 
 import base64
+import re
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from heimdex_contracts.errors import SettingsError
@@ -194,6 +197,7 @@ def test_variables_of_others_are_left_alone() -> None:
     assert settings.read({"PORT": "http", "HEIMDEX_SOMETHING_ELSE": "x"}) == settings.read({})
 
 
+README = Path(__file__).resolve().parents[3] / "README.md"
 SECRETS = {
     "HEIMDEX_API_KEYS": "acme:" + "0" * 64,
     "HEIMDEX_CALLBACK_SECRET": "whsec_" + base64.b64encode(bytes(32)).decode(),
@@ -214,3 +218,22 @@ def test_a_worker_does_not_read_the_address_of_the_database() -> None:
     url = {"HEIMDEX_DATABASE_URL": "postgresql://me:s3cret@db/heimdex"}
     assert settings.read(url, "stage-worker") == settings.read({})
     assert settings.read(url, "status-store").database_url == url["HEIMDEX_DATABASE_URL"]
+
+
+def test_the_readmes_table_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| (`HEIMDEX_[^|]*) \| ([^|]*) \|", README.read_text(), re.MULTILINE)
+    documented: dict[str, str] = {}
+    for names, defaults in rows:
+        variables = re.findall(r"`HEIMDEX_(\w+)`", names)
+        values = re.findall(r"`([^`]+)`", defaults) or ["unset"] * len(variables)
+        assert len(variables) == len(values), names
+        documented |= zip((variable.lower() for variable in variables), values, strict=True)
+    assert documented == {field.name: _shown(field.default) for field in msgspec.structs.fields(Settings)}
+
+
+def _shown(default: object) -> str:
+    if default in (None, ()):
+        return "unset"
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
