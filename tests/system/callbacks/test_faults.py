@@ -60,7 +60,7 @@ async def test_a_gateway_killed_before_it_could_tell_that_a_try_succeeded_makes_
     assert [call.id for call in receiver.calls] == [f"{job_id}-3"] * 2
 
 
-@pytest.mark.parametrize("point", ["before", "after"])
+@pytest.mark.parametrize("point", [pytest.param("before", marks=pytest.mark.full), "after"])
 async def test_a_store_killed_when_an_end_is_committed_and_not_acknowledged_owes_its_callback_all_the_same(
     calling: System, api: Api, receiver: Receiver, nats: Any, database_url: str, died: Path, point: str
 ) -> None:

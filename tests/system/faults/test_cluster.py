@@ -94,6 +94,7 @@ async def kill_nodes(system: System, cluster: Cluster, database_url: str, times:
     follower.check()
 
 
+@pytest.mark.full
 @pytest.mark.allows("node_killed")
 async def test_a_rolling_restart_of_all_three_loses_nothing(
     system: System, cluster: Cluster, database_url: str

@@ -54,7 +54,7 @@ async def faulty(postgres: Any, fault: str) -> AsyncIterator[None]:
         await asyncio.to_thread(postgres.start)
 
 
-@pytest.mark.parametrize("fault", ["stopped", "killed", "frozen", "locked"])
+@pytest.mark.parametrize("fault", [pytest.param("stopped", marks=pytest.mark.full), "killed", "frozen", "locked"])
 async def test_post_keeps_working_and_everything_is_recorded_afterwards(
     system: System, own_postgres: Any, nats: NatsServer, fault: str
 ) -> None:
@@ -151,7 +151,15 @@ async def empty_it(postgres: Any, how: str, folder: Path) -> None:
             await asyncio.to_thread(postgres.start)
 
 
-@pytest.mark.parametrize("how", ["truncated", "jobs-truncated", "dropped", "new-cluster"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("truncated", marks=pytest.mark.full),
+        "jobs-truncated",
+        pytest.param("dropped", marks=pytest.mark.full),
+        "new-cluster",
+    ],
+)
 async def test_the_unfinished_jobs_are_tracked_again_when_the_database_was_emptied(
     system: System, own_postgres: Any, nats: NatsServer, scratch: Path, how: str
 ) -> None:

@@ -13,7 +13,11 @@ from tests.support.watching import Observer
 
 
 @pytest.mark.parametrize(
-    "refuses", ["max_connections: -1", "authorization { user: somebody, password: else }"], ids=["full", "password"]
+    "refuses",
+    [
+        pytest.param("max_connections: -1", id="full"),
+        pytest.param("authorization { user: somebody, password: else }", id="password", marks=pytest.mark.full),
+    ],
 )
 async def test_workers_that_are_thrown_out_keep_what_they_hold_and_no_attempt_is_counted(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str, refuses: str

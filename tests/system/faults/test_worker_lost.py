@@ -85,6 +85,7 @@ async def test_neighbours_that_share_a_worker_with_several_killers_complete(
     assert all(len(duties.runs(job_id)) <= 4 for job_id in killers)
 
 
+@pytest.mark.full
 async def test_the_same_while_the_status_store_is_down(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
@@ -104,6 +105,7 @@ async def test_the_same_while_the_status_store_is_down(
         assert "worker lost" in (await api.get(killer))["error"]
 
 
+@pytest.mark.full
 async def test_the_same_when_no_worker_runs_for_a_while(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:

@@ -12,7 +12,10 @@ from tests.support.waiting import eventually
 from tests.support.watching import Observer
 
 
-@pytest.mark.parametrize("service", [*MOCK_STAGES, "status-store"])
+@pytest.mark.parametrize(
+    "service",
+    ["status-store", MOCK_STAGES[0], *(pytest.param(stage, marks=pytest.mark.full) for stage in MOCK_STAGES[1:])],
+)
 async def test_a_service_told_to_stop_under_load_ends_with_0_and_loses_nothing(
     system: System, api: Api, nats: NatsServer, service: str
 ) -> None:
