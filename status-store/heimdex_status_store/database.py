@@ -14,15 +14,16 @@ from heimdex_contracts.runtime import postgres_session, tcp_keepalive
 from heimdex_contracts.runtime.logs import Logger
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_REVISIONS: Final = [path.stem.rpartition("_up_")[2] for path in sorted(MIGRATIONS.glob("*_up_*.sql"))]
 #: The schema revision that this version of the store needs: that of the last migration file.
-REVISION: Final = "installation"
+REVISION: Final = _REVISIONS[-1]
 #: The relations that must exist, by the revision that creates them, oldest first.
 RELATIONS: Final = {
     "jobs": ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"],
     "tenants": [],
     "lists": [],
     "durables": [],
-    REVISION: ["installation", "job_installation"],
+    "installation": ["installation", "job_installation"],
 }
 _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
 _CURRENT: Final = "SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1"
@@ -189,8 +190,7 @@ async def is_current(connection: asyncpg.Connection) -> bool:
     if await connection.fetchval(_MISSING, _relations_of(REVISION)):
         return False
     current = await connection.fetchval(_CURRENT)
-    known = {path.stem.rpartition("_up_")[2] for path in MIGRATIONS.glob("*_up_*.sql")}
-    return current == REVISION or (current is not None and current not in known)
+    return current == REVISION or (current is not None and current not in _REVISIONS)
 
 
 def _relations_of(revision: str | None) -> list[str]:
