@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heimdex_callbacks.resolver import Resolver
-from heimdex_callbacks.validation import CallbackValidation
+from heimdex_callbacks.validation import CallbackUrlRefused, CallbackValidation
 from heimdex_contracts import pipelines
 from heimdex_contracts.job_object import job_object, moment
 from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
 from heimdex_gateway.errors import answer
 from heimdex_gateway.problem import Problem
+from heimdex_gateway.schemas.job_request import JobBody, _refusal
 from heimdex_gateway.schemas.job_request import job as job_request
 from heimdex_gateway.schemas.job_request import jobs as job_requests
 from tests.support.histories import Writer, due
@@ -184,3 +185,34 @@ def test_a_job_is_shown_with_exactly_eight_keys() -> None:
         assert list(shown) == ["id", "status", "stage", "progress", "result", "error", "created_at", "updated_at"]
         assert shown["status"] == "pending"
         assert (shown["stage"], shown["result"], shown["error"], shown["progress"]) == (None, None, None, 0)
+
+
+ANY_JSON = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.just([]) | st.just({})
+)
+
+
+@given(st.dictionaries(st.sampled_from(JobBody.__struct_fields__), ANY_JSON), st.booleans())
+def test_what_the_struct_refuses_is_never_accepted(fields: dict[str, Any], typed: bool) -> None:
+    """An accepted value that a message cannot hold would become a dead letter."""
+    body = msgspec.json.encode({**fields, "type": "mock_process"} if typed else fields)
+    try:
+        msgspec.json.decode(body, type=JobBody)
+    except msgspec.ValidationError:
+        with pytest.raises((Problem, CallbackUrlRefused)):
+            job_request(body, KNOWN, NO_CALLBACKS)
+
+
+def test_a_field_without_a_sentence_of_its_own_is_named_with_what_is_wrong() -> None:
+    class Labeled(JobBody, frozen=True, forbid_unknown_fields=True):
+        label: str | None = None
+
+    for decoder, body, field in (
+        (msgspec.json.Decoder(Labeled), b'{"type": "mock_process", "label": 5}', "label"),
+        (msgspec.json.Decoder(list[Labeled]), b'[{"type": "mock_process", "label": 5}]', "[0].label"),
+    ):
+        with pytest.raises(msgspec.ValidationError) as caught:
+            decoder.decode(body)
+        problem = _refusal(caught.value)
+        assert (problem.status, problem.extra) == (422, {"field": field})
+        assert problem.detail == f"The field {field!r} is invalid: Expected `str | null`, got `int`."
