@@ -34,11 +34,11 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
-class Overtaken:
+class Superseded:
     """The delivery is superseded: another worker finished the stage, or a caller canceled the job."""
 
 
-Outcome = Finished | Errored | Lost | Interrupted | Overtaken
+Outcome = Finished | Errored | Lost | Interrupted | Superseded
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def settle(outcome: Outcome, stage: str, attempt: int, backoff_seconds: tuple[fl
             return Advance()
         case Interrupted():
             return HandBack()
-        case Overtaken():
+        case Superseded():
             return Drop()
         case Lost():
             allowed = max_attempts(backoff_seconds)

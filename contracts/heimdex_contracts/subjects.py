@@ -22,10 +22,12 @@ COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELED: Final = "canceled"
 LATER: Final = "later"
+#: Reserved for messages that delete a job; nobody publishes one yet.
+DELETED: Final = "deleted"
 #: Third tokens of `heimdex.jobs.<token>.<job_id>` that name a terminal state.
 ENDS: Final = frozenset({COMPLETED, FAILED, CANCELED})
 #: Third tokens of `heimdex.jobs.<token>.<job_id>` that are not stages. A stage must not have one of these names.
-RESERVED_TOKENS: Final = ENDS | {LATER}
+RESERVED_TOKENS: Final = ENDS | {LATER, DELETED}
 
 #: Third tokens of `heimdex.callbacks.<token>.<job_id>`. A failed attempt is also the work item of the next attempt.
 CALLBACK_DUE: Final = "due"

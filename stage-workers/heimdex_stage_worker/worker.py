@@ -27,7 +27,7 @@ from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
-from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome, Overtaken
+from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome
 from heimdex_stage_worker.context import StageContext, StageFunction
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.isolation_policy import is_suspect, last_tick
@@ -127,7 +127,7 @@ class StageWorker:
             del self._canceled[next(iter(self._canceled))]
         held = self._by_job.get(canceled.job_id)
         if held and held.running and held.due.step < canceled.step:
-            held.running.overtake()
+            held.running.supersede()
 
     def _on_delivery(self, msg: Delivery) -> None:
         task = asyncio.create_task(self._handle(msg))
@@ -200,11 +200,11 @@ class StageWorker:
     async def _outcome_of(self, held: HeldJob) -> Outcome:
         due, pipeline = held.due, held.pipeline
         if (held.redelivered or held.fired) and await self._is_superseded(held):
-            return Overtaken()
+            return settlement.Superseded()
         tick = await last_tick(self._broker, due) if held.redelivered else None
         # No await follows until `held.running` is set, so a later cancel finds it.
         if self._has_seen_cancel(due):
-            return Overtaken()
+            return settlement.Superseded()
         if tick is not None:
             held.reported_progress = max(held.reported_progress, tick.progress)
         if held.attempt > settlement.max_attempts(self._backoff(pipeline)):

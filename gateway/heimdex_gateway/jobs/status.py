@@ -214,6 +214,6 @@ class StatusReader:
             ) from None
 
 
-def _lacks(row: Snapshot | None, found: Newest) -> bool:
+def _lacks(row: Snapshot | None, newest: Newest) -> bool:
     """Whether Postgres does not have this message."""
-    return row is None or row.step < found.message.step
+    return row is None or row.step < newest.message.step

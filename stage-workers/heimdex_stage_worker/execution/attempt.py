@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from heimdex_contracts.errors import SettingsError
-from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import PermanentError, StageContext, StageFunction, StageInterrupted
 from heimdex_stage_worker.execution.threads import Threads
 
@@ -59,9 +59,9 @@ class Attempt:
         """End the attempt because the worker is stopping. Its outcome is Interrupted, unless it has already ended."""
         self._end(Interrupted())
 
-    def overtake(self) -> None:
-        """End the attempt because the job was canceled. Its outcome is Overtaken, unless it has already ended."""
-        self._end(Overtaken())
+    def supersede(self) -> None:
+        """End the attempt because the job was canceled. Its outcome is Superseded, unless it has already ended."""
+        self._end(Superseded())
 
     @property
     def goes_on(self) -> Future[Any] | None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import StageContext
 
 #: The maximum number of such processes at a time: each one is an interpreter. Further attempts wait; their leases are
@@ -111,9 +111,9 @@ class IsolatedAttempt:
         """End the attempt because the worker is stopping. Its outcome is Interrupted, unless it has already ended."""
         self._end(Interrupted())
 
-    def overtake(self) -> None:
-        """End the attempt because the job was canceled. Its outcome is Overtaken, unless it has already ended."""
-        self._end(Overtaken())
+    def supersede(self) -> None:
+        """End the attempt because the job was canceled. Its outcome is Superseded, unless it has already ended."""
+        self._end(Superseded())
 
     async def run(self) -> Outcome:
         """Run the attempt and return its outcome.

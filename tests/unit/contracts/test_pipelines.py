@@ -69,7 +69,7 @@ def test_a_name_that_is_no_subject_token_is_refused(name: str) -> None:
         pipeline("fine", type=name)
 
 
-@pytest.mark.parametrize("name", ["completed", "failed", "canceled", "later", "status-store"])
+@pytest.mark.parametrize("name", ["completed", "failed", "canceled", "later", "deleted", "status-store"])
 def test_a_stage_with_a_reserved_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="the name is reserved"):
         pipeline(name)

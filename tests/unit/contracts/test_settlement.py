@@ -11,8 +11,8 @@ from heimdex_contracts.settlement import (
     HandBack,
     Interrupted,
     Lost,
-    Overtaken,
     Retry,
+    Superseded,
     max_attempts,
     settle,
 )
@@ -29,7 +29,7 @@ def test_settle_hands_back_when_interrupted_whatever_the_attempt() -> None:
 
 
 def test_settle_drops_what_was_overtaken() -> None:
-    assert settle(Overtaken(), "analyzing", 2, BACKOFF) == Drop()
+    assert settle(Superseded(), "analyzing", 2, BACKOFF) == Drop()
 
 
 @pytest.mark.parametrize(("attempt", "pause"), [(1, 1.0), (2, 2.0), (3, 4.0)])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from heimdex_contracts.errors import SettingsError
-from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
 from heimdex_stage_worker.execution.attempt import MAX_ERROR_LENGTH, Attempt, load_stage
 from heimdex_stage_worker.execution.threads import Threads
@@ -258,7 +258,7 @@ async def test_a_function_faster_than_its_time_out_is_finished(attempt: MakeAtte
     assert await ended(attempt(finishing, timeout=30)) == Finished()
 
 
-@pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("overtake", Overtaken())])
+@pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("supersede", Superseded())])
 async def test_a_running_attempt_ends_as_it_was_told(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
     started = asyncio.Event()
 
@@ -312,8 +312,8 @@ async def test_a_deaf_stage_that_is_interrupted_is_handed_back_all_the_same(atte
 async def test_an_attempt_told_to_end_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
     called = []
     made = attempt(called.append)
-    made.overtake()
-    assert await ended(made) == Overtaken()
+    made.supersede()
+    assert await ended(made) == Superseded()
     assert called == []
 
 
@@ -321,9 +321,9 @@ async def test_the_first_reason_to_end_wins_and_a_finished_attempt_stays_finishe
     made = attempt(endless)
     running = asyncio.create_task(ended(made))
     await asyncio.sleep(0)
-    made.overtake()
+    made.supersede()
     made.interrupt()
-    assert await running == Overtaken()
+    assert await running == Superseded()
 
     made = attempt(finishing)
     assert await ended(made) == Finished()

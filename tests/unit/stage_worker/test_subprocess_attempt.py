@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Overtaken
+from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
 from tests.support.pipelines import isolatable
@@ -92,7 +92,7 @@ async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_i
         await eventually(lambda: not child.lives(), what="its child ends with it")
 
 
-@pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("overtake", Overtaken())])
+@pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("supersede", Superseded())])
 @pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
 async def test_an_attempt_told_to_end_frees_its_slot_whatever_child_it_leaves(
     child: ChildProcess, how: str, end: str, outcome: Outcome
@@ -115,8 +115,8 @@ async def test_an_attempt_told_to_end_before_it_has_a_slot_waits_for_none(turns:
     running = asyncio.create_task(ended(made))
     for _ in range(turns):
         await asyncio.sleep(0)
-    made.overtake()
-    assert await running == Overtaken()
+    made.supersede()
+    assert await running == Superseded()
     slots.release()
     assert await ended(isolated("return_at_once", slots=slots)) == Finished()
 
