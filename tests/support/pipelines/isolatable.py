@@ -50,14 +50,19 @@ def leave_child(ctx: StageContext) -> None:
     """
     how, end = ctx.job_type.split("-")
     # PyDLL keeps the interpreter lock during the fork, so that the child has it and can continue.
-    if (os.fork() if how == "fork" else ctypes.PyDLL(None).fork()) == 0:
+    libc = ctypes.PyDLL(None)
+    path, unfinished = os.environ[CHILD].encode(), f"{os.environ[CHILD]}.new".encode()
+    if (os.fork() if how == "fork" else libc.fork()) == 0:
+        # The child never releases that lock: another thread may have held the mutex that guards it during the fork.
         if how == "escaping":
-            os.setsid()
-        written = Path(os.environ[CHILD]).with_suffix(".new")
-        written.write_text(str(os.getpid()))
-        written.rename(os.environ[CHILD])
-        time.sleep(3600)
-        os._exit(0)
+            libc.setsid()
+        pid = str(libc.getpid()).encode()
+        file = libc.open(unfinished, os.O_CREAT | os.O_WRONLY, 0o600)
+        libc.write(file, pid, len(pid))
+        libc.close(file)
+        libc.rename(unfinished, path)
+        libc.sleep(3600)
+        libc._exit(0)
     while not Path(os.environ[CHILD]).exists():
         time.sleep(0.01)
     if end == "dies":
