@@ -120,6 +120,21 @@ test: $(STAMP) ## run the whole test suite (PYTEST_ARGS="-k name" selects tests)
 test-full: $(STAMP) ## run the long tests (half an hour): many jobs, many server versions, random faults on a cluster
 	HEIMDEX_CHAOS_SECONDS=60 $(VENV)/bin/pytest -n 2 --dist loadgroup -m full $(PYTEST_ARGS)
 
+# The release before, by commit, installed into an environment of its own.
+UPGRADE_FROM ?= 8cf383b
+BEFORE := .heimdex/upgrade/$(UPGRADE_FROM)
+
+$(BEFORE)/venv/bin/heimdex-gateway:
+	mkdir -p $(BEFORE)/src
+	git archive $(UPGRADE_FROM) | tar -x -C $(BEFORE)/src
+	$(VENV)/bin/python -m venv $(BEFORE)/venv
+	$(BEFORE)/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	'$(BEFORE)/src[gateway,stage-worker,status-store]'
+
+.PHONY: test-upgrade
+test-upgrade: $(STAMP) $(BEFORE)/venv/bin/heimdex-gateway ## mix this release with the one before, in both directions
+	HEIMDEX_TEST_BEFORE=$(BEFORE)/venv/bin $(VENV)/bin/pytest -m upgrade $(PYTEST_ARGS)
+
 .PHONY: cluster-check
 cluster-check: $(STAMP) ## run 56,000 jobs on three NATS nodes, two server versions, idle and busy (options: CHECK_ARGS)
 	$(VENV)/bin/python -m tests.cluster_check $(CHECK_ARGS)

@@ -34,9 +34,9 @@ QUICK = {
 }
 
 
-def command(service: str) -> list[str]:
-    """Return the command of a service: its console script, which is installed beside this Python."""
-    folder = Path(sys.executable).parent
+def command(service: str, scripts: Path | None = None) -> list[str]:
+    """Return the command of a service: its console script in the folder `scripts`, by default beside this Python."""
+    folder = scripts or Path(sys.executable).parent
     match service:
         case "gateway" | "status-store":
             return [str(folder / f"heimdex-{service}")]
@@ -212,16 +212,18 @@ class System:
         env: Mapping[str, str | None] | None = None,
         launcher: Path | None = None,
         port: int | None = None,
+        scripts: Path | None = None,
     ) -> Service:
         """Start another process of this service, and return at once.
 
         launcher: a Python script to run instead; it gets the console script's arguments and calls the same `main`.
         port: the port of a gateway; by default the system's own.
+        scripts: the folder with the console scripts of another release.
         """
         variables: dict[str, str | None] = {**clean_environment(), **self.env, **(env or {})}
         if name == "gateway":
             variables["HEIMDEX_PORT"] = str(port or self.port)
-        argv = command(name)
+        argv = command(name, scripts)
         if launcher is not None:
             argv = [sys.executable, str(launcher), *argv[1:]]
         environment = {key: value for key, value in variables.items() if value is not None}
