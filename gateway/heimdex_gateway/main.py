@@ -149,7 +149,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     stop = asyncio.ensure_future(running.stopping.wait())
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")
-    gateway.subscriptions.interrupt()
+    gateway.subscriptions.stop()
     server.should_exit = True
     if deliverer is not None:
         await deliverer.stop(running.stop_by() - 1)

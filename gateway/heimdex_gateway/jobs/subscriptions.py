@@ -76,6 +76,7 @@ class Subscriptions:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._open: set[Subscription] = set()
+        self._stopping = False
         # Events stored during a disconnection are missed, and after it the subscriptions receive events before the
         # other reconnect callbacks have run. So events are ignored from the disconnection on. The clients are
         # interrupted only after the reconnection, when their new requests will succeed: a browser's EventSource gives
@@ -91,9 +92,14 @@ class Subscriptions:
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Interrupt all subscriptions: the gateway stops, or was disconnected from NATS."""
+        """Interrupt all subscriptions: the gateway was disconnected from NATS."""
         for subscription in self._open:
             subscription.interrupt()
+
+    def stop(self) -> None:
+        """Interrupt all subscriptions, and each that a request under way still opens: the gateway stops."""
+        self._stopping = True
+        self.interrupt()
 
     @contextlib.asynccontextmanager
     async def open(self, job_id: str, *, ticks: bool) -> AsyncIterator[Subscription]:
@@ -109,6 +115,8 @@ class Subscriptions:
             if not self._broker.connected:
                 raise BrokerUnavailable("not connected to NATS")
             self._open.add(subscription)
+            if self._stopping:
+                subscription.interrupt()
             nats_subscriptions.append(await nc.subscribe(subjects.stored_filter(job_id), cb=subscription.on_stored))
             if ticks:
                 progress = subjects.progress_subject("*", job_id)

@@ -109,6 +109,16 @@ async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.
     assert nats.subscriptions == 0
 
 
+async def test_a_stream_that_is_opened_while_the_gateway_stops_ends_at_once() -> None:
+    """A request that was accepted just before: nothing else would end it before the process does."""
+    nats = Nats()
+    history, subscriptions = history_of(nats, Database(handed_over()[0]))
+    subscriptions.stop()
+    async with history.live(JOB, None) as entries, asyncio.timeout(5):
+        assert [piece.split(b"\n")[0] async for piece in frames(entries)] == [b"retry: 1000", b"id: 0.0"]
+    assert nats.subscriptions == 0
+
+
 async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at_the_reconnection() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
