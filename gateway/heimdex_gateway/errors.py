@@ -33,7 +33,7 @@ def answer(status: int, detail: str, headers: dict[str, str] | None = None, **ex
     )
 
 
-class Mapping(NamedTuple):
+class ErrorResponse(NamedTuple):
     """The response to an error that a use case raises. detail: None for the error's own text."""
 
     status: int
@@ -43,28 +43,29 @@ class Mapping(NamedTuple):
 
 
 #: Every error that a use case raises for its caller, with its response. The errors in this table are part of the API.
-ERRORS: Final[dict[type[Exception], Mapping]] = {
-    JobNotFound: Mapping(404),
-    Conflict: Mapping(409),
-    KeyReused: Mapping(422, field="Idempotency-Key"),
-    CallbackUrlRefused: Mapping(422),
-    StateUnavailable: Mapping(500),
-    DatabaseUnavailable: Mapping(500, "Postgres cannot be reached. Try again in a few seconds."),
-    BrokerUnavailable: Mapping(
+ERRORS: Final[dict[type[Exception], ErrorResponse]] = {
+    JobNotFound: ErrorResponse(404),
+    Conflict: ErrorResponse(409),
+    KeyReused: ErrorResponse(422, field="Idempotency-Key"),
+    CallbackUrlRefused: ErrorResponse(422),
+    StateUnavailable: ErrorResponse(500),
+    DatabaseUnavailable: ErrorResponse(500, "Postgres cannot be reached. Try again in a few seconds."),
+    BrokerUnavailable: ErrorResponse(
         500, "NATS did not confirm in time, so the change may or may not be stored. Try again in a few seconds."
     ),
-    TimeoutError: Mapping(500, "The request could not be processed in time. Try again in a few seconds."),
-    QueueFull: Mapping(503, retry_after_seconds=RETRY_AFTER_SECONDS),
-    Refused: Mapping(503, retry_after_seconds=RETRY_AFTER_SECONDS),
+    TimeoutError: ErrorResponse(500, "The request could not be processed in time. Try again in a few seconds."),
+    QueueFull: ErrorResponse(503, retry_after_seconds=RETRY_AFTER_SECONDS),
+    Refused: ErrorResponse(503, retry_after_seconds=RETRY_AFTER_SECONDS),
 }
 
 
 def on_error(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Return the response to an error in ERRORS, or to a subclass of one."""
-    mapping = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
-    headers = None if mapping.retry_after_seconds is None else {"Retry-After": str(mapping.retry_after_seconds)}
-    field = error.field if isinstance(error, CallbackUrlRefused) else mapping.field
-    return answer(mapping.status, mapping.detail or str(error), headers, **({"field": field} if field else {}))
+    response = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+    headers = None if response.retry_after_seconds is None else {"Retry-After": str(response.retry_after_seconds)}
+    # An error about one part of the request may know which part it is.
+    field = getattr(error, "field", response.field)
+    return answer(response.status, response.detail or str(error), headers, **({"field": field} if field else {}))
 
 
 def on_problem(_: Request[Any, Any, Any], problem: Problem) -> Response[bytes]:

@@ -1,13 +1,13 @@
-"""The retry loop of everything that waits for something: the first attempt at once, the others after growing delays."""
+"""The loop of code that waits for something: it runs once immediately, and again after growing delays."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 
-async def attempts(first_seconds: float, max_seconds: float, until: float | None = None) -> AsyncIterator[None]:
-    """Yield once at once, and once after each delay. The delay doubles from `first_seconds` up to `max_seconds`.
+async def repeat(first_seconds: float, max_seconds: float, until: float | None = None) -> AsyncIterator[None]:
+    """Yield once immediately, and once after each delay. The delay doubles from `first_seconds` up to `max_seconds`.
 
-    until: the event-loop time after which no attempt begins; None: never. There is always a first attempt.
+    until: the event-loop time after which the loop ends; None: no limit. It yields at least once.
     """
     loop = asyncio.get_running_loop()
     delay = first_seconds

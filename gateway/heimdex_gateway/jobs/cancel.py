@@ -10,7 +10,7 @@ from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Progress
-from heimdex_contracts.runtime.backoff import attempts
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.change import Changed, Conflict, JobChanges
@@ -88,7 +88,7 @@ class Cancel:
 
     async def _removal(self, handed_over: Newest) -> None:
         deadline = asyncio.get_running_loop().time() + REMOVED_WITHIN_SECONDS
-        async for _ in attempts(0.5, 0.5, until=deadline):
+        async for _ in repeat(0.5, 0.5, until=deadline):
             try:
                 await self._changes.broker.delete_of(subjects.JOBS, handed_over.subject, handed_over.sequence)
                 return

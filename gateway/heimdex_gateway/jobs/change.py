@@ -11,7 +11,7 @@ from heimdex_contracts.errors import HeimdexError
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Follows, JobMessage
-from heimdex_contracts.runtime.backoff import attempts
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_gateway.jobs.repository import Database
@@ -71,7 +71,7 @@ class JobChanges:
         after = lifecycle.snapshot(message)
         queried = False
         deadline = min(answer_by, asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS)
-        async for _ in attempts(0.005, 0.1, until=deadline):
+        async for _ in repeat(0.005, 0.1, until=deadline):
             with contextlib.suppress(HeimdexError):
                 row = await self.database.job(message.job_id, message.tenant)
                 queried = True

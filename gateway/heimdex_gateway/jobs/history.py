@@ -10,7 +10,7 @@ from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import CALLBACK_KINDS, EventRow, event_row
 from heimdex_contracts.lifecycle import TERMINAL
 from heimdex_contracts.messages import Progress
-from heimdex_contracts.runtime.backoff import attempts
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
 from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable
@@ -58,7 +58,7 @@ class History:
         """
         until = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
         entries: dict[Key, EventRow] = {}
-        async for _ in attempts(0.01, 0.2, until=until):
+        async for _ in repeat(0.01, 0.2, until=until):
             # The streams are read first: an event leaves them only after Postgres has recorded it.
             try:
                 entries = {(row.step, row.attempt): row for row in await self._in_streams(job_id)}

@@ -17,7 +17,7 @@ import msgspec
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError
 from heimdex_contracts.messages import Due
-from heimdex_contracts.runtime.backoff import attempts
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import BEING_STORED, WRONG_LAST_SEQUENCE, Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
@@ -103,7 +103,7 @@ class IdempotentSubmit:
         """
         until = asyncio.get_running_loop().time() + CREATED_WITHIN_SECONDS
         failure = BrokerUnavailable("the key could not be stored")
-        async for _ in attempts(0.05, 0.05, until=until):
+        async for _ in repeat(0.05, 0.05, until=until):
             try:
                 ack = await self._broker.publish(
                     subject,
@@ -151,7 +151,7 @@ class IdempotentSubmit:
     async def _appears(self, subject: str, job_id: str) -> bool:
         """Wait FIRST_WITHIN_SECONDS at most for the first request to store the job. Returns whether it did."""
         until = asyncio.get_running_loop().time() + FIRST_WITHIN_SECONDS
-        async for _ in attempts(0.03, 0.03, until=until):
+        async for _ in repeat(0.03, 0.03, until=until):
             if await self._in_stream(job_id) or (await self._read(subject)).stored:
                 return True
         return False

@@ -37,11 +37,9 @@ FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 _FIELDS: Final = tuple(name for name in Snapshot.__struct_fields__ if name != "job_id")
 COLUMNS: Final = ", ".join(_FIELDS)
 ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1 AND tenant = $2"  # noqa: S608  # our own columns
-HISTORY: Final = """
-SELECT job_id::text, step, attempt, run, kind, stage, at, ended_stage, ended_attempt, started_at, seconds, error,
-       delay_seconds
-FROM job_history WHERE job_id = $1 ORDER BY step, attempt
-"""
+#: The columns of the view `job_history` are the fields of EventRow.
+_EVENT_COLUMNS: Final = ", ".join("job_id::text" if name == "job_id" else name for name in EventRow.__struct_fields__)
+HISTORY: Final = f"SELECT {_EVENT_COLUMNS} FROM job_history WHERE job_id = $1 ORDER BY step, attempt"  # noqa: S608  # our own columns
 #: Checks what the queries need: the columns, and the index without which listing many jobs takes too long.
 READY: Final = """
 SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('jobs_listed')),

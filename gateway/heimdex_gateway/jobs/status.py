@@ -26,7 +26,6 @@ BOTH_NEEDED = (
     "Postgres cannot be reached, and the job's state cannot be determined from the stream alone. "
     "Try again in a few seconds."
 )
-
 NOT_OURS = "A message that is not ours is in the way of this job. Try again in a few seconds."
 
 
@@ -209,9 +208,7 @@ class StatusReader:
         except (BrokerUnavailable, JetStreamError):
             raise StateUnavailable(NATS_DOWN) from None
         except UnusableMessage:
-            raise Unreadable(
-                "A message that is not ours is in the way of this job. Try again in a few seconds."
-            ) from None
+            raise Unreadable(NOT_OURS) from None
 
 
 def _lacks(row: Snapshot | None, newest: Newest) -> bool:
