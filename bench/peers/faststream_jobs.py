@@ -4,8 +4,8 @@
     python faststream_jobs.py extracting | analyzing | indexing
 
 A pull subscription handles batches of 100 messages concurrently. A message is acknowledged after its row is written and
-its successor is stored. There is no history, no successor fence, no tracing, and no validation beyond the types of the
-body: this is what a small team would write first.
+its successor is stored. It keeps no history, has no fence for successors and no tracing, and checks only the types of
+the body: a small team would write this first.
 """
 
 import asyncio

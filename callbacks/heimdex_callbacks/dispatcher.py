@@ -203,7 +203,7 @@ class Dispatcher:
     async def _until_known(self) -> None:
         """Wait until the streams are known again after an outage of NATS, or until the process stops.
 
-        Called before a delivery is settled: the stream may have been created anew, and must be checked first. The lease
+        Called before a delivery is settled: someone may have deleted and recreated the stream. The lease
         is renewed meanwhile.
         """
         await self._topology.until_known(self._process.stopping)

@@ -91,5 +91,5 @@ class DataFolder:
                 for each in record
             }
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return []  # there is no record, or it is damaged
+            return []  # the record is missing or damaged
         return [names[child] for child in end(list(names))]

@@ -120,7 +120,7 @@ class EmbeddedNats:
             if str(self._config_path) in process.cmdline() and process.pid != self.pid:
                 return [ChildRecord(process.pid, process.create_time(), 15, _STOP_SECONDS, rank=1)]
         except (OSError, ValueError, psutil.Error):
-            pass  # there is no pid file, or no process with its pid
+            pass  # the pid file is missing or damaged, or its process has ended
         return []
 
     def __enter__(self) -> Self:

@@ -86,7 +86,7 @@ class Delivery:
         self._settle(_TERM)
 
     def renew(self) -> None:
-        """Restart the ack wait. Raises BrokerUnavailable when there is no connection."""
+        """Restart the ack wait. Raises BrokerUnavailable if NATS is not connected."""
         if self.is_current:
             self._holder.broker.send(self.reply, _IN_PROGRESS)
 
