@@ -26,9 +26,10 @@ class EventRow(msgspec.Struct, frozen=True):
 
     job_id, step, attempt: the identity of the entry. `attempt` is 0 except for attempt_failed and for a callback, where
     it is the number of the delivery attempt. A callback has the step of the terminal event that it reports.
-    kind: attempt_failed, the reason of a Due, a terminal state, or one of CALLBACK_KINDS.
+    kind: attempt_failed, attempt_lost, the reason of a Due, a terminal state, or one of CALLBACK_KINDS.
     stage: the job's stage after the event.
     ended_stage, ended_attempt, started_at, seconds: the attempt that this event ended; None where it ended none.
+    seconds is None where the duration is unknown, as for a lost attempt. traceback: that of `error`, where it has one.
     """
 
     job_id: str
@@ -44,6 +45,7 @@ class EventRow(msgspec.Struct, frozen=True):
     seconds: float | None = None
     error: str | None = None
     delay_seconds: float | None = None
+    traceback: str | None = None
 
 
 #: The results of the attempts to deliver a run's terminal event to its `callback_url`.
@@ -73,14 +75,15 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
             return EventRow(
                 **position,
                 attempt=event.attempt,
-                kind="attempt_failed",
+                kind="attempt_lost" if event.lost else "attempt_failed",
                 at=event.at,
                 ended_stage=event.stage,
                 ended_attempt=event.attempt,
                 started_at=event.started_at,
-                seconds=max(0.0, (event.at - event.started_at).total_seconds()),
+                seconds=None if event.lost else max(0.0, (event.at - event.started_at).total_seconds()),
                 error=event.error,
                 delay_seconds=event.delay_seconds,
+                traceback=event.traceback,
             )
         case Due():
             ended = event.finished[-1] if event.reason == "handed_over" and event.finished else None
@@ -99,6 +102,7 @@ def event_row(event: AnyJobMessage | AttemptFailed) -> EventRow:
                 started_at=event.started_at,
                 seconds=event.seconds,
                 error=event.error,
+                traceback=event.traceback,
             )
         case Canceled():
             return EventRow(

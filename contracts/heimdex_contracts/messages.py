@@ -65,6 +65,9 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     finished: the stages that succeeded in this run, in order.
     trace: the W3C traceparent of this message. A message that a schedule of the server publishes has no headers.
     callback_url: the URL to which the job object is POSTed when the job reaches a terminal state.
+    route: the names of the job's stages, in order, as they were declared at its submission. A worker hands over along
+    this route and not along its own pipeline, which may be older or newer. Empty in messages of releases without it:
+    the first hand-over then writes the route of its worker's pipeline.
     """
 
     job_id: OfJob[JobId]
@@ -81,6 +84,7 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     follows: Follows | None = None
     trace: str | None = None
     callback_url: OfJob[Text | None] = None
+    route: OfJob[tuple[Name, ...]] = ()
 
 
 class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
@@ -107,7 +111,8 @@ class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=
     """A stage failed permanently or ran out of attempts. `error` names the stage and the cause.
 
     attempt: the number of the last attempt. started_at, seconds: start and duration of that attempt; None where the
-    worker that publishes this message did not run it.
+    worker that publishes this message did not run it. traceback: the end of the error's traceback; None where there is
+    none.
     """
 
     stage: Name
@@ -115,6 +120,7 @@ class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=
     error: Text
     started_at: Moment | None = None
     seconds: Seconds | None = None
+    traceback: Text | None = None
 
 
 class Canceled(JobMessage, frozen=True, kw_only=True, tag="canceled", omit_defaults=True):
@@ -134,7 +140,12 @@ AnyJobMessage = Due | Completed | Failed | Canceled
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An attempt ended in an error; the stage is retried after `delay_seconds`."""
+    """An attempt ended in an error, or without any result; the stage is retried after `delay_seconds`.
+
+    lost: the attempt began and reported no result, because its worker was lost. Its end is not known: `at` is the time
+    at which a later delivery noticed it. A release without this field records it as an attempt that failed.
+    traceback: the end of the error's traceback; None where there is none.
+    """
 
     job_id: OfJob[JobId]
     type: OfJob[Name]
@@ -149,6 +160,8 @@ class AttemptFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     at: Moment
     created_at: OfJob[Moment]
     progress: Percent = 0
+    lost: bool = False
+    traceback: Text | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -171,6 +184,35 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ended: bool = False
 
 
+class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How many attempts of one hand-over have begun: the claim of a redelivery that will run.
+
+    step: the hand-over. attempt: the number of the attempt that claims, from 1, with those before a hand-back.
+    token: identifies the delivery that wrote the claim. ended: the attempt reported its error, so no worker was lost.
+    started_at: the start of this attempt.
+    """
+
+    job_id: JobId
+    step: Count
+    stage: Name
+    attempt: Count
+    token: str
+    started_at: Moment
+    ended: bool = False
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker does not know the job's type or stage. It requested a redelivery after `delay_seconds`."""
+
+    job_id: JobId
+    type: Name
+    tenant: Name = DEFAULT_TENANT
+    step: Count
+    stage: Name
+    at: Moment
+    delay_seconds: Seconds
+
+
 AnyMessage = Due | Completed | Failed | Canceled | AttemptFailed | Progress
 
 _T = TypeVar("_T")
@@ -179,6 +221,8 @@ _encoder: Final = msgspec.json.Encoder()
 _jobs: Final = msgspec.json.Decoder(AnyJobMessage)
 _attempts: Final = msgspec.json.Decoder(AttemptFailed)
 _progress: Final = msgspec.json.Decoder(Progress)
+_claims: Final = msgspec.json.Decoder(Claim)
+_refusals: Final = msgspec.json.Decoder(Refusal)
 
 #: A NUL as JSON escapes it. The same bytes may also be the end of an escaped backslash followed by "u0000".
 _NUL: Final = rb"\u0000"
@@ -186,7 +230,7 @@ _NUL: Final = rb"\u0000"
 _ENDINGS: Final = {Completed: COMPLETED, Failed: FAILED, Canceled: CANCELED}
 
 
-def encode(message: AnyMessage) -> bytes:
+def encode(message: AnyMessage | Claim | Refusal) -> bytes:
     """Encode a message as compact JSON."""
     return _encoder.encode(message)
 
@@ -234,6 +278,26 @@ def decode_progress(subject: str, payload: bytes) -> Progress:
     """
     message = decode(_progress, payload)
     check_subject(subject, "progress", message.stage, message.job_id)
+    return message
+
+
+def decode_claim(subject: str, payload: bytes) -> Claim:
+    """Decode a message on `heimdex.checkpoints.<stage>.<job_id>`.
+
+    Raises UnusableMessage when the payload is invalid or belongs to another subject.
+    """
+    message = decode(_claims, payload)
+    check_subject(subject, "checkpoints", message.stage, message.job_id)
+    return message
+
+
+def decode_refusal(subject: str, payload: bytes) -> Refusal:
+    """Decode a message on `heimdex.refusals.<stage>.<job_id>`.
+
+    Raises UnusableMessage when the payload is invalid or belongs to another subject.
+    """
+    message = decode(_refusals, payload)
+    check_subject(subject, "refusals", message.stage, message.job_id)
     return message
 
 

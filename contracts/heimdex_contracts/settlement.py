@@ -16,11 +16,13 @@ class Errored:
     """The stage's function raised an error or exceeded its time-out.
 
     permanent: no retry can help. vanished: the function ran in a process of its own, which ended without a result.
+    traceback: the end of the error's traceback; None where there is none.
     """
 
     error: str
     permanent: bool = False
     vanished: bool = False
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

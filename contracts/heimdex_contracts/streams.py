@@ -10,6 +10,7 @@ from heimdex_contracts.subjects import (
     CALLBACK_FAILED,
     CALLBACK_GIVEN_UP,
     CALLBACKS,
+    CHECKPOINTS,
     GATEWAY,
     IDEMPOTENCY,
     JOBS,
@@ -190,6 +191,22 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
                 "duplicate_window": 2 * NANOSECOND,
             },
             (Consumer(STATUS_STORE, "heimdex.progress.*.*", store_wait),),
+        ),
+        Stream(
+            # The claim of each redelivery that runs: how many attempts have begun. A full stream rejects new claims; it
+            # must not discard the claims of jobs that still run.
+            CHECKPOINTS,
+            ("heimdex.checkpoints.*.*",),
+            {
+                "retention": "limits",
+                "storage": "file",
+                "max_msgs_per_subject": 1,
+                "max_age": 7 * 24 * 3600 * NANOSECOND,
+                # The server reserves this amount of disk space.
+                "max_bytes": 256 * 1024 * 1024,
+                "duplicate_window": 2 * NANOSECOND,
+            },
+            (),
         ),
         Stream(
             # The callbacks of jobs that have a callback_url, and the result of each attempt to deliver one.

@@ -9,6 +9,7 @@ JOBS: Final = "HEIMDEX_JOBS"
 ATTEMPTS: Final = "HEIMDEX_ATTEMPTS"
 PROGRESS: Final = "HEIMDEX_PROGRESS"
 CALLBACKS: Final = "HEIMDEX_CALLBACKS"
+CHECKPOINTS: Final = "HEIMDEX_CHECKPOINTS"
 UNUSABLE: Final = "HEIMDEX_UNUSABLE"
 IDEMPOTENCY: Final = "KV_HEIMDEX_IDEMPOTENCY"
 
@@ -22,12 +23,14 @@ COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELED: Final = "canceled"
 LATER: Final = "later"
+#: Reserved; nobody publishes such a message.
+WAITING: Final = "waiting"
 #: Reserved for messages that delete a job; nobody publishes one yet.
 DELETED: Final = "deleted"
 #: Third tokens of `heimdex.jobs.<token>.<job_id>` that name a terminal state.
 ENDS: Final = frozenset({COMPLETED, FAILED, CANCELED})
 #: Third tokens of `heimdex.jobs.<token>.<job_id>` that are not stages. A stage must not have one of these names.
-RESERVED_TOKENS: Final = ENDS | {LATER, DELETED}
+RESERVED_TOKENS: Final = ENDS | {LATER, WAITING, DELETED}
 
 #: Third tokens of `heimdex.callbacks.<token>.<job_id>`. A failed attempt is also the work item of the next attempt.
 CALLBACK_DUE: Final = "due"
@@ -56,6 +59,19 @@ def attempt_subject(stage: str, job_id: str) -> str:
 def progress_subject(stage: str, job_id: str) -> str:
     """Return `heimdex.progress.<stage>.<job_id>`, the subject of a running stage's progress."""
     return f"heimdex.progress.{stage}.{job_id}"
+
+
+def checkpoint_subject(stage: str, job_id: str) -> str:
+    """Return `heimdex.checkpoints.<stage>.<job_id>`, the subject of the claim of a redelivery."""
+    return f"heimdex.checkpoints.{stage}.{job_id}"
+
+
+def refusal_subject(stage: str, job_id: str) -> str:
+    """Return `heimdex.refusals.<stage>.<job_id>`, on which a worker reports a job of an unknown type or stage.
+
+    Core NATS: no stream stores it.
+    """
+    return f"heimdex.refusals.{stage}.{job_id}"
 
 
 def callback_subject(token: str, job_id: str) -> str:

@@ -24,6 +24,7 @@ RELATIONS: Final = {
     "lists": [],
     "durables": [],
     "installation": ["installation", "job_installation"],
+    "tracebacks": [],
 }
 _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
 _CURRENT: Final = "SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1"

@@ -44,7 +44,7 @@ HISTORY: Final = f"SELECT {_EVENT_COLUMNS} FROM job_history WHERE job_id = $1 OR
 READY: Final = """
 SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('jobs_listed')),
        (SELECT tenant FROM job_status LIMIT 0), (SELECT message FROM job_messages LIMIT 0),
-       (SELECT delay_seconds FROM job_history LIMIT 0)
+       (SELECT traceback FROM job_history LIMIT 0)
 """
 OLD_SCHEMA: Final = (
     "the schema is older than this gateway requires: the status store of the same version migrates it, "

@@ -18,7 +18,10 @@ class EndedAttempt(msgspec.Struct, frozen=True):
 
 
 class EventObject(msgspec.Struct, frozen=True):
-    """One entry of a job's history. `id` is unique within the job and increases from entry to entry."""
+    """One entry of a job's history. `id` is unique within the job and increases from entry to entry.
+
+    traceback: the end of the traceback of `error`, at most 4 KiB; null where there is none.
+    """
 
     id: str
     event: str
@@ -28,6 +31,7 @@ class EventObject(msgspec.Struct, frozen=True):
     ended: EndedAttempt | None
     error: str | None
     retry_in_seconds: float | None
+    traceback: str | None = None
 
 
 class EventList(msgspec.Struct, frozen=True):
@@ -50,6 +54,7 @@ def event_object(row: EventRow) -> EventObject:
         ended=ended,
         error=row.error,
         retry_in_seconds=row.delay_seconds,
+        traceback=row.traceback,
     )
 
 

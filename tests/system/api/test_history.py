@@ -11,7 +11,7 @@ from tests.support.waiting import eventually
 from tests.system.api.conftest import Live
 from tests.system.api.sse import history
 
-KEYS = ["id", "event", "run", "stage", "at", "ended", "error", "retry_in_seconds"]
+KEYS = ["id", "event", "run", "stage", "at", "ended", "error", "retry_in_seconds", "traceback"]
 
 
 def told(events: list[dict[str, Any]]) -> list[tuple[str, str, str | None]]:

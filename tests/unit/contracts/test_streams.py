@@ -23,7 +23,9 @@ def test_subjects_are_spelled_as_documented() -> None:
 
 def test_the_streams_are_the_documented_ones() -> None:
     of_jobs = {"HEIMDEX_JOBS", "HEIMDEX_ATTEMPTS", "HEIMDEX_PROGRESS", "HEIMDEX_CALLBACKS", "HEIMDEX_UNUSABLE"}
-    assert set(STREAMS) == {*of_jobs, "KV_HEIMDEX_IDEMPOTENCY"}
+    assert set(STREAMS) == {*of_jobs, "HEIMDEX_CHECKPOINTS", "KV_HEIMDEX_IDEMPOTENCY"}
+    # Neither a limit nor a full stream may remove the claim of a job that still runs.
+    assert STREAMS["HEIMDEX_CHECKPOINTS"].config(1)["discard"] == "new"
     assert STREAMS["HEIMDEX_JOBS"].config(3)["retention"] == "interest"
     assert STREAMS["HEIMDEX_JOBS"].config(3)["num_replicas"] == 3
     assert STREAMS["HEIMDEX_ATTEMPTS"].config(1)["storage"] == "file"
