@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from heimdex_contracts import messages, tracing
+from heimdex_contracts import messages, routes, tracing
 from heimdex_contracts.messages import AnyJobMessage, Completed, Due, Follows, StageRun
 from heimdex_contracts.mock_process import PIPELINES
 
@@ -60,12 +60,12 @@ def templates() -> list[Template]:
         finished = (*finished, StageRun(stage, 1, at, at, 0.001234))
         follows = Follows(1234567, _ACK.format(stage=stage))
         rest: dict[str, Any] = {**common, "step": step, "finished": finished, "follows": follows}
-        following = pipeline.stage_after(stage)
+        following = routes.stage_after(pipeline.stage_names, stage)
         if following is None:
             result = {"stages_completed": list(pipeline.stage_names), "total_duration_seconds": 0.012345}
             job_messages.append(_template(Completed(**rest, progress=100, stage=stage, result=result)))
         else:
-            progress = pipeline.progress(following)
+            progress = routes.progress_along(pipeline.stage_names, pipeline, following)
             due = Due(**rest, progress=progress, stage=following, reason="handed_over", started=True)
             job_messages.append(_template(due))
     return job_messages

@@ -72,27 +72,6 @@ class Pipeline:
                 return stage
         raise KeyError(name)
 
-    def stage_after(self, name: str) -> str | None:
-        """Return the next stage's name, or None after the last one. Raises KeyError for an unknown stage."""
-        names = self.stage_names
-        if name not in names:
-            raise KeyError(name)
-        position = names.index(name) + 1
-        return names[position] if position < len(names) else None
-
-    def progress(self, stage: str, fraction: float = 0.0) -> int:
-        """Return the percentage of the whole job, 0 to 99, when `fraction` (0 to 1) of this stage is done.
-
-        Only a completed job has 100. A stage's weight is its expected seconds; where all stages expect 0 s, all have
-        the same weight.
-        """
-        weights = [entry.expected_seconds for entry in self.stages]
-        if sum(weights) <= 0:
-            weights = [1.0] * len(weights)
-        position = self.stage_names.index(stage)
-        done = sum(weights[:position]) + weights[position] * min(1.0, max(0.0, fraction))
-        return min(99, int(100 * done / sum(weights)))
-
 
 @dataclass(frozen=True)
 class Pipelines:

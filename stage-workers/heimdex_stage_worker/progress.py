@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from typing import Final
 
-from heimdex_contracts import messages, subjects, tracing
+from heimdex_contracts import messages, routes, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Due
@@ -36,6 +36,7 @@ class Reporter:
         self._broker = broker
         self._due = due
         self._pipeline = pipeline
+        self._route = routes.route_of(due, pipeline)
         self._ctx = ctx
         self._floor = floor
         self._started_at = started_at
@@ -70,7 +71,7 @@ class Reporter:
         fraction = self._ctx.fraction
         if not self._ctx.reported and self._ctx.expected_seconds > 0:
             fraction = min(MAX_ESTIMATED, (time.monotonic() - self._began) / self._ctx.expected_seconds)
-        return max(self._floor, self._pipeline.progress(self._ctx.stage, fraction))
+        return max(self._floor, routes.progress_along(self._route, self._pipeline, self._due.stage, fraction))
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._tick)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from heimdex_contracts import messages, tracing
+from heimdex_contracts import messages, routes, tracing
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Completed, Due, Failed, Follows, JobMessage, StageRun
 from heimdex_contracts.pipelines import Pipeline
@@ -42,13 +42,18 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
 
 
 def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Completed:
-    """Return the successor of a stage that succeeded: the hand-over to the next stage, or the completed job."""
+    """Return the successor of a stage that succeeded: the hand-over to the next stage, or the completed job.
+
+    The message's own route names the next stage. A message without one, of an earlier release, follows `pipeline`, and
+    its first hand-over writes that route.
+    """
     common = _common(due, held)
+    route = common["route"] = routes.route_of(due, pipeline)
     run = StageRun(due.stage, held.attempt, held.started_at, common["at"], round(time.monotonic() - held.began, 6))
     common["finished"] = (*due.finished, run)
-    following = pipeline.stage_after(due.stage)
+    following = routes.stage_after(route, due.stage)
     if following is not None:
-        common["progress"] = max(due.progress, pipeline.progress(following))
+        common["progress"] = max(due.progress, routes.progress_along(route, pipeline, following))
         return Due(**common, stage=following, reason="handed_over", started=True)
     worked = sum(entry.seconds for entry in common["finished"])
     # The first run counts from the time at which it could start; a later run counts only the stages' durations.
@@ -64,12 +69,23 @@ def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Comple
     return Completed(**common, stage=due.stage, result=result)
 
 
-def failed(due: Due, held: Ended, error: str) -> Failed:
-    """Return the successor of a stage that failed permanently or ran out of attempts. `error`: the job's error."""
+def failed(due: Due, held: Ended, error: str, traceback: str | None = None) -> Failed:
+    """Return the successor of a stage that failed permanently or ran out of attempts.
+
+    error: the job's error. traceback: that of the last attempt's error, if it has one.
+    """
     common = _common(due, held)
     seconds = round(time.monotonic() - held.began, 6) if held.ran else None
     started_at = held.started_at if held.ran else None
-    return Failed(**common, stage=due.stage, attempt=held.attempt, error=error, started_at=started_at, seconds=seconds)
+    return Failed(
+        **common,
+        stage=due.stage,
+        attempt=held.attempt,
+        error=error,
+        started_at=started_at,
+        seconds=seconds,
+        traceback=traceback,
+    )
 
 
 def handed_back(due: Due, held: Ended) -> Due:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from heimdex_contracts import routes
 from heimdex_contracts.messages import (
     AnyMessage,
     AttemptFailed,
@@ -82,7 +83,11 @@ class Writer:
         }
 
     def tick(self, fraction: float) -> None:
-        self.percent = max(self.due.progress, self.percent, PIPELINE.progress(self.due.stage, fraction))
+        self.percent = max(
+            self.due.progress,
+            self.percent,
+            routes.progress_along(PIPELINE.stage_names, PIPELINE, self.due.stage, fraction),
+        )
         self.events.append(Progress(**self._place(), progress=self.percent, at=self.later()))
 
     def fail_attempt(self) -> None:
@@ -113,13 +118,13 @@ class Writer:
         common, started = self._common(), self.due.at
         stage_run = StageRun(self.due.stage, self.attempt, started, self.at, 0.25)
         common["finished"] = (*self.due.finished, stage_run)
-        following = PIPELINE.stage_after(self.due.stage)
+        following = routes.stage_after(PIPELINE.stage_names, self.due.stage)
         if following is None:
             names = [entry.stage for entry in common["finished"]]
             result = {"stages_completed": names, "total_duration_seconds": 6.0}
             self.events.append(Completed(**{**common, "progress": 100}, stage=self.due.stage, result=result))
             return False
-        common["progress"] = max(self.due.progress, PIPELINE.progress(following))
+        common["progress"] = max(self.due.progress, routes.progress_along(PIPELINE.stage_names, PIPELINE, following))
         self._next(Due(**common, stage=following, reason="handed_over", started=True), 0)
         return True
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final, Literal
 
-from heimdex_contracts import lifecycle
+from heimdex_contracts import lifecycle, routes
 from heimdex_contracts.errors import HeimdexError, Superseded
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed
@@ -134,6 +134,6 @@ def retried(
         run=last.run + 1,
         stage=stage,
         reason="retried",
-        progress=pipeline.progress(stage),
+        progress=routes.progress_along(pipeline.stage_names, pipeline, stage),
         finished=last.finished[: pipeline.stage_names.index(stage)],
     )

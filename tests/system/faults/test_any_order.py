@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from heimdex_contracts import messages
+from heimdex_contracts import messages, routes
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Completed, Due, Failed, Progress
 from heimdex_contracts.mock_process import PIPELINES
@@ -64,13 +64,19 @@ def runs(draw: st.DrawFn) -> list[AnyMessage]:
     last = draw(st.integers(0, len(NAMES) - 1)) if end != "completed" else len(NAMES) - 1
     for index, stage in enumerate(NAMES[: last + 1]):
         reason = "handed_over" if index else "submitted"
-        story.tell(Due, PIPELINE.progress(stage), stage=stage, reason=reason, started=story.started)
+        story.tell(
+            Due,
+            routes.progress_along(PIPELINE.stage_names, PIPELINE, stage),
+            stage=stage,
+            reason=reason,
+            started=story.started,
+        )
         attempt = 0
         for _ in range(draw(st.integers(0, 3))):
             attempt += 1
             story.started = True
             for fraction in draw(st.lists(st.floats(0, 1), max_size=3)):
-                percent = PIPELINE.progress(stage, fraction)
+                percent = routes.progress_along(PIPELINE.stage_names, PIPELINE, stage, fraction)
                 story.tell(Progress, percent, on_jobs=False, stage=stage, attempt=attempt)
             if draw(st.booleans()):
                 story.tell(

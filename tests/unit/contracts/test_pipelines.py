@@ -1,11 +1,9 @@
-"""Job types as data: what follows what, how far a job is, and declarations that make no sense."""
+"""Job types as data, and the declarations that are refused."""
 
 import sys
 from types import ModuleType
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from heimdex_contracts import pipelines
 from heimdex_contracts.errors import SettingsError
@@ -23,42 +21,6 @@ def test_mock_process_is_extracting_analyzing_indexing_with_three_retries() -> N
     assert (MOCK.type, MOCK.stage_names) == ("mock_process", ("extracting", "analyzing", "indexing"))
     assert [stage.expected_seconds for stage in MOCK.stages] == [2, 3, 1]
     assert MOCK.retry_backoff_seconds == (1, 2, 4)
-
-
-@pytest.mark.parametrize(
-    ("stage", "fraction", "percent"),
-    [
-        ("extracting", 0, 0),
-        ("extracting", 0.5, 16),
-        ("analyzing", 0, 33),
-        ("analyzing", 0.25, 45),
-        ("indexing", 0, 83),
-        ("indexing", 1, 99),
-        ("extracting", -1, 0),
-        ("extracting", 7, 33),
-    ],
-)
-def test_progress_weighs_the_stages_by_their_expected_seconds(stage: str, fraction: float, percent: int) -> None:
-    assert MOCK.progress(stage, fraction) == percent
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=6), st.floats(0, 1), st.floats(0, 1))
-def test_progress_is_0_to_99_and_rises_along_the_pipeline(seconds: list[float], one: float, other: float) -> None:
-    stages = tuple(Stage(f"s{index}", each, "some.module:run") for index, each in enumerate(seconds))
-    made = Pipeline(type="made_up", stages=stages)
-    points = [made.progress(name, at) for name in made.stage_names for at in sorted([one, other])]
-    assert points == sorted(points)
-    assert all(0 <= point <= 99 for point in points)
-
-
-def test_progress_weighs_all_stages_alike_when_none_expects_to_take_time() -> None:
-    assert [pipeline("a", "b", seconds=0).progress(name) for name in ("a", "b")] == [0, 50]
-
-
-def test_stage_after_is_the_next_one_and_none_after_the_last() -> None:
-    assert [MOCK.stage_after(name) for name in MOCK.stage_names] == ["analyzing", "indexing", None]
-    with pytest.raises(KeyError):
-        MOCK.stage_after("painting")
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "with space", "dot.ted", "st*r", "a>b", "1st", "x" * 65, "é", "a\n"])

@@ -127,3 +127,20 @@ def test_every_successor_is_the_same_tenants() -> None:
     for following in (completed_or_next(job, PIPELINE, ended(job)), failed(job, ended(job), "oh")):
         assert following.tenant == "acme"
     assert handed_back(job, ended(job)).tenant == "acme"
+
+
+def test_a_worker_of_another_deploy_hands_over_along_the_route_of_the_message() -> None:
+    job = due(route=("extracting", "checking", "analyzing", "indexing", "publishing"))
+    following = completed_or_next(job, PIPELINE, ended(job))
+    assert isinstance(following, Due)
+    assert (following.stage, following.route) == ("checking", job.route)
+    last_of_ours = due(stage="indexing", route=job.route)
+    following = completed_or_next(last_of_ours, PIPELINE, ended(last_of_ours))
+    assert isinstance(following, Due)
+    assert following.stage == "publishing"
+
+
+def test_the_first_hand_over_of_a_message_without_a_route_writes_it() -> None:
+    job = due()
+    assert job.route == ()
+    assert completed_or_next(job, PIPELINE, ended(job)).route == PIPELINE.stage_names
