@@ -15,8 +15,9 @@ import msgspec
 from heimdex_contracts import messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
 from heimdex_contracts.history import event_rows
-from heimdex_contracts.messages import AnyJobMessage, AnyMessage, Due, Progress
+from heimdex_contracts.messages import AnyJobMessage, AnyMessage, Due
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.latest_progress import latest_progress
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
@@ -141,21 +142,14 @@ class Reconciler:
         if not batch:
             return 0
         # Record their progress, too: a job that was reported as running must not be pending until its next tick.
-        ticks = await asyncio.gather(*(self._tick(event) for event in batch if isinstance(event, Due)))
+        ticks = await asyncio.gather(
+            *(latest_progress(self._broker, event) for event in batch if isinstance(event, Due))
+        )
         events: list[AnyMessage] = [*batch, *(tick for tick in ticks if tick is not None)]
         recorded = await self._database.run(
             lambda connection: queries.record(connection, job_rows(events), event_rows(events))
         )
         return recorded.raised
-
-    async def _tick(self, due: Due) -> Progress | None:
-        """The newest progress tick of this hand-over, or None."""
-        last = await self._broker.last_message(subjects.PROGRESS, subjects.progress_subject("*", due.job_id))
-        try:
-            tick = None if last is None else messages.decode_progress(last.subject, last.data)
-        except UnusableMessage:
-            return None
-        return tick if tick is not None and tick.step == due.step else None
 
     async def _compare_page(self, after: str | None, rest: timedelta | None) -> tuple[str | None, int]:
         """Publish the unfinished jobs of one page again that the stream does not hold.

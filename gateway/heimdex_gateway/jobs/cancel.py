@@ -6,12 +6,13 @@ from typing import Any, Final
 
 import msgspec
 
-from heimdex_contracts import messages, subjects
-from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
+from heimdex_contracts import subjects
+from heimdex_contracts.errors import BrokerUnavailable, Superseded
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Progress
 from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
+from heimdex_contracts.runtime.jetstream.latest_progress import latest_progress
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.change import Changed, Conflict, JobChanges
 from heimdex_gateway.jobs.status import Newest, StateUnavailable
@@ -70,13 +71,10 @@ class Cancel:
 
     async def _running(self, due: Due) -> Progress | None:
         """Return the newest progress tick of this hand-over's attempt, or None if none is available."""
-        subject = subjects.progress_subject(due.stage, due.job_id)
         try:
-            last = await self._changes.broker.last_message(subjects.PROGRESS, subject, timeout=1.0)
-            tick = None if last is None else messages.decode_progress(last.subject, last.data)
-        except (BrokerUnavailable, JetStreamError, UnusableMessage):
+            return await latest_progress(self._changes.broker, due, timeout=1.0)
+        except (BrokerUnavailable, JetStreamError):
             return None
-        return tick if tick is not None and tick.step == due.step else None
 
     async def _remove(self, handed_over: Newest, answer_by: float) -> None:
         """Remove a canceled job's hand-over from its queue.

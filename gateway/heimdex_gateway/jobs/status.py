@@ -16,8 +16,9 @@ import msgspec
 from heimdex_contracts import lifecycle, messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, UnusableMessage
 from heimdex_contracts.lifecycle import Snapshot
-from heimdex_contracts.messages import AnyJobMessage, Progress
+from heimdex_contracts.messages import AnyJobMessage, Due, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.latest_progress import latest_progress
 from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, JobQuery
 from heimdex_gateway.jobs.store_progress import ConsumerPosition, consumer_position
 
@@ -144,9 +145,10 @@ class StatusReader:
         view = newest.view()
         if row is not None and row.ended and view.run <= row.run:
             return row  # Postgres has a terminal state; the message in the stream is a leftover, or arrived too late
-        if _lacks(row, newest) and not view.ended and (await self._position()).is_recorded(newest.sequence):
+        due = newest.message
+        if _lacks(row, newest) and isinstance(due, Due) and (await self._position()).is_recorded(newest.sequence):
             row = await self._database.job(job_id, tenant)
-            if _lacks(row, newest) and (tick := await self._tick(newest.message)) is not None:
+            if _lacks(row, newest) and (tick := await self._tick(due)) is not None:
                 view = lifecycle.merge(view, lifecycle.snapshot(tick))  # the database was emptied
         return view if row is None else lifecycle.merge(view, row)
 
@@ -178,17 +180,12 @@ class StatusReader:
         except (BrokerUnavailable, JetStreamError):
             raise StateUnavailable(NATS_DOWN) from None
 
-    async def _tick(self, message: AnyJobMessage) -> Progress | None:
+    async def _tick(self, due: Due) -> Progress | None:
         """The newest progress tick of this hand-over, or None. Raises StateUnavailable if NATS is down."""
-        subject = subjects.progress_subject("*", message.job_id)
         try:
-            last = await self._broker.last_message(subjects.PROGRESS, subject, timeout=1.0)
-            tick = None if last is None else messages.decode_progress(last.subject, last.data)
+            return await latest_progress(self._broker, due, timeout=1.0)
         except (BrokerUnavailable, JetStreamError):
             raise StateUnavailable(NATS_DOWN) from None
-        except UnusableMessage:
-            return None
-        return tick if tick is not None and tick.step == message.step else None
 
     async def _newest_of(self, job_id: str, tenant: str) -> Newest | None:
         """The newest message of this tenant's job, or None. Raises StateUnavailable if NATS is down."""

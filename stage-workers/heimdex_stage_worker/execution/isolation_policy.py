@@ -8,10 +8,10 @@ and keeps it for minutes), the job is not suspected. At worst, that costs an att
 
 from typing import Final
 
-from heimdex_contracts import messages, subjects
-from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
+from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.messages import Due, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
+from heimdex_contracts.runtime.jetstream.latest_progress import latest_progress
 
 #: One lost worker may be an accident; after two in a row, the job is suspected.
 ISOLATED_FROM_ATTEMPT: Final = 3
@@ -20,11 +20,9 @@ ISOLATED_FROM_ATTEMPT: Final = 3
 async def last_tick(broker: Broker, due: Due) -> Progress | None:
     """Return the newest progress message of this hand-over; None if there is none, or if NATS does not answer."""
     try:
-        last = await broker.last_message(subjects.PROGRESS, subjects.progress_subject(due.stage, due.job_id))
-        tick = None if last is None else messages.decode_progress(last.subject, last.data)
-    except (BrokerUnavailable, JetStreamError, UnusableMessage):
+        return await latest_progress(broker, due)
+    except (BrokerUnavailable, JetStreamError):
         return None
-    return tick if tick is not None and tick.step == due.step else None
 
 
 def is_suspect(tick: Progress | None, attempt: int, allowed: int) -> bool:

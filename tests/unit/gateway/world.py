@@ -192,6 +192,9 @@ class World:
             for sequence, event in source.kept.items()
             if not self.replicated or sequence <= source.applied
         }
+        if stream == subjects.PROGRESS:
+            stage = subject_filter.split(".")[2]
+            kept = {sequence: event for sequence, event in kept.items() if event.stage == stage}
         found = None
         if kept:
             sequence = max(kept)
