@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from heimdex_callbacks.concurrency import MAX_AT_ONCE, ReceiverSlots
 from heimdex_callbacks.retry_schedule import delay_after
 from heimdex_callbacks.sender import Answer, Sender
@@ -27,6 +25,8 @@ from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
 from heimdex_contracts.runtime.jetstream.leases import Leases
+from heimdex_contracts.runtime.jetstream.publish_until_stored import publish_until_stored
+from heimdex_contracts.runtime.jetstream.publisher import Envelope
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.process import Process
@@ -175,26 +175,16 @@ class Dispatcher:
         msg.ack()
 
     async def _publish(self, result: CallbackResult) -> None:
-        """Publish the result of an attempt, and retry until it is stored; the lease is renewed meanwhile.
-
-        Raises BrokerUnavailable if it is not stored and the gateway stops.
-        """
-        subject = subjects.callback_subject(callbacks.token(result), result.end.job_id)
-        headers = {"Nats-Msg-Id": callbacks.message_id(result), "traceparent": tracing.child(result.end.trace)}
-        payload = callbacks.encode(result)
-        while True:
-            if not self._topology.ready.is_set():
-                await self._process.unless_stopped(self._topology.until_whole(subjects.CALLBACKS))
-            try:
-                ack = await self._broker.publish(subject, payload, headers)
-                if ack.error is None:
-                    return
-                self._log.error("publish_refused", job_id=result.end.job_id, message=ack.error.description)
-            except (BrokerUnavailable, msgspec.DecodeError) as reason:
-                self._log.debug("callback_not_told_yet", job_id=result.end.job_id, message=str(reason))
-            if self._process.stopping.is_set():
-                raise BrokerUnavailable("the result of a callback attempt was not stored before the gateway stopped")
-            await asyncio.sleep(0.5)
+        """Publish the result of an attempt. Raises BrokerUnavailable if it is not stored when the gateway stops."""
+        message = Envelope(
+            subjects.callback_subject(callbacks.token(result), result.end.job_id),
+            callbacks.encode(result),
+            {"Nats-Msg-Id": callbacks.message_id(result), "traceparent": tracing.child(result.end.trace)},
+        )
+        log = self._log.bind(job_id=result.end.job_id)
+        await publish_until_stored(
+            self._broker, self._topology, subjects.CALLBACKS, message, self._process.stopping, log
+        )
 
     async def _put_back(self, msg: Delivery, seconds: float) -> None:
         await self._until_known()

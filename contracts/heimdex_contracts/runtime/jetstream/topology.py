@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream import config_drift
 from heimdex_contracts.runtime.jetstream.connection import (
     CONSUMER_FAILED,
@@ -159,10 +160,14 @@ class Topology:
         """Return the known problem of this stream or its consumers. None if none is known, as in a NATS outage."""
         return self._problems.get(stream)
 
-    async def until_whole(self, stream: str) -> None:
-        """Wait until this stream and its consumers are correct, so that a message published then has its consumers."""
-        while not self.known.is_set() or stream in self._problems:  # noqa: ASYNC110  # rare; saves one event per stream
-            await asyncio.sleep(_WAIT_SECONDS)
+    async def until_whole(self, stream: str, stopping: asyncio.Event | None = None) -> None:
+        """Wait until this stream and its consumers are correct, or until `stopping` is set.
+
+        A message that is published to a correct stream has its consumers.
+        """
+        async for _ in repeat(_WAIT_SECONDS, _WAIT_SECONDS, stop=stopping):
+            if self.known.is_set() and stream not in self._problems:
+                return
 
     def is_current(self, reply: str, metadata: Metadata | None = None) -> bool:
         """Return whether this reply subject settles a delivery of the current stream; False while that is unknown.
