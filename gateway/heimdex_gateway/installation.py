@@ -12,6 +12,7 @@ import msgspec
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.backoff import set_within
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Refused
@@ -57,12 +58,8 @@ class InstallationCheck:
         Raises Refused if the streams belong to another installation, BrokerUnavailable if the first check did not
         complete in time because NATS is down.
         """
-        if not self._looked.is_set():
-            try:
-                async with asyncio.timeout(FIRST_LOOK_SECONDS):
-                    await self._looked.wait()
-            except TimeoutError:
-                raise BrokerUnavailable("the installation of the streams could not be checked yet") from None
+        if not self._looked.is_set() and not await set_within(self._looked, FIRST_LOOK_SECONDS):
+            raise BrokerUnavailable("the installation of the streams could not be checked yet")
         if self.problem is not None:
             raise Refused(self.problem)
 
@@ -80,9 +77,7 @@ class InstallationCheck:
                 self._log.debug("installation_not_compared_yet", reason=str(error))
             except Exception:
                 self._log.exception("defect", message="the installation check failed with a bug; it will be repeated")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS if self.agreed else LOOK_AGAIN_SECONDS):
-                    await self._look_now.wait()
+            await set_within(self._look_now, LOOK_SECONDS if self.agreed else LOOK_AGAIN_SECONDS)
             self._look_now.clear()
 
     def on_change(self, streams: frozenset[str]) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, CannotServe
+from heimdex_contracts.runtime.backoff import repeat, set_within
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import STREAM_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.logs import Logger
@@ -118,9 +119,7 @@ class Installation:
         Raises CannotServe under the same conditions as `settle`.
         """
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._look_now.wait()
+            await set_within(self._look_now, LOOK_SECONDS)
             self._look_now.clear()
             await self._agree()
 
@@ -173,7 +172,7 @@ class Installation:
         """Check until stream and database agree. Raises CannotServe if an obstacle persists."""
         loop = asyncio.get_running_loop()
         since, patience = loop.time(), 0.0
-        while True:
+        async for _ in repeat(LOOK_AGAIN_SECONDS, LOOK_AGAIN_SECONDS):
             try:
                 obstacle = await self._look()
                 self.problem = obstacle.sentence if obstacle else None
@@ -188,7 +187,6 @@ class Installation:
                     raise CannotServe(obstacle.sentence)
             except (*OUTAGE, asyncpg.PostgresError, BrokerUnavailable, JetStreamError) as error:
                 self._log.debug("installation_not_compared_yet", reason=str(error))
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
     async def _remember_refusal(self) -> None:
         if self._own is not None and self._own.installation is None:

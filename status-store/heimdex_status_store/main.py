@@ -8,6 +8,7 @@ import msgspec
 from heimdex_contracts import pipelines, streams, subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime import micro, process, settings
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
@@ -138,11 +139,9 @@ async def serve(running: Process) -> None:
 
 async def _wait_for(database: Database) -> None:
     """Return when Postgres is available and has the schema."""
-    delay = 0.1
-    while True:
+    async for _ in repeat(0.1, 1.0):
         try:
             await database.run(lambda connection: connection.fetchval("SELECT 1"))
             return
         except OUTAGE:
-            await asyncio.sleep(delay)
-            delay = min(1.0, delay * 2)
+            continue

@@ -16,6 +16,7 @@ from heimdex_contracts import messages, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, AnyMessage, Due
+from heimdex_contracts.runtime.backoff import set_within
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.latest_progress import latest_progress
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
@@ -71,11 +72,7 @@ class Reconciler:
                 self._log.debug("sweep_delayed", reason=str(error))
             except Exception:
                 self._log.exception("sweep_broken", message="the reconciler failed with a bug; it will try again")
-            try:
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await set_within(self._wake, LOOK_SECONDS)
 
     def _on_damage(self, changed: frozenset[str]) -> None:
         self._changed |= changed

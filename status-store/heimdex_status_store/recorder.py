@@ -18,6 +18,7 @@ from heimdex_contracts.callbacks import CallbackMessage, CallbackResult
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.history import callback_row, event_rows
 from heimdex_contracts.messages import AnyMessage, AttemptFailed, Canceled, Due, End, Progress
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
@@ -141,9 +142,9 @@ class Recorder:
         `deadline` is in event-loop time.
         """
         await asyncio.gather(*(puller.stop() for puller in self._pullers))
-        loop = asyncio.get_running_loop()
-        while any(puller.held for puller in self._pullers) and self._database.connected and loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        async for _ in repeat(0.01, 0.01, until=deadline):
+            if not self._database.connected or not any(puller.held for puller in self._pullers):
+                break
         self._stopping.set()
         self._arrived.set()
 
@@ -179,15 +180,14 @@ class Recorder:
 
     async def _record(self, batch: list[_Held]) -> None:
         """Write and acknowledge one batch. During an outage of Postgres this retries, and the leases are renewed."""
-        delay = 0.1
-        while not self._stopping.is_set():
+        async for _ in repeat(0.1, 1.0, stop=self._stopping):
+            if self._stopping.is_set():
+                return  # the events are redelivered to another store after their ack wait
             started = time.monotonic_ns()
             events = [held.event for held in batch]
             try:
                 written = await self._database.run(lambda connection: write(connection, events))  # noqa: B023
             except OUTAGE:
-                await asyncio.sleep(delay)
-                delay = min(1.0, delay * 2)
                 continue
             except (asyncpg.PostgresError, *UNRECORDABLE) as error:
                 await self._narrow(batch, error)

@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.messages import AnyMessage, Progress
+from heimdex_contracts.runtime.backoff import set_within
 from heimdex_contracts.runtime.jetstream.connection import Broker
 
 
@@ -30,10 +31,7 @@ class Subscription:
         """The next event, or None if none arrived within `timeout` seconds. Raises Interrupted."""
         if not self._events:
             self._more.clear()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._more.wait()
-            except TimeoutError:
+            if not await set_within(self._more, timeout):
                 return None
         event = self._events.popleft()
         if event is None:

@@ -5,6 +5,7 @@ from typing import Final
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, snapshot
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable, StatusReader
 from heimdex_gateway.jobs.subscriptions import Interrupted, Subscriptions
 
@@ -46,9 +47,8 @@ async def _watch(
             # The gateway is stopping, or lost its connection to NATS. Return the current state; the caller can
             # repeat the request.
             return await status.job(job_id, tenant)
-    recorded_by = loop.time() + RECORDED_WITHIN_SECONDS
-    job = await status.job(job_id, tenant)
-    while loop.time() < min(recorded_by, deadline) and job is not None and not job.ended:
-        await asyncio.sleep(0.01)
+    async for _ in repeat(0.01, 0.01, until=min(deadline, loop.time() + RECORDED_WITHIN_SECONDS)):
         job = await status.job(job_id, tenant)
+        if job is None or job.ended:
+            break
     return job

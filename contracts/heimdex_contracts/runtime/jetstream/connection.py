@@ -13,6 +13,7 @@ import msgspec
 import nats.errors
 
 from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.client import (
     LINGER_SECONDS,
     RECONNECT_SECONDS,
@@ -393,14 +394,13 @@ class Broker:
 
     async def _revive(self) -> None:
         for call in self.on_reconnect:
-            while True:
+            async for _ in repeat(1.0, 1.0):
                 try:
                     await call()
                     break
                 except Exception:
                     # Without a retry the process would be connected but never become ready again.
                     self._log.exception("reconnection_broken", message="a reconnection callback failed: retrying")
-                    await asyncio.sleep(1)
 
     async def _on_closed(self) -> None:
         self.closed.set()

@@ -6,7 +6,6 @@ write it.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ import nats.errors
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable
+from heimdex_contracts.runtime.backoff import set_within
 from heimdex_contracts.runtime.jetstream.client import status_of
 from heimdex_contracts.runtime.jetstream.connection import STREAM_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.logs import Logger
@@ -95,9 +95,7 @@ async def living(broker: Broker, until_database: str | None = None) -> list[Stat
         subscription = await broker.nc.direct_subscribe(inbox, on_answer)
         try:
             broker.send(STATUS_STORES, b"", inbox, linger=0)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await done.wait()
+            await set_within(done, ANSWER_SECONDS)
         finally:
             await broker.nc.direct_unsubscribe(subscription, ANSWER_SECONDS)
     except (nats.errors.Error, ConnectionError, TimeoutError) as error:

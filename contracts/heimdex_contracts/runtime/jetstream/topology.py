@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError, LeaderBehind
-from heimdex_contracts.runtime.backoff import repeat
+from heimdex_contracts.runtime.backoff import repeat, set_within
 from heimdex_contracts.runtime.jetstream import config_drift
 from heimdex_contracts.runtime.jetstream.connection import (
     CONSUMER_FAILED,
@@ -220,18 +220,13 @@ class Topology:
         async with self._lock:
             self.ready.clear()
             self.known.clear()
-            delay = 0.1
-            while not await self._check_all() or subjects.JOBS in self._problems:
-                await asyncio.sleep(delay)
-                delay = min(1.0, delay * 2)
+            async for _ in repeat(0.1, 1.0):
+                if await self._check_all() and subjects.JOBS not in self._problems:
+                    break
 
     async def _keep_checking(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(_REPAIR_SECONDS if self._problems else self._look_seconds):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await set_within(self._wake, _REPAIR_SECONDS if self._problems else self._look_seconds)
             self._wake.clear()
             if not self._broker.connected:
                 continue  # `ensure` runs after the reconnection
