@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from heimdex_cli.embedded.watchdog import WATCHDOG, ChildRecord, kill_tree
+from heimdex_cli.errors import ServerFailed, tail
 
 LOG_ROTATE_BYTES = 32 * 1024 * 1024
 
@@ -103,6 +104,19 @@ class ChildProcess:
             return  # it has already ended; `died` returns its exit code
         self._record = ChildRecord(self._process.pid, started_at, self._stop_signal, self.stop_seconds, self._rank)
         WATCHDOG.watch(self._record)
+
+    def wait_until_ready(self, name: str, is_ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until `is_ready()` is true. name: what the process is called in an error.
+
+        Raises ServerFailed, with the tail of the log, when the process ends before or is not ready within `seconds`.
+        """
+        deadline, its_log = time.monotonic() + seconds, f"its log is {self.log_path}"
+        while not is_ready():
+            if self.pid is None:
+                raise ServerFailed(f"{name} ended with exit code {self.died()}; {its_log}", tail(self.log_path))
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{name} was not ready within {seconds:.0f} s; {its_log}", tail(self.log_path))
+            time.sleep(0.02)
 
     def ask_to_stop(self, stop_signal: int | None = None) -> None:
         """Send the stop signal and return at once."""

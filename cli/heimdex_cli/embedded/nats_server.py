@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
 from heimdex_cli.embedded.watchdog import ChildRecord, end
-from heimdex_cli.errors import ServerFailed, tail
+from heimdex_cli.errors import ServerFailed
 
 # Long, because JetStream opens the port only after it has read its whole store.
 _READY_SECONDS = 60.0
@@ -140,7 +139,7 @@ class EmbeddedNats:
         self._config_path.write_text(self._config())
         self.child.start()
         try:
-            self._wait_until_ready()
+            self.child.wait_until_ready(f"nats-server on port {self.port}", self._is_ready, _READY_SECONDS)
         except BaseException:
             self.child.kill()
             raise
@@ -160,23 +159,6 @@ class EmbeddedNats:
         if self.monitor_port:
             lines.append(f"http: 127.0.0.1:{self.monitor_port}")
         return "\n".join(lines) + "\n"
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _READY_SECONDS
-        while not self._is_ready():
-            if self.pid is None:
-                code = self.died()
-                raise ServerFailed(
-                    f"nats-server on port {self.port} ended with exit code {code}; its log is {self.log_path}",
-                    tail(self.log_path),
-                )
-            if time.monotonic() > deadline:
-                raise ServerFailed(
-                    f"nats-server on port {self.port} was not ready within {_READY_SECONDS:.0f} s; "
-                    f"its log is {self.log_path}",
-                    tail(self.log_path),
-                )
-            time.sleep(0.02)
 
     def _is_ready(self) -> bool:
         """Whether this server, and not another one, answers on the port: its first line has its name,

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import psutil  # type: ignore[import-untyped]
 from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.unprivileged_user import account_for_postgres, let_pass
 from heimdex_cli.embedded.watchdog import ChildRecord, end
-from heimdex_cli.errors import ServerFailed, tail
+from heimdex_cli.errors import ServerFailed
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -104,7 +103,7 @@ class EmbeddedPostgres:
         assert self._child is not None  # noqa: S101 - for the type checker
         self._child.start()
         try:
-            self._wait_until_ready(self._child)
+            self._child.wait_until_ready("Postgres", self._is_ready, _READY_SECONDS)
             self._create_database()
         except BaseException:
             self.kill()
@@ -215,21 +214,6 @@ class EmbeddedPostgres:
         )  # fmt: skip
         if not exists.strip():
             _run("createdb", *connection, "--maintenance-db=postgres", DATABASE)
-
-    def _wait_until_ready(self, child: ChildProcess) -> None:
-        deadline = time.monotonic() + _READY_SECONDS
-        while not self._is_ready():
-            if self.pid is None:
-                code = self.died()
-                raise ServerFailed(
-                    f"Postgres ended with exit code {code}; its log is {self.log_path}", tail(self.log_path)
-                )
-            if time.monotonic() > deadline:
-                raise ServerFailed(
-                    f"Postgres was not ready within {_READY_SECONDS:.0f} s; its log is {self.log_path}",
-                    tail(self.log_path),
-                )
-            time.sleep(0.02)
 
     def _is_ready(self) -> bool:
         """Whether the postmaster's pid file has this pid in its first line and the state `ready` in its eighth."""
