@@ -1,29 +1,50 @@
 """Job types as data: stages in order, expected durations, retry policy, time-out.
 
-The gateway uses them to validate submissions, the worker to determine the stage that follows another. No other service
-needs them. A new job type is a `Pipeline` in a module that HEIMDEX_PIPELINES names; `mock_process` ships with the
-project.
+The gateway uses them to validate submissions, the worker to determine the stage that follows another, the status store
+to watch the stages' queues. A new job type is a `Pipeline` in a module that HEIMDEX_PIPELINES names; `mock_process`
+ships with the project. Every value is checked when it is declared, so that a mistake stops each process at its start
+and does not surface in the middle of a job.
 """
 
 import importlib
+import keyword
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Final
 
 from heimdex_contracts.errors import SettingsError
-from heimdex_contracts.subjects import RESERVED_TOKENS, STATUS_STORE
+from heimdex_contracts.subjects import GATEWAY, RESERVED_TOKENS, STATUS_STORE
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+#: The longest back-off, time-out or expected duration: 365 days. NATS takes a delay as a number of nanoseconds in 64
+#: bits (292 years), and redelivers at once, again and again, when it cannot read the delay.
+MAX_SECONDS: Final = 365 * 24 * 3600
+#: Names of the other processes of a deployment: a stage's process, service, log and consumer have the stage's name.
+_PROCESSES: Final = frozenset({GATEWAY, STATUS_STORE, "nats", "postgres"})
+#: Names of a stage function's other arguments: an earlier stage's output is bound by the stage's name.
+_ARGUMENTS: Final = frozenset({"ctx", "params"})
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+#: Longer values are cut in an error.
+_SHOWN_LENGTH: Final = 100
+_REASON_LENGTH: Final = 500
+
+
+class InvalidDeclaration(ValueError):
+    """A Stage or a Pipeline has a value that cannot be used. The text is a sentence that names the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step of a pipeline.
 
-    expected_seconds: the usual duration; the stage's weight in the job's progress.
+    name: 1 to 64 of a-z, 0-9, _ and -, a letter first; it is a token of subjects, and binds an argument (`-` as `_`).
+    expected_seconds: the usual duration, 0 to MAX_SECONDS; the stage's weight in the job's progress.
     code: `package.module:function`, a function that takes a `StageContext`; only the stage's worker imports it.
-    timeout_seconds: an attempt that runs longer fails with an error and is retried like any other; None: no limit.
+    timeout_seconds: an attempt that runs longer fails with an error and is retried like any other. More than 0, at most
+    MAX_SECONDS; None: no limit.
+
+    Raises InvalidDeclaration for any other value.
     """
 
     name: str
@@ -31,29 +52,62 @@ class Stage:
     code: str
     timeout_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        _set(self, "name", _stage_name(self.name))
+        where = f"the stage {self.name!r}"
+        expected = _seconds(self.expected_seconds)
+        if expected is None:
+            raise _invalid(where, "expected_seconds", self.expected_seconds, f"a number from 0 to {MAX_SECONDS}")
+        _set(self, "expected_seconds", expected)
+        if not isinstance(self.code, str) or not _names_a_function(self.code):
+            raise _invalid(where, "code", self.code, "text of the form 'package.module:function'")
+        _set(self, "code", str.__str__(self.code))
+        if self.timeout_seconds is not None:
+            timeout = _seconds(self.timeout_seconds)
+            if not timeout:
+                expectation = f"None (no limit) or a number greater than 0, at most {MAX_SECONDS}"
+                raise _invalid(where, "timeout_seconds", self.timeout_seconds, expectation)
+            _set(self, "timeout_seconds", timeout)
+
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A job type. `retry_backoff_seconds` has one delay per retry, so a stage has at most 1 + len(...) attempts."""
+    """A job type.
+
+    type: 1 to 64 of a-z, 0-9, _ and -, a letter first.
+    stages: a tuple or list of at least one Stage, in the order in which they run.
+    retry_backoff_seconds: a tuple or list with one delay per retry, each 0 to MAX_SECONDS, so a stage has at most
+    1 + len(...) attempts.
+
+    Raises InvalidDeclaration for any other value, and for two stages whose names are equal but for `-` and `_`.
+    """
 
     type: str
     stages: tuple[Stage, ...]
     retry_backoff_seconds: tuple[float, ...] = (1.0, 2.0, 4.0)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.type):
-            raise ValueError(f"the job type {self.type!r} must be 1 to 64 of a-z, 0-9, _ and -, a letter first")
+        _set(self, "type", _name("the job type", self.type))
+        where = f"the job type {self.type!r}"
+        if not isinstance(self.stages, (tuple, list)) or not all(isinstance(stage, Stage) for stage in self.stages):
+            expectation = "a tuple or list of Stage objects (a single one is written with a comma: (Stage(...),))"
+            raise _invalid(where, "stages", self.stages, expectation)
+        _set(self, "stages", tuple(self.stages))
         if not self.stages:
-            raise ValueError(f"the job type {self.type!r} needs at least one stage")
-        for name in self.stage_names:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"the stage {name!r} must be 1 to 64 of a-z, 0-9, _ and -, a letter first")
-            if name in RESERVED_TOKENS or name == STATUS_STORE:
-                raise ValueError(f"a stage cannot be named {name!r}: the name is reserved")
+            raise InvalidDeclaration(f"{where} needs at least one stage")
         if len(set(self.stage_names)) != len(self.stages):
-            raise ValueError(f"the job type {self.type!r} declares a stage twice")
-        if any(stage.expected_seconds < 0 for stage in self.stages):
-            raise ValueError(f"the job type {self.type!r} has a stage with negative expected_seconds")
+            raise InvalidDeclaration(f"{where} declares a stage twice")
+        bound: dict[str, str] = {}
+        for name in self.stage_names:
+            if bound.setdefault(_argument(name), name) != name:
+                both = f"{bound[_argument(name)]!r} and {name!r}"
+                raise InvalidDeclaration(f"{where} has the stages {both}, which bind the same argument: rename one")
+        backoff = self.retry_backoff_seconds
+        delays = [_seconds(delay) for delay in backoff] if isinstance(backoff, (tuple, list)) else [None]
+        if None in delays:
+            expectation = f"a tuple or list of numbers from 0 to {MAX_SECONDS}, such as (1, 2, 4), (5,) or ()"
+            raise _invalid(where, "retry_backoff_seconds", backoff, expectation)
+        _set(self, "retry_backoff_seconds", tuple(delays))
 
     @cached_property
     def stage_names(self) -> tuple[str, ...]:
@@ -100,35 +154,118 @@ class Pipelines:
 def collect(pipelines: Iterable[Pipeline]) -> Pipelines:
     """Index the pipelines by type.
 
-    Raises ValueError when two pipelines have the same type, or when one stage name has two different functions.
+    Raises InvalidDeclaration when there is none, when two have the same type, or when one stage name has two different
+    functions.
     """
     by_type: dict[str, Pipeline] = {}
     code: dict[str, str] = {}
     for pipeline in pipelines:
         if pipeline.type in by_type:
-            raise ValueError(f"the job type {pipeline.type!r} is declared twice")
+            raise InvalidDeclaration(f"the job type {pipeline.type!r} is declared twice")
         by_type[pipeline.type] = pipeline
         for stage in pipeline.stages:
             if code.setdefault(stage.name, stage.code) != stage.code:
-                raise ValueError(f"the stage {stage.name!r} is declared with two different functions")
+                raise InvalidDeclaration(f"the stage {stage.name!r} is declared with two different functions")
+    if not by_type:
+        raise InvalidDeclaration("no job type is declared: PIPELINES is empty")
     return Pipelines(by_type)
 
 
 def load(modules: Iterable[str]) -> Pipelines:
-    """Collect `PIPELINES` (an iterable of Pipeline) from each of these modules.
+    """Collect `PIPELINES` (a tuple or list of Pipeline) from each of these modules.
 
-    Raises SettingsError, which names HEIMDEX_PIPELINES, when a module cannot be imported or a declaration is invalid.
+    Raises SettingsError, one line that names HEIMDEX_PIPELINES, when a module cannot be imported or a declaration is
+    invalid. A module may raise anything when it is imported, SystemExit and KeyboardInterrupt included.
     """
     pipelines: list[Pipeline] = []
     for name in modules:
         try:
-            declared = list(importlib.import_module(name).PIPELINES)
-            if not all(isinstance(entry, Pipeline) for entry in declared):
-                raise TypeError("its PIPELINES must hold Pipeline objects only")
-            pipelines.extend(declared)
-        except Exception as error:
-            raise SettingsError(f"HEIMDEX_PIPELINES names {name!r}, which cannot be used: {error}") from error
+            pipelines.extend(_declared_by(name))
+        except BaseException as error:
+            reason = _reason(name, error)
+            raise SettingsError(f"HEIMDEX_PIPELINES names {name!r}, which cannot be used: {reason}.") from error
     try:
         return collect(pipelines)
-    except ValueError as error:
-        raise SettingsError(f"HEIMDEX_PIPELINES cannot be used: {error}") from error
+    except InvalidDeclaration as error:
+        raise SettingsError(f"HEIMDEX_PIPELINES cannot be used: {error}.") from error
+
+
+def _declared_by(module: str) -> Iterable[Pipeline]:
+    imported = importlib.import_module(module)
+    if not hasattr(imported, "PIPELINES"):
+        raise InvalidDeclaration("it has no attribute PIPELINES, a tuple or list of Pipeline objects")
+    # A generator would be used up by the first of the readers of this module.
+    if not isinstance(imported.PIPELINES, (tuple, list)):
+        raise _invalid("it", "PIPELINES", imported.PIPELINES, "a tuple or list of Pipeline objects")
+    for entry in imported.PIPELINES:
+        if not isinstance(entry, Pipeline):
+            raise InvalidDeclaration(f"its PIPELINES contains {_shown(entry)}, but must hold Pipeline objects only")
+    return imported.PIPELINES
+
+
+def _reason(module: str, error: BaseException) -> str:
+    """Return what an error says, on one line, with its type where the text alone explains little."""
+    try:
+        text = " ".join(str(error).split())
+    except BaseException:  # an error's own __str__ may raise anything
+        text = "the text of this error is not available"
+    if not isinstance(error, InvalidDeclaration):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        text += " (the folder that contains it must be in PYTHONPATH)"
+    return _cut(text, _REASON_LENGTH).removesuffix(".")
+
+
+def _set(declared: Stage | Pipeline, field: str, value: Any) -> None:
+    object.__setattr__(declared, field, value)  # the class is frozen
+
+
+def _invalid(where: str, field: str, value: object, expectation: str) -> InvalidDeclaration:
+    return InvalidDeclaration(f"{where} has {field}={_shown(value)}, but it must be {expectation}")
+
+
+def _shown(value: object) -> str:
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an object's own __repr__ may raise anything, and an integer may be too long for text
+        text = f"<{type(value).__name__}>"
+    return _cut(text, _SHOWN_LENGTH)
+
+
+def _cut(text: str, length: int) -> str:
+    text = text.encode(errors="backslashreplace").decode()  # a lone surrogate can be neither printed nor logged
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _seconds(value: object) -> float | None:
+    """Return the value as a plain number, or None if it is not a number from 0 to MAX_SECONDS."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS:
+        return None
+    # Subclasses (numpy.float64, members of an IntEnum) cannot be encoded in a message.
+    return value if type(value) in {int, float} else float(value)
+
+
+def _name(what: str, value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidDeclaration(f"{what} {_shown(value)} must be text: 1 to 64 of a-z, 0-9, _ and -, a letter first")
+    return str.__str__(value)  # a plain string also for a member of a StrEnum
+
+
+def _stage_name(value: object) -> str:
+    name = _name("the stage name", value)
+    if name in RESERVED_TOKENS | _PROCESSES:
+        raise InvalidDeclaration(f"a stage cannot be named {name!r}: the name is reserved")
+    if _argument(name) in _ARGUMENTS or keyword.iskeyword(_argument(name)):
+        reason = "an argument of this name cannot be bound to its output"
+        raise InvalidDeclaration(f"a stage cannot be named {name!r}: {reason}")
+    return name
+
+
+def _argument(stage: str) -> str:
+    """Return the name of the argument to which a later stage's function binds this stage's output."""
+    return stage.replace("-", "_")
+
+
+def _names_a_function(code: str) -> bool:
+    module, _, function = code.partition(":")
+    return function.isidentifier() and all(part.isidentifier() for part in module.split("."))

@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.pipelines import MAX_SECONDS
 from heimdex_contracts.runtime import callback_settings
 
 PREFIX: Final = "HEIMDEX_"
 
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=7 * 24 * 3600)]
+#: A delay of a retry policy; the same range as in a pipeline's own.
+Delay = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
 #: An API key's entry: `<tenant>:<SHA-256 of the key, as hexadecimal>`.
 ApiKey = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}:[0-9A-Fa-f]{64}$")]
 #: An origin as a browser sends it, without a path or a trailing slash, or `*`.
@@ -33,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 8000
     mock_time_scale: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 1.0
     #: Overrides the retry policy of every pipeline; None: each pipeline's own applies.
-    retry_backoff_seconds: tuple[Seconds, ...] | None = None
+    retry_backoff_seconds: tuple[Delay, ...] | None = None
     ack_wait_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 3600)] = 10.0
     stage_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
@@ -80,7 +82,7 @@ _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _FORMATS: Final[dict[str, str]] = {
     "port": "a port number from 1 to 65535",
     "mock_time_scale": "a number from 0 to 10000",
-    "retry_backoff_seconds": "delays in seconds, separated by commas, such as 1,2,4",
+    "retry_backoff_seconds": f"delays in seconds, each from 0 to {MAX_SECONDS}, separated by commas, such as 1,2,4",
     "ack_wait_seconds": "a number of seconds from 0.5 to 86400",
     "stage_concurrency": "a whole number from 1 to 10000",
     "stream_replicas": "1, or on a NATS cluster 3 or 5",
