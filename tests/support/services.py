@@ -47,7 +47,8 @@ def command(service: str, scripts: Path | None = None) -> list[str]:
 def clean_environment() -> dict[str, str]:
     """Return the environment of this process without settings of the services, and with the tests importable."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HEIMDEX_")}
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
+    return kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Service:
