@@ -45,6 +45,7 @@ TOGETHER = (
             "parameters",
             "retry",
             "retry_many",
+            "routes",
             "stream",
             "tenants",
             "wait",

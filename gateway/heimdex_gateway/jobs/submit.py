@@ -51,6 +51,7 @@ class Submit:
     def new_job(self, tenant: str, request: JobRequest, traceparent: str | None) -> Due:
         """Build the first message of a new job of this tenant. Its id is a UUID of version 7, ordered by time."""
         at = messages.now()
+        pipeline = self._pipelines.by_type[request.type]
         return Due(
             **msgspec.structs.asdict(request),
             job_id=str(uuid_utils.uuid7()),
@@ -58,9 +59,10 @@ class Submit:
             step=0,
             created_at=at,
             at=at,
-            stage=self._pipelines.by_type[request.type].first_stage,
+            stage=pipeline.first_stage,
             reason="submitted",
             trace=tracing.start(traceparent),
+            route=pipeline.stage_names,
         )
 
     async def check_streams(self) -> None:
