@@ -188,8 +188,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How many attempts of one hand-over have begun: the claim of a redelivery that will run.
 
     step: the hand-over. attempt: the number of the attempt that claims, from 1, with those before a hand-back.
-    token: identifies the delivery that wrote the claim. ended: the attempt reported its error, so no worker was lost.
-    started_at: the start of this attempt.
+    token: identifies the worker that wrote the claim. started_at: the start of this attempt. ended: the attempt has
+    reported its error. vanished: it ran in a process of its own, which was lost.
     """
 
     job_id: JobId
@@ -199,6 +199,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     token: str
     started_at: Moment
     ended: bool = False
+    vanished: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

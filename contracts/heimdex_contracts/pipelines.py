@@ -43,6 +43,7 @@ class Stage:
     code: `package.module:function`, a function that takes a `StageContext`; only the stage's worker imports it.
     timeout_seconds: an attempt that runs longer fails with an error and is retried like any other. More than 0, at most
     MAX_SECONDS; None: no limit.
+    formerly: a tuple or list of earlier names of this stage. Its worker also takes the jobs that are queued under them.
 
     Raises InvalidDeclaration for any other value.
     """
@@ -51,6 +52,7 @@ class Stage:
     expected_seconds: float
     code: str
     timeout_seconds: float | None = None
+    formerly: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _set(self, "name", _stage_name(self.name))
@@ -68,6 +70,15 @@ class Stage:
                 expectation = f"None (no limit) or a number greater than 0, at most {MAX_SECONDS}"
                 raise _invalid(where, "timeout_seconds", self.timeout_seconds, expectation)
             _set(self, "timeout_seconds", timeout)
+        if not isinstance(self.formerly, (tuple, list)):
+            expectation = "a tuple or list of stage names (a single one is written with a comma: ('name',))"
+            raise _invalid(where, "formerly", self.formerly, expectation)
+        _set(self, "formerly", tuple(_stage_name(name) for name in self.formerly))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of the stage, then its former names."""
+        return (self.name, *self.formerly)
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,10 @@ class Pipeline:
             raise InvalidDeclaration(f"{where} needs at least one stage")
         if len(set(self.stage_names)) != len(self.stages):
             raise InvalidDeclaration(f"{where} declares a stage twice")
+        every_name = [name for stage in self.stages for name in stage.names]
+        for name in every_name:
+            if every_name.count(name) > 1:
+                raise InvalidDeclaration(f"{where} uses the name {name!r} twice: as a stage or in `formerly`")
         bound: dict[str, str] = {}
         for name in self.stage_names:
             if bound.setdefault(_argument(name), name) != name:
@@ -120,9 +135,9 @@ class Pipeline:
         return self.stages[0].name
 
     def stage(self, name: str) -> Stage:
-        """Return the stage of this name. Raises KeyError when the pipeline has no such stage."""
+        """Return the stage of this name or former name. Raises KeyError when the pipeline has no such stage."""
         for stage in self.stages:
-            if stage.name == name:
+            if name in stage.names:
                 return stage
         raise KeyError(name)
 
@@ -143,6 +158,17 @@ class Pipelines:
         """The names of all stages of all pipelines, without duplicates, in order of first appearance."""
         return tuple(dict.fromkeys(name for entry in self.by_type.values() for name in entry.stage_names))
 
+    @cached_property
+    def queue_names(self) -> tuple[str, ...]:
+        """The names of all queues: those of the stages, then the former names, which may still hold jobs."""
+        former = (name for entry in self.by_type.values() for stage in entry.stages for name in stage.formerly)
+        return tuple(dict.fromkeys((*self.stage_names, *former)))
+
+    def former_names(self, stage: str) -> tuple[str, ...]:
+        """Return the former names of a stage in all pipelines, without duplicates."""
+        entries = (each for entry in self.by_type.values() for each in entry.stages if each.name == stage)
+        return tuple(dict.fromkeys(name for entry in entries for name in entry.formerly))
+
     def code_of(self, stage: str) -> str:
         """Return the `package.module:function` of a stage. Raises KeyError when no pipeline has the stage."""
         for pipeline in self.by_type.values():
@@ -154,8 +180,9 @@ class Pipelines:
 def collect(pipelines: Iterable[Pipeline]) -> Pipelines:
     """Index the pipelines by type.
 
-    Raises InvalidDeclaration when there is none, when two have the same type, or when one stage name has two different
-    functions.
+    Raises InvalidDeclaration when there is none, when two have the same type, when one stage name has two different
+    functions, or when a former name is a stage's name or the former name of another stage: two workers would take jobs
+    from one queue, each without the code of the other.
     """
     by_type: dict[str, Pipeline] = {}
     code: dict[str, str] = {}
@@ -166,6 +193,14 @@ def collect(pipelines: Iterable[Pipeline]) -> Pipelines:
         for stage in pipeline.stages:
             if code.setdefault(stage.name, stage.code) != stage.code:
                 raise InvalidDeclaration(f"the stage {stage.name!r} is declared with two different functions")
+    owner: dict[str, str] = {name: name for name in code}
+    for entry in by_type.values():
+        for stage in entry.stages:
+            for name in stage.formerly:
+                if owner.setdefault(name, stage.name) != stage.name:
+                    raise InvalidDeclaration(
+                        f"the name {name!r} in `formerly` of {stage.name!r} belongs to {owner[name]!r}"
+                    )
     if not by_type:
         raise InvalidDeclaration("no job type is declared: PIPELINES is empty")
     return Pipelines(by_type)

@@ -6,15 +6,18 @@ while jobs are under way. Pure.
 
 from collections.abc import Sequence
 
-from heimdex_contracts.messages import JobMessage
+from heimdex_contracts.messages import AnyJobMessage
 from heimdex_contracts.pipelines import Pipeline
 
 
-def route_of(message: JobMessage, pipeline: Pipeline | None) -> tuple[str, ...]:
-    """Return the route of this message's job. Messages of releases without routes have that of their pipeline."""
+def route_of(message: AnyJobMessage, pipeline: Pipeline | None) -> tuple[str, ...]:
+    """Return the route of this message's job. Messages of releases without routes have that of their pipeline.
+
+    A message at a former name of a stage has that name in its route.
+    """
     if message.route or pipeline is None:
         return message.route
-    return pipeline.stage_names
+    return tuple(message.stage if message.stage in stage.formerly else stage.name for stage in pipeline.stages)
 
 
 def stage_after(route: Sequence[str], stage: str) -> str | None:
@@ -32,7 +35,8 @@ def progress_along(route: Sequence[str], pipeline: Pipeline | None, stage: str, 
     """
     if stage not in route:
         return 0
-    known = {} if pipeline is None else {entry.name: entry.expected_seconds for entry in pipeline.stages}
+    stages = () if pipeline is None else pipeline.stages
+    known = {name: entry.expected_seconds for entry in stages for name in entry.names}
     weights = [known[name] for name in route if name in known]
     mean = sum(weights) / len(weights) if weights else 0.0
     weights = [known.get(name, mean) for name in route]

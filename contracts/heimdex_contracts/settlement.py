@@ -27,7 +27,12 @@ class Errored:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Every attempt that the retry policy allows was delivered, and the last of them reported no result."""
+    """No attempt is left. reported: the last one reported its error, under a retry policy that allowed more attempts.
+
+    Otherwise the last attempt reported no result.
+    """
+
+    reported: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class Retry:
 
     error: str
     delay_seconds: float
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ class GiveUp:
     """Publish the job's failure, a terminal event, then acknowledge."""
 
     error: str
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +97,16 @@ def settle(outcome: Outcome, stage: str, attempt: int, backoff_seconds: tuple[fl
             return HandBack()
         case Superseded():
             return Drop()
-        case Lost():
+        case Lost(reported=reported):
             allowed = max_attempts(backoff_seconds)
             attempts = "1 attempt" if allowed == 1 else f"{allowed} attempts"
+            if reported:
+                return GiveUp(f"The stage {stage} failed on attempt {attempt}; its retry policy now allows {attempts}.")
             return GiveUp(f"The stage {stage} failed: worker lost ({attempts}, the last one reported no result).")
-        case Errored(error=error, permanent=permanent):
+        case Errored(error=error, permanent=permanent, traceback=traceback):
+            allowed = max_attempts(backoff_seconds)
             if permanent:
-                return GiveUp(f"The stage {stage} failed permanently on attempt {attempt}: {error}")
-            if attempt < max_attempts(backoff_seconds):
-                return Retry(error, backoff_seconds[attempt - 1])
-            return GiveUp(f"The stage {stage} failed on attempt {attempt} of {max_attempts(backoff_seconds)}: {error}")
+                return GiveUp(f"The stage {stage} failed permanently on attempt {attempt}: {error}", traceback)
+            if attempt < allowed:
+                return Retry(error, backoff_seconds[attempt - 1], traceback)
+            return GiveUp(f"The stage {stage} failed on attempt {attempt} of {allowed}: {error}", traceback)

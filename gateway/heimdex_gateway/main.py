@@ -75,7 +75,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
     """Serve HTTP on this socket until the process is signaled to stop, then finish the requests in progress."""
     configured, broker, log = running.settings, running.broker, running.log
     known = pipelines.load(configured.pipelines)
-    required_streams = streams.for_stages(known.stage_names, configured.ack_wait_seconds)
+    required_streams = streams.for_stages(known.queue_names, configured.ack_wait_seconds)
     topology = Topology(
         broker, required_streams, configured.stream_replicas, log, own=(subjects.GATEWAY, subjects.LATER)
     )
@@ -101,7 +101,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         access=AccessControl.from_settings(configured),
         callbacks=CallbackValidation(deliverer is not None, allowed, submitting),
         installation=installation,
-        admission=Admission(broker, (subjects.LATER, *known.stage_names), configured.max_pending_jobs),
+        admission=Admission(broker, (subjects.LATER, *known.queue_names), configured.max_pending_jobs),
         health=Health(True, SHOWN_NAME, micro.package_version(), configured.env, moment(messages.now())),
     )
     counters = micro.Counters("http", "heimdex.http", "gateway")

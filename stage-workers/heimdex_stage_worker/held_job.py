@@ -6,6 +6,7 @@ from heimdex_contracts import messages
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline
 from heimdex_contracts.runtime.jetstream.delivery import Delivery
+from heimdex_stage_worker.claims import Begun
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
 from heimdex_stage_worker.progress import Reporter
@@ -26,11 +27,19 @@ class HeldJob:
         #: Whether a schedule published this message. The server publishes it even if the job has been canceled since.
         self.fired = due.not_before is not None and due.reason in {"submitted", "restored"}
         #: The number of this attempt, from 1, including the attempts before a hand-back.
-        self.attempt = due.attempts + delivery.metadata.num_delivered
+        self.attempt = due.attempts + 1
+        #: The sequence of this hand-over's claim; 0: there is none.
+        self.claim = 0
         self.started_at = max(messages.now(), due.at)
         self.began = time.monotonic()
         self.running: Attempt | IsolatedAttempt | None = None
         self.reporter: Reporter | None = None
+
+    def count(self, begun: Begun) -> None:
+        """Count the attempts that began before this delivery."""
+        self.attempt = begun.attempt + 1
+        self.claim = begun.sequence
+        self.reported_progress = max(self.reported_progress, begun.progress)
 
     def ended(self) -> Ended:
         """Return the data of this delivery that its successor needs."""

@@ -5,9 +5,12 @@ between, the message is redelivered, its next worker finds that the job has a su
 """
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Final
+from traceback import format_exception
+from typing import Any, Final
 
 import msgspec
 
@@ -22,21 +25,24 @@ from heimdex_contracts.runtime.jetstream.connection import JetStreamError
 from heimdex_contracts.runtime.jetstream.dead_letters import DeadLetters
 from heimdex_contracts.runtime.jetstream.delivery import Delivery, Holder
 from heimdex_contracts.runtime.jetstream.leases import Leases
-from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS, Publisher, Refused
+from heimdex_contracts.runtime.jetstream.publish_until_stored import publish_until_stored
+from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS, Envelope, Publisher, Refused
 from heimdex_contracts.runtime.jetstream.pull_consumer import PullConsumer
 from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
 from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome
+from heimdex_stage_worker.claims import Begun, Claims, ClaimTaken
 from heimdex_stage_worker.context import StageContext, StageFunction
 from heimdex_stage_worker.execution.attempt import Attempt
-from heimdex_stage_worker.execution.isolation_policy import is_suspect, last_tick
+from heimdex_stage_worker.execution.isolation_policy import is_suspect
 from heimdex_stage_worker.execution.stuck_functions import StuckFunctions
 from heimdex_stage_worker.execution.subprocess_attempt import MAX_AT_ONCE, IsolatedAttempt
 from heimdex_stage_worker.execution.threads import Threads
 from heimdex_stage_worker.held_job import HeldJob
 from heimdex_stage_worker.progress import Reporter
 from heimdex_stage_worker.transitions import completed_or_next, failed, handed_back
+from heimdex_stage_worker.unknown_work import UnknownWork
 
 #: The number of canceled jobs that the worker remembers.
 MAX_CANCELED: Final = 10_000
@@ -45,6 +51,8 @@ BUSY: Final = 8
 LINGER_SECONDS: Final = 0.004
 #: The part of the grace period that is reserved for handing back unfinished jobs.
 HAND_BACK_SECONDS: Final = 2.0
+#: The error of an attempt without a result.
+WORKER_LOST: Final = "worker lost: the attempt reported no result"
 #: The redelivery delay of a message that the stream's leader has not applied.
 BEHIND_DELAY_SECONDS: Final = 1.0
 
@@ -60,15 +68,19 @@ class StageWorker:
         self._function = function
         self._broker = process.broker
         self._log = process.log.bind(stage=stage)
+        # Jobs submitted before the stage got its name are queued under a former one.
+        queues = (stage, *pipelines.former_names(stage))
         self._topology = Topology(
             self._broker,
-            streams.for_stages(pipelines.stage_names, settings.ack_wait_seconds),
+            streams.for_stages(pipelines.queue_names, settings.ack_wait_seconds),
             settings.stream_replicas,
             self._log,
-            own=(stage,),
+            own=queues,
         )
         self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem_of(subjects.JOBS))
         self._unusable = DeadLetters(self._broker, self._log)
+        self._unknown = UnknownWork(self._broker, self._log)
+        self._claims = Claims(self._broker, process.stopping, self._log)
         self._holder = Holder(self._broker, self._topology)
         self._leases = Leases(self._holder, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
@@ -83,14 +95,21 @@ class StageWorker:
         self._broker.nc.request_linger = lambda: LINGER_SECONDS if len(self._held) >= BUSY else 0.0
         #: The event-loop time after which publishes are no longer repeated; set when the process stops.
         self._deadline: float | None = None
-        self._puller = PullConsumer(
-            self._holder,
-            subjects.JOBS,
-            stage,
-            settings.stage_concurrency,
-            settings.ack_wait_seconds,
-            self._on_delivery,
-            self._log,
+        self._pullers = [
+            PullConsumer(
+                self._holder,
+                subjects.JOBS,
+                queue,
+                settings.stage_concurrency,
+                settings.ack_wait_seconds,
+                self._on_delivery_from(number),
+                self._log,
+            )
+            for number, queue in enumerate(queues)
+        ]
+        #: Limits the running jobs where several queues, each with this capacity, fill the worker.
+        self._slots: asyncio.Semaphore | contextlib.nullcontext[None] = (
+            asyncio.Semaphore(settings.stage_concurrency) if len(queues) > 1 else contextlib.nullcontext()
         )
 
     async def serve(self) -> None:
@@ -105,7 +124,8 @@ class StageWorker:
         await self._broker.nc.direct_subscribe(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
         watching = asyncio.create_task(installations.Watch(self._broker, self._log).run())
         self._leases.start()
-        await self._puller.start()
+        for puller in self._pullers:
+            await puller.start()
         self._log.info("ready", concurrency=process.settings.stage_concurrency)
         if await process.unless_stopped(self._abandoned.too_many.wait()):
             process.exit_code = EXIT_BROKEN
@@ -115,7 +135,8 @@ class StageWorker:
 
     async def _on_reconnect(self) -> None:
         self._leases.renew_all()
-        self._puller.reset()
+        for puller in self._pullers:
+            puller.reset()
 
     def _on_canceled(self, subject: bytes, _: bytes, data: bytes, __: bytes) -> None:
         try:
@@ -129,44 +150,43 @@ class StageWorker:
         if held and held.running and held.due.step < canceled.step:
             held.running.supersede()
 
-    def _on_delivery(self, msg: Delivery) -> None:
-        task = asyncio.create_task(self._handle(msg))
+    def _on_delivery_from(self, number: int) -> Callable[[Delivery], None]:
+        """Return the callback of the queue with this number."""
+
+        def on_delivery(msg: Delivery) -> None:
+            self._spawn(self._handle(msg, self._pullers[number]))
+
+        return on_delivery
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, msg: Delivery) -> None:
+    async def _handle(self, msg: Delivery, puller: PullConsumer) -> None:
         began = time.monotonic_ns()
         error: str | None = None
         try:
             try:
-                due = messages.decode_job(msg.subject, msg.data)
-                held = HeldJob(msg, self._check(due), self._pipelines.by_type[due.type])
+                due = _decoded(msg)
             except UnusableMessage as unusable:
                 error = str(unusable)
                 await self._unusable.store(msg, error)
                 return
-            if held.delivery.key in self._held:
+            pipeline = self._pipelines.by_type.get(due.type)
+            if pipeline is None or not self._runs(due, pipeline):
+                # Before any look at the streams: there may be very many such jobs.
+                error = self._unknown.refuse(msg, due)
+                return
+            if msg.key in self._held:
                 return  # redelivered while it runs here: a NATS outage was longer than the ack wait
-            self._hold(held)
-            try:
-                outcome = await self._outcome_of(held)
-                error = outcome.error if isinstance(outcome, Errored) else None
-                await self._settle(held, outcome)
-            except LeaderBehind as reason:
-                # Do not acknowledge: this may be the job's only message. A leader that has lost messages assigns this
-                # sequence to another message in time; a later redelivery is then handled like any other.
-                self._log_of(held).warning(
-                    "leader_behind",
-                    message="the stream's leader has not applied this message: it will be redelivered",
-                    reason=str(reason),
-                )
-                await self._until_known()
-                held.delivery.nak(BEHIND_DELAY_SECONDS)
-                raise
-            finally:
-                self._let_go(held)
+            error = await self._run_held(HeldJob(msg, due, pipeline))
         except LeaderBehind as reason:
             error = str(reason)
+        except ClaimTaken as reason:
+            # Neither acknowledged nor returned: that would settle the delivery of the worker that runs the job.
+            error = str(reason)
+            self._log.info("delivery_declined", subject=msg.subject, message=error)
         except (BrokerUnavailable, Refused) as reason:
             # The process stopped during a NATS outage. Nothing was published, so the message is redelivered after its
             # ack wait.
@@ -174,17 +194,45 @@ class StageWorker:
             self._log.info("left_to_redelivery", subject=msg.subject, message=error)
         except Exception as defect:
             # The message is redelivered after its ack wait; the worker continues with other deliveries.
-            error = repr(defect)
+            error = _text_of(defect)
             self._log.exception("delivery_broken", message="unexpected error in a delivery", subject=msg.subject)
         finally:
             self._counters.count(time.monotonic_ns() - began, error)
-            self._puller.release()
+            puller.release()
 
-    def _check(self, due: messages.AnyJobMessage) -> Due:
-        pipeline = self._pipelines.by_type.get(due.type)
-        if not isinstance(due, Due) or pipeline is None or due.stage not in pipeline.stage_names:
-            raise UnusableMessage(f"this worker has no job type {due.type!r} with the stage {due.stage!r}")
-        return due
+    def _runs(self, due: Due, pipeline: Pipeline) -> bool:
+        """Return whether this worker's stage is the one at which the job is due."""
+        return any(due.stage in stage.names for stage in pipeline.stages if stage.name == self._stage)
+
+    async def _run_held(self, held: HeldJob) -> str | None:
+        """Run a job's attempt and settle its delivery. Returns the error of the attempt, or None."""
+        self._hold(held)
+        try:
+            async with self._slots:
+                outcome = await self._outcome_of(held)
+                await self._settle(held, outcome)
+            return outcome.error if isinstance(outcome, Errored) else None
+        except LeaderBehind as reason:
+            # Do not acknowledge: this may be the job's only message. A leader that has lost messages assigns this
+            # sequence to another message in time; a later redelivery is then handled like any other.
+            self._log_of(held).warning(
+                "leader_behind",
+                message="the stream's leader has not applied this message: it will be redelivered",
+                reason=str(reason),
+            )
+            await self._until_known()
+            held.delivery.nak(BEHIND_DELAY_SECONDS)
+            raise
+        except (BrokerUnavailable, Refused, ClaimTaken):
+            raise
+        except Exception as defect:
+            # A defect of this worker, not of the stage: the attempt fails with it, so that it is seen and retried.
+            self._log_of(held).exception("settlement_broken", message="unexpected error while settling an attempt")
+            error = f"the worker could not settle this attempt: {_text_of(defect)}"
+            await self._settle(held, Errored(error, traceback=_traceback_of(defect)))
+            return error
+        finally:
+            self._let_go(held)
 
     def _hold(self, held: HeldJob) -> None:
         self._held[held.delivery.key] = held
@@ -199,37 +247,42 @@ class StageWorker:
 
     async def _outcome_of(self, held: HeldJob) -> Outcome:
         due, pipeline = held.due, held.pipeline
+        allowed = settlement.max_attempts(self._backoff(pipeline))
         if (held.redelivered or held.fired) and await self._is_superseded(held):
             return settlement.Superseded()
-        tick = await last_tick(self._broker, due) if held.redelivered else None
+        begun: Begun | None = None
+        if held.redelivered:
+            begun = await self._claims.begun(due)
+            held.count(begun)
+            if not begun.reported:
+                await self._publish_lost(held, begun)
         # No await follows until `held.running` is set, so a later cancel finds it.
         if self._has_seen_cancel(due):
             return settlement.Superseded()
-        if tick is not None:
-            held.reported_progress = max(held.reported_progress, tick.progress)
-        if held.attempt > settlement.max_attempts(self._backoff(pipeline)):
-            return Lost()
+        if begun is not None and held.attempt > allowed:
+            held.attempt = begun.attempt
+            return Lost(begun.reported)
         if self._process.stopping.is_set():
             return Interrupted()
-        declared = pipeline.stage(self._stage)
-        suspect = is_suspect(tick, held.attempt, settlement.max_attempts(self._backoff(pipeline)))
+        declared = pipeline.stage(due.stage)
         ctx = StageContext(
             job_id=due.job_id,
             job_type=due.type,
-            stage=self._stage,
+            stage=due.stage,
             attempt=held.attempt,
             expected_seconds=declared.expected_seconds,
             mock_time_scale=self._process.settings.mock_time_scale,
             fail_at_stage=due.fail_at_stage,
         )
-        if suspect and due.fail_at_stage != self._stage:
+        suspect = begun is not None and is_suspect(begun.vanished, held.attempt, allowed)
+        if suspect and due.fail_at_stage != due.stage:
             self._log.warning("attempt_isolated", job_id=due.job_id, attempt=held.attempt)
             held.running = IsolatedAttempt(declared.code, ctx, declared.timeout_seconds, self._isolated)
         else:
             held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
         held.reporter = Reporter(self._broker, due, pipeline, ctx, held.reported_progress, held.started_at)
-        if held.redelivered:
-            await held.reporter.mark_begin()
+        if begun is not None:
+            await self._claim(held, held.reporter, begun)
         held.reporter.start()
         self._log.debug("attempt_started", job_id=due.job_id, attempt=held.attempt, step=due.step, run=due.run)
         try:
@@ -238,6 +291,14 @@ class StageWorker:
             held.reporter.stop()
             if isinstance(held.running, Attempt) and (function := held.running.goes_on):
                 self._abandoned.watch(function, ctx)
+
+    async def _claim(self, held: HeldJob, reporter: Reporter, begun: Begun) -> None:
+        """Store that a repeated attempt begins, because it may kill this process at once."""
+        claim = await self._claims.claim(held.due, held.attempt, held.started_at, begun.sequence)
+        if claim is None:
+            await reporter.mark_begin()
+        else:
+            held.claim = claim
 
     def _backoff(self, pipeline: Pipeline) -> tuple[float, ...]:
         override = self._process.settings.retry_backoff_seconds
@@ -285,14 +346,14 @@ class StageWorker:
 
     async def _settle(self, held: HeldJob, outcome: Outcome) -> None:
         backoff = self._backoff(held.pipeline)
-        decision = settlement.settle(outcome, self._stage, held.attempt, backoff)
+        decision = settlement.settle(outcome, held.due.stage, held.attempt, backoff)
         try:
             match decision:
                 case settlement.Advance():
                     await self._publish(held, completed_or_next(held.due, held.pipeline, held.ended()))
                     self._log.debug("stage_finished", job_id=held.due.job_id, attempt=held.attempt)
-                case settlement.GiveUp(error=error):
-                    await self._publish(held, failed(held.due, held.ended(), error))
+                case settlement.GiveUp(error=error, traceback=traceback):
+                    await self._publish(held, failed(held.due, held.ended(), error, traceback))
                     self._log_of(held).warning("job_failed", error=error)
                 case settlement.HandBack():
                     await self._publish(held, handed_back(held.due, held.ended()))
@@ -303,16 +364,9 @@ class StageWorker:
                         message="the delivery is superseded",
                         canceled=self._has_seen_cancel(held.due),
                     )
-                case settlement.Retry(error=error, delay_seconds=delay):
-                    # Callers may see the progress message before the failed attempt, so both have the same time.
-                    at = max(messages.now(), held.started_at)
-                    if held.reporter:
-                        # A lost process keeps the job suspect: its next attempt also runs in a process of its own.
-                        held.reporter.mark_end(vanished=isinstance(outcome, Errored) and outcome.vanished, at=at)
-                    await self._publish_attempt(held, error, delay, at)
-                    self._log_of(held).warning("attempt_failed", error=error, delay_seconds=delay)
-                    await self._until_known()
-                    held.delivery.nak(delay)
+                case settlement.Retry():
+                    vanished = isinstance(outcome, Errored) and outcome.vanished
+                    await self._return(held, decision, vanished=vanished)
                     return
         except Superseded as reason:
             self._log_of(held).info(
@@ -320,6 +374,28 @@ class StageWorker:
             )
         await self._until_known()
         held.delivery.ack()
+        if held.redelivered:
+            self._spawn(self._claims.remove(held.due))
+
+    async def _return(self, held: HeldJob, retry: settlement.Retry, *, vanished: bool) -> None:
+        """Publish the failed attempt, then return the delivery for the next one.
+
+        vanished: the attempt's own process was lost: the job stays suspect, and its next attempt is isolated as well.
+        """
+        # Callers may see the progress message before the failed attempt, so both have the same time.
+        at = max(messages.now(), held.started_at)
+        if held.reporter:
+            held.reporter.mark_end(vanished=vanished, at=at)
+        event = self._attempt_event(
+            held, held.attempt, at=at, started_at=held.started_at, error=retry.error, traceback=retry.traceback
+        )
+        await self._publish_attempt(held, msgspec.structs.replace(event, delay_seconds=retry.delay_seconds))
+        await self._claims.report_end(held.due, held.attempt, held.started_at, held.claim, vanished=vanished)
+        self._log_of(held).warning(
+            "attempt_failed", error=retry.error, delay_seconds=retry.delay_seconds, traceback=retry.traceback
+        )
+        await self._until_known()
+        held.delivery.nak(retry.delay_seconds)
 
     def _log_of(self, held: HeldJob) -> Logger:
         return self._log.bind(job_id=held.due.job_id, attempt=held.attempt)
@@ -343,42 +419,51 @@ class StageWorker:
         if not self._topology.ready.is_set():
             await self._process.unless_stopped(self._topology.until_whole(stream))
 
-    async def _publish_attempt(self, held: HeldJob, error: str, delay: float, at: datetime) -> None:
-        """Publish the failed attempt until it is stored. The nak waits for that, so that the history is complete.
+    async def _publish_lost(self, held: HeldJob, begun: Begun) -> None:
+        """Publish that an attempt reported no result, so that the history has every attempt that began.
+
+        Repeating this is harmless: the history keeps the first event of an attempt, which may be its error.
+        """
+        at = max(messages.now(), held.due.at)
+        event = self._attempt_event(
+            held, begun.attempt, at=at, started_at=begun.started_at or held.due.at, error=WORKER_LOST, traceback=None
+        )
+        await self._publish_attempt(held, msgspec.structs.replace(event, lost=True))
+        self._log_of(held).warning("attempt_lost", lost=begun.attempt, message=WORKER_LOST)
+
+    def _attempt_event(
+        self, held: HeldJob, attempt: int, *, at: datetime, started_at: datetime, error: str, traceback: str | None
+    ) -> messages.AttemptFailed:
+        due = held.due
+        return messages.AttemptFailed(
+            **spec_of(due, messages.AttemptFailed),
+            step=due.step,
+            run=due.run,
+            stage=due.stage,
+            attempt=attempt,
+            error=error,
+            delay_seconds=0.0,
+            started_at=started_at,
+            at=at,
+            progress=held.reporter.percent() if held.reporter else held.reported_progress,
+            traceback=traceback,
+        )
+
+    async def _publish_attempt(self, held: HeldJob, event: messages.AttemptFailed) -> None:
+        """Publish the end of an attempt until it is stored. The nak waits for that, so that the history is complete.
 
         Raises BrokerUnavailable if the worker stops before.
         """
-        due = held.due
-        payload = messages.encode(
-            messages.AttemptFailed(
-                **spec_of(due, messages.AttemptFailed),
-                step=due.step,
-                run=due.run,
-                stage=self._stage,
-                attempt=held.attempt,
-                error=error,
-                delay_seconds=delay,
-                started_at=held.started_at,
-                at=at,
-                progress=held.reporter.percent() if held.reporter else held.reported_progress,
-            )
+        message = Envelope(
+            subjects.attempt_subject(event.stage, event.job_id),
+            messages.encode(event),
+            {
+                "Nats-Msg-Id": f"{event.job_id}.{event.step}.{event.attempt}",
+                "traceparent": tracing.child(held.due.trace),
+            },
         )
-        headers = {
-            "Nats-Msg-Id": f"{due.job_id}.{due.step}.{held.attempt}",
-            "traceparent": tracing.child(due.trace),
-        }
-        while True:
-            await self._until_whole(subjects.ATTEMPTS)
-            try:
-                ack = await self._broker.publish(subjects.attempt_subject(self._stage, due.job_id), payload, headers)
-                if ack.error is None:
-                    return
-                self._log.error("publish_refused", job_id=due.job_id, message=ack.error.description)
-            except (BrokerUnavailable, msgspec.DecodeError) as reason:
-                self._log.debug("attempt_not_stored_yet", job_id=due.job_id, message=str(reason))
-            if self._process.stopping.is_set():
-                raise BrokerUnavailable("the failed attempt was not stored before the worker stopped")
-            await asyncio.sleep(0.5)
+        stopping, log = self._process.stopping, self._log_of(held)
+        await publish_until_stored(self._broker, self._topology, subjects.ATTEMPTS, message, stopping, log)
 
     async def _until_known(self) -> None:
         """Wait until NATS is connected and the streams have been checked, or until the worker stops.
@@ -392,7 +477,7 @@ class StageWorker:
         reserve = min(HAND_BACK_SECONDS, self._process.settings.shutdown_grace_seconds / 2)
         self._log.info("stopping", held=len(self._held))
         self._deadline = stop_by
-        await self._puller.stop()
+        await asyncio.gather(*(puller.stop() for puller in self._pullers))
         await self._wait_for_tasks(stop_by - reserve - loop.time())
         for held in list(self._held.values()):
             if held.running:
@@ -408,3 +493,21 @@ class StageWorker:
     async def _wait_for_tasks(self, seconds: float) -> None:
         if self._tasks and seconds > 0:
             await asyncio.wait(self._tasks, timeout=seconds)
+
+
+def _decoded(msg: Delivery) -> Due:
+    """Decode a delivery of the stage's queue. Raises UnusableMessage unless it is a hand-over along its own route."""
+    due = messages.decode_job(msg.subject, msg.data)
+    if not isinstance(due, Due):
+        raise UnusableMessage("the message is a terminal event, not a hand-over")
+    if due.route and (due.stage not in due.route or len(set(due.route)) < len(due.route)):
+        raise UnusableMessage(f"its route must have each stage once, and the stage {due.stage!r} among them")
+    return due
+
+
+def _text_of(defect: Exception) -> str:
+    return f"{type(defect).__name__}: {defect}"[:2000]
+
+
+def _traceback_of(defect: Exception) -> str:
+    return "".join(format_exception(defect))[-4096:]

@@ -79,7 +79,7 @@ async def serve(running: Process) -> None:
     database = Database(config.database_url, log)
     if not await running.connect():
         return
-    required_streams = streams.for_stages(pipelines.load(config.pipelines).stage_names, config.ack_wait_seconds)
+    required_streams = streams.for_stages(pipelines.load(config.pipelines).queue_names, config.ack_wait_seconds)
     topology = Topology(broker, required_streams, config.stream_replicas, log, own=(subjects.STATUS_STORE,))
     if not await running.unless_stopped(topology.start()) or not await running.unless_stopped(_wait_for(database)):
         return

@@ -41,6 +41,12 @@ class Api:
         job: dict[str, Any] = response.json()
         return job
 
+    async def history(self, job_id: str) -> list[dict[str, Any]]:
+        """Return the entries of GET /jobs/{id}/events."""
+        response = await self.http.get(f"/jobs/{job_id}/events")
+        assert response.status_code == 200, response.text
+        return list(response.json()["events"])
+
     async def wait_until(self, job_id: str, *statuses: str, timeout: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Wait until the job has one of these statuses, and return it. Another terminal state fails at once."""
         seen: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""A stage worker that receives the last tick of a job's earlier attempts only after it has received a cancel.
+"""A stage worker that learns of a job's earlier attempts only after it has received a cancel.
 
-It creates the file at TEST_ASKED when it requests the tick.
+It creates the file at TEST_ASKED when it asks for them.
 """
 
 import asyncio
@@ -8,20 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from heimdex_contracts.messages import Progress
-from heimdex_stage_worker import worker
+from heimdex_stage_worker.claims import Begun, Claims
 from heimdex_stage_worker.main import main
 from heimdex_stage_worker.worker import StageWorker
 
-last_tick, on_canceled = worker.last_tick, StageWorker._on_canceled
+begun, on_canceled = Claims.begun, StageWorker._on_canceled
 heard = asyncio.Event()
 
 
-async def ask_slowly(*arguments: Any) -> Progress | None:
-    tick = await last_tick(*arguments)
+async def ask_slowly(*arguments: Any) -> Begun:
+    earlier = await begun(*arguments)
     Path(os.environ["TEST_ASKED"]).touch()  # noqa: ASYNC240  # once
     await heard.wait()
-    return tick
+    return earlier
 
 
 def hear(self: StageWorker, *arguments: Any) -> None:
@@ -29,6 +28,6 @@ def hear(self: StageWorker, *arguments: Any) -> None:
     heard.set()
 
 
-worker.last_tick = ask_slowly
+Claims.begun = ask_slowly  # type: ignore[method-assign]
 StageWorker._on_canceled = hear  # type: ignore[method-assign]
 main()

@@ -47,7 +47,8 @@ SPOILED = {
     "no-job": b'{"hello": "world"}',
     "another-job": due(job_id=str(uuid.UUID(int=777))),
     "a-nul": due(type="mock\x00process"),
-    "an-unknown-type": due(type="no_such_type"),
+    "a-route-without-its-stage": due(route=["analyzing", "indexing"]),
+    "a-route-in-a-circle": due(route=["extracting", "analyzing", "extracting"]),
 }
 
 
