@@ -48,7 +48,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         address = self._allowed.check_host(host)
         addresses = [address] if address is not None else await self._resolver.addresses(host, port)
         if address is None and not self._allowed.knows(host):
-            self._allowed.check_found(addresses)
+            self._allowed.check_resolved(addresses)
         candidates = addresses[:MAX_ADDRESSES]
         each = None if timeout is None else timeout / len(candidates)
         for number, candidate in enumerate(candidates, 1):

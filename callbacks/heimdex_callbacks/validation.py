@@ -65,7 +65,7 @@ class CallbackValidation:
         try:
             async with asyncio.timeout(LOOK_UP_SECONDS):
                 addresses = await self._resolver.addresses(host, port)
-            self._allowed.check_found(addresses)
+            self._allowed.check_resolved(addresses)
         except AddressForbidden as error:
             raise CallbackUrlRefused(field, str(error)) from None
         except (Unresolved, TimeoutError):

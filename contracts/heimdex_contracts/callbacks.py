@@ -91,7 +91,7 @@ def decode_work(subject: str, payload: bytes) -> CallbackWork:
     return message
 
 
-def decode_told(subject: str, payload: bytes) -> CallbackResult:
+def decode_result(subject: str, payload: bytes) -> CallbackResult:
     """Decode a message on `heimdex.callbacks.<failed, delivered, given-up>.<job_id>`.
 
     Raises UnusableMessage when the payload is invalid or belongs to another subject.

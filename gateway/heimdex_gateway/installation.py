@@ -20,9 +20,9 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, Installation
 
 #: Seconds between two checks.
-LOOK_SECONDS: Final = 10.0
+CHECK_SECONDS: Final = 10.0
 #: Seconds between two checks until the first has succeeded, and while the streams belong to another installation.
-LOOK_AGAIN_SECONDS: Final = 1.0
+RECHECK_SECONDS: Final = 1.0
 #: How long a request waits for the first check: as long as for NATS.
 FIRST_LOOK_SECONDS: Final = 4.0
 #: How long status stores may report another database. They need some seconds to notice that their own was emptied.
@@ -77,7 +77,7 @@ class InstallationCheck:
                 self._log.debug("installation_not_compared_yet", reason=str(error))
             except Exception:
                 self._log.exception("defect", message="the installation check failed with a bug; it will be repeated")
-            await set_within(self._look_now, LOOK_SECONDS if self.agreed else LOOK_AGAIN_SECONDS)
+            await set_within(self._look_now, CHECK_SECONDS if self.agreed else RECHECK_SECONDS)
             self._look_now.clear()
 
     def on_change(self, streams: frozenset[str]) -> None:

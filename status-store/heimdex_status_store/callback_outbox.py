@@ -41,13 +41,14 @@ class CallbackOutbox:
         self._broker = broker
         self._log = log
 
-    async def publish(self, end: End, tries: int = 0, restored: str = "") -> bool:
+    async def publish(self, end: End, attempts: int = 0, restored: str = "") -> bool:
         """Publish the due callback of a terminal event. Returns whether it is stored.
 
-        tries: the number of attempts to call back that were already made. restored: empty, or the `cause` of `restore`;
-        it makes the message ID differ from the one that NATS remembers, so that NATS stores the message again.
+        attempts: the number of attempts to call back that were already made.
+        restored: empty, or the `cause` of `restore`; it makes the message ID differ from the one that NATS remembers,
+        so that NATS stores the message again.
         """
-        due = CallbackDue(end=end, tries=tries, at=max(messages.now(), end.at))
+        due = CallbackDue(end=end, tries=attempts, at=max(messages.now(), end.at))
         message_id = f"{callbacks.message_id(due)}.{restored}" if restored else callbacks.message_id(due)
         headers = {"Nats-Msg-Id": message_id, "traceparent": tracing.child(end.trace)}
         subject = subjects.callback_subject(subjects.CALLBACK_DUE, end.job_id)
@@ -87,17 +88,17 @@ class CallbackOutbox:
         while True:
 
             async def read(connection: asyncpg.Connection, after: str | None = after) -> list[tuple[str, str, int]]:
-                return await queries.owed(connection, after, PAGE)
+                return await queries.callbacks_due(connection, after, PAGE)
 
             page = await database.run(read, _READ_SECONDS)
-            for job_id, text, tries in page:
+            for job_id, text, attempts in page:
                 try:
                     end = messages.decode_stored(text.encode())
                 except UnusableMessage as error:
                     self._log.error("callback_not_restorable", job_id=job_id, reason=str(error))
                     continue
                 if isinstance(end, End) and not await self._is_under_way(job_id):
-                    stored = await self.publish(end, tries, cause)
+                    stored = await self.publish(end, attempts, cause)
                     restored, missed = restored + stored, missed + (not stored)
             if len(page) < PAGE:
                 break

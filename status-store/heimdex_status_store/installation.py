@@ -20,15 +20,15 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store.database import OUTAGE, Database
 
 #: Seconds between two checks in a running store.
-LOOK_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 5.0
 #: Seconds between two checks while they do not agree, and while NATS or Postgres is down, so that the check runs soon
 #: after the outage.
-LOOK_AGAIN_SECONDS: Final = 1.0
+RECHECK_SECONDS: Final = 1.0
 #: How long two ids must differ before the store refuses: on a cluster, a new mark takes a moment to reach every node.
 CERTAIN_SECONDS: Final = 1.0
 #: How long a live status store may report another database before this store refuses. If its database was emptied or
-#: the mark was changed, that store notices it within LOOK_SECONDS.
-PATIENCE_SECONDS: Final = 3 * LOOK_SECONDS
+#: the mark was changed, that store notices it within CHECK_SECONDS.
+PATIENCE_SECONDS: Final = 3 * CHECK_SECONDS
 #: How long a refused database must see no status store of another database before it adopts the stream's id. The
 #: others may only be restarting.
 QUIET_SECONDS: Final = 60.0
@@ -119,7 +119,7 @@ class Installation:
         Raises CannotServe under the same conditions as `settle`.
         """
         while True:
-            await set_within(self._look_now, LOOK_SECONDS)
+            await set_within(self._look_now, CHECK_SECONDS)
             self._look_now.clear()
             await self._agree()
 
@@ -172,7 +172,7 @@ class Installation:
         """Check until stream and database agree. Raises CannotServe if an obstacle persists."""
         loop = asyncio.get_running_loop()
         since, patience = loop.time(), 0.0
-        async for _ in repeat(LOOK_AGAIN_SECONDS, LOOK_AGAIN_SECONDS):
+        async for _ in repeat(RECHECK_SECONDS, RECHECK_SECONDS):
             try:
                 obstacle = await self._look()
                 self.problem = obstacle.sentence if obstacle else None

@@ -166,7 +166,7 @@ async def record_callbacks(connection: asyncpg.Connection, events: Sequence[Even
 
 #: The finished jobs whose callback is neither delivered nor given up, each with its terminal event and the number of
 #: callback attempts so far.
-OWED: Final = """
+CALLBACKS_DUE: Final = """
 SELECT id::text, message::text,
        COALESCE((SELECT max(attempt) FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step), 0)
 FROM jobs
@@ -178,12 +178,12 @@ ORDER BY jobs.id LIMIT $2
 """
 
 
-async def owed(connection: asyncpg.Connection, after: str | None, limit: int) -> list[tuple[str, str, int]]:
+async def callbacks_due(connection: asyncpg.Connection, after: str | None, limit: int) -> list[tuple[str, str, int]]:
     """Return the next page after this job id (None: the first): job id, message as JSON, number of attempts.
 
     Reads the whole table.
     """
-    return [tuple(row) for row in await connection.fetch(OWED, after, limit)]
+    return [tuple(row) for row in await connection.fetch(CALLBACKS_DUE, after, limit)]
 
 
 class Unfinished(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ from heimdex_status_store.queries import StreamSeen, Unfinished
 from heimdex_status_store.undeliverable import Undeliverable
 
 #: Seconds between two checks whether either store was replaced.
-LOOK_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 5.0
 #: Rows compared at a time. If neither store was replaced, each check compares one page, so that a backlog of a million
 #: rows does not occupy a core.
 PAGE: Final = 500
@@ -72,7 +72,7 @@ class Reconciler:
                 self._log.debug("sweep_delayed", reason=str(error))
             except Exception:
                 self._log.exception("sweep_broken", message="the reconciler failed with a bug; it will try again")
-            await set_within(self._wake, LOOK_SECONDS)
+            await set_within(self._wake, CHECK_SECONDS)
 
     def _on_damage(self, changed: frozenset[str]) -> None:
         self._changed |= changed

@@ -108,7 +108,7 @@ class Recorder:
             self._puller(subjects.JOBS, messages.decode_job),
             self._puller(subjects.ATTEMPTS, messages.decode_attempt),
             self._puller(subjects.PROGRESS, messages.decode_progress),
-            self._puller(subjects.CALLBACKS, callbacks.decode_told),
+            self._puller(subjects.CALLBACKS, callbacks.decode_result),
         ]
 
     async def start(self) -> None:

@@ -1,4 +1,4 @@
-"""What the rows say of callbacks: who is still owed one, after how many tries, and that nothing else moves by them."""
+"""The callbacks that are due according to the rows, their attempts, and that recording them changes nothing else."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from tests.support.histories import START, Writer
 URL = "https://shop.example/hooks"
 
 
-def ended(how: str, url: str | None = URL) -> list[AnyMessage]:
-    """The events of a job that ended so."""
+def finished(status: str, url: str | None = URL) -> list[AnyMessage]:
+    """The events of a job that reached this terminal state."""
     writer = Writer()
     first = writer.due
     common: dict[str, Any] = {"job_id": first.job_id, "type": first.type, "step": 1, "created_at": START, "at": START}
@@ -27,7 +27,7 @@ def ended(how: str, url: str | None = URL) -> list[AnyMessage]:
         "completed": Completed(**common, stage="indexing", result={}, progress=100),
         "failed": Failed(**common, stage="extracting", attempt=1, error="oh"),
         "canceled": Canceled(**common),
-    }[how]
+    }[status]
     return [msgspec.structs.replace(event, callback_url=url) for event in (first, last)]
 
 
@@ -36,47 +36,47 @@ async def write(connection: asyncpg.Connection, events: list[AnyMessage]) -> Any
     return events[-1]
 
 
-async def tell(connection: asyncpg.Connection, *told: CallbackResult) -> None:
-    await queries.record_callbacks(connection, [callback_row(one) for one in told])
+async def record(connection: asyncpg.Connection, *results: CallbackResult) -> None:
+    await queries.record_callbacks(connection, [callback_row(one) for one in results])
 
 
-async def owed(connection: asyncpg.Connection) -> dict[str, int]:
-    """Job id -> tries, read in pages of two."""
-    found: dict[str, int] = {}
+async def callbacks_due(connection: asyncpg.Connection) -> dict[str, int]:
+    """Return the number of attempts by job id, read in pages of two."""
+    attempts_by_job: dict[str, int] = {}
     after = None
-    while page := await queries.owed(connection, after, 2):
+    while page := await queries.callbacks_due(connection, after, 2):
         after = page[-1][0]
-        for job_id, text, tries in page:
+        for job_id, text, attempts in page:
             assert messages.decode_stored(text.encode()).job_id == job_id
-            found[job_id] = tries
-    return found
+            attempts_by_job[job_id] = attempts
+    return attempts_by_job
 
 
-@pytest.mark.parametrize("how", ["completed", "failed", "canceled"])
-async def test_an_ended_job_with_a_callback_url_is_owed_one_until_the_last_word(
+@pytest.mark.parametrize("status", ["completed", "failed", "canceled"])
+async def test_a_finished_jobs_callback_is_due_until_it_is_delivered_or_given_up(
     connection: asyncpg.Connection,
-    how: str,
+    status: str,
 ) -> None:
-    one, other = await write(connection, ended(how)), await write(connection, ended(how))
-    await write(connection, ended(how, url=None))
-    assert await owed(connection) == {one.job_id: 0, other.job_id: 0}
+    one, other = await write(connection, finished(status)), await write(connection, finished(status))
+    await write(connection, finished(status, url=None))
+    assert await callbacks_due(connection) == {one.job_id: 0, other.job_id: 0}
     before = await row(connection, one.job_id)
-    for tries in (1, 2):
-        await tell(connection, CallbackFailed(end=one, tries=tries, at=START, error="no", delay_seconds=5))
-    assert await owed(connection) == {one.job_id: 2, other.job_id: 0}
-    await tell(
+    for attempts in (1, 2):
+        await record(connection, CallbackFailed(end=one, tries=attempts, at=START, error="no", delay_seconds=5))
+    assert await callbacks_due(connection) == {one.job_id: 2, other.job_id: 0}
+    await record(
         connection,
         CallbackDelivered(end=one, tries=3, at=START),
         CallbackGivenUp(end=other, tries=1, at=START, error="gone"),
     )
-    assert await owed(connection) == {}
+    assert await callbacks_due(connection) == {}
     assert await row(connection, one.job_id) == before
     kinds = [entry[3] for entry in await history(connection, one.job_id)][-3:]
     assert kinds == ["callback_failed", "callback_failed", "callback_delivered"]
 
 
-async def test_a_job_that_runs_again_or_has_not_ended_is_owed_nothing(connection: asyncpg.Connection) -> None:
-    failed = await write(connection, ended("failed"))
+async def test_an_unfinished_job_has_no_callback_due(connection: asyncpg.Connection) -> None:
+    failed = await write(connection, finished("failed"))
     again = Due(
         job_id=failed.job_id,
         type=failed.type,
@@ -89,23 +89,23 @@ async def test_a_job_that_runs_again_or_has_not_ended_is_owed_nothing(connection
         callback_url=URL,
     )
     await write(connection, [again])
-    await write(connection, ended("completed")[:1])
-    assert await owed(connection) == {}
+    await write(connection, finished("completed")[:1])
+    assert await callbacks_due(connection) == {}
 
 
-async def test_more_owed_than_a_page_are_all_found(connection: asyncpg.Connection) -> None:
-    ends = [await write(connection, ended("completed")) for _ in range(7)]
-    assert await owed(connection) == {end.job_id: 0 for end in ends}
+async def test_all_callbacks_due_are_returned_across_pages(connection: asyncpg.Connection) -> None:
+    ends = [await write(connection, finished("completed")) for _ in range(7)]
+    assert await callbacks_due(connection) == {end.job_id: 0 for end in ends}
 
 
-async def test_a_callback_told_twice_is_one_entry_and_of_a_forgotten_job_none(
+async def test_a_result_recorded_twice_is_one_entry_and_a_result_of_an_unknown_job_none(
     connection: asyncpg.Connection,
 ) -> None:
-    end = await write(connection, ended("completed"))
-    stranger = ended("completed")[-1]
+    end = await write(connection, finished("completed"))
+    stranger = finished("completed")[-1]
     assert isinstance(stranger, Completed)
-    told = CallbackDelivered(end=end, tries=1, at=START)
-    await tell(connection, told, told, CallbackDelivered(end=stranger, tries=1, at=START))
-    await tell(connection, told)
+    delivered = CallbackDelivered(end=end, tries=1, at=START)
+    await record(connection, delivered, delivered, CallbackDelivered(end=stranger, tries=1, at=START))
+    await record(connection, delivered)
     assert len(await history(connection, end.job_id)) == 3
     assert await history(connection, stranger.job_id) == []

@@ -6,5 +6,5 @@ from heimdex_status_store import reconciler
 from heimdex_status_store.main import main
 
 reconciler.REST = timedelta(seconds=1)  # type: ignore[misc]
-reconciler.LOOK_SECONDS = 0.5  # type: ignore[misc]
+reconciler.CHECK_SECONDS = 0.5  # type: ignore[misc]
 main()

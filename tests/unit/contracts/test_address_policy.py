@@ -89,7 +89,7 @@ def test_public_addresses_may_be_called(text: str) -> None:
 def test_no_address_of_ones_own_may_be_called_nor_one_in_disguise(text: str) -> None:
     assert not is_public(ip_address(text))
     with pytest.raises(AddressForbidden, match="public address"):
-        AddressPolicy().check_found([ip_address("8.8.8.8"), ip_address(text)])
+        AddressPolicy().check_resolved([ip_address("8.8.8.8"), ip_address(text)])
 
 
 @given(st.ip_addresses(v=4))
@@ -112,10 +112,10 @@ def test_no_ipv6_address_is_taken_that_python_calls_private_or_special_or_that_w
 def test_what_is_allowed_is_allowed_by_network_and_no_further() -> None:
     allowed = AddressPolicy(["10.1.0.0/16", "::1", "169.254.7.7"])
     for text in ("10.1.2.3", "::1", "169.254.7.7", "8.8.8.8"):
-        allowed.check_found([ip_address(text)])
+        allowed.check_resolved([ip_address(text)])
         assert allowed.check_host(text) == ip_address(text)
     for text in ("10.2.0.1", "127.0.0.1", "169.254.7.8", "::ffff:10.1.2.3"):
         with pytest.raises(AddressForbidden):
-            allowed.check_found([ip_address(text)])
+            allowed.check_resolved([ip_address(text)])
         with pytest.raises(AddressForbidden):
             allowed.check_host(text)

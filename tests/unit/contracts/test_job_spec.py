@@ -117,7 +117,7 @@ def test_what_the_release_before_wrote_is_read_and_written_in_the_same_bytes(num
         case "progress":
             assert messages.encode(messages.decode_progress(subject, payload)) == payload
         case "callbacks" if ".delivered." in subject:
-            assert callbacks.encode(callbacks.decode_told(subject, payload)) == payload
+            assert callbacks.encode(callbacks.decode_result(subject, payload)) == payload
         case "callbacks":
             assert callbacks.encode(callbacks.decode_work(subject, payload)) == payload
         case _:

@@ -47,7 +47,7 @@ MAX_BYTES_REQUIRED: Final = 10113
 TOO_LARGE: Final = 10054
 
 #: The minimum interval between two checks whether the server's max_payload has been raised.
-LOOK_SECONDS: Final = 2.0
+CHECK_SECONDS: Final = 2.0
 #: The time-out of one such check.
 LOOK_AT_MOST_SECONDS: Final = 1.5
 
@@ -262,7 +262,7 @@ class Broker:
         """
         async with self._checking:
             now = asyncio.get_running_loop().time()
-            if self.max_payload < size and now - self._checked_at > LOOK_SECONDS:
+            if self.max_payload < size and now - self._checked_at > CHECK_SECONDS:
                 self._checked_at = now
                 try:
                     await self.nc.learn_max_payload(LOOK_AT_MOST_SECONDS)

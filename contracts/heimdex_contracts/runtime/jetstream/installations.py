@@ -28,7 +28,7 @@ STATUS_STORES: Final = "$SRV.INFO.heimdex-status-store"
 #: The time that status stores have to answer.
 ANSWER_SECONDS: Final = 1.0
 #: The interval at which a process checks whether two installations share the account.
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 #: The delay before a finding is confirmed by a second check.
 AGAIN_SECONDS: Final = 6.0
 
@@ -141,7 +141,7 @@ class Watch:
                 self._logged = seen
             elif seen is None:
                 self._logged = None
-            await asyncio.sleep(LOOK_SECONDS if seen == self._logged else AGAIN_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS if seen == self._logged else AGAIN_SECONDS)
 
     async def _mixed(self) -> tuple[list[str], list[str]] | None:
         """Return the installations and databases on this account if there is more than one of either, else None."""

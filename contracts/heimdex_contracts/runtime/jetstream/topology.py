@@ -34,7 +34,7 @@ from heimdex_contracts.streams import Consumer, Stream, without_none
 from heimdex_contracts.subjects import NANOSECOND
 
 #: The interval of the regular checks.
-LOOK_SECONDS: Final = 10.0
+CHECK_SECONDS: Final = 10.0
 #: The interval of the checks while there is a problem.
 _REPAIR_SECONDS: Final = 1.0
 #: The interval at which `until_whole` polls.
@@ -101,7 +101,7 @@ class Topology:
         replicas: int,
         log: Logger,
         own: Collection[str] = (),
-        look_seconds: float = LOOK_SECONDS,
+        check_seconds: float = CHECK_SECONDS,
     ) -> None:
         self.ready = asyncio.Event()
         self.known = asyncio.Event()
@@ -112,7 +112,7 @@ class Topology:
         self._replicas = replicas
         self._log = log
         self._own = frozenset(own)
-        self._look_seconds = look_seconds
+        self._check_seconds = check_seconds
         self._lock = asyncio.Lock()
         self._logged_reason = ""
         self._wake = asyncio.Event()
@@ -199,7 +199,7 @@ class Topology:
         """Wait until every stream and consumer exists, then keep checking them until `stop`."""
         for subject in _ADVISORY_SUBJECTS:
             await self._broker.nc.direct_subscribe(subject, self._on_advisory)
-        self._broker.on_missing.append(self.look)
+        self._broker.on_missing.append(self.request_check)
         await self.ensure()
         self._checks = asyncio.create_task(self._keep_checking())
 
@@ -208,7 +208,7 @@ class Topology:
         if self._checks:
             self._checks.cancel()
 
-    def look(self) -> None:
+    def request_check(self) -> None:
         """Request a check soon: NATS has reported that a stream or a consumer does not exist."""
         self._wake.set()
 
@@ -226,7 +226,7 @@ class Topology:
 
     async def _keep_checking(self) -> None:
         while True:
-            await set_within(self._wake, _REPAIR_SECONDS if self._problems else self._look_seconds)
+            await set_within(self._wake, _REPAIR_SECONDS if self._problems else self._check_seconds)
             self._wake.clear()
             if not self._broker.connected:
                 continue  # `ensure` runs after the reconnection
@@ -285,7 +285,7 @@ class Topology:
             self._removals += 1
             self._damaged.add(stream)
             self._broken(stream, f"{_label(stream, consumer)} was removed and is being re-created.")
-        self.look()
+        self.request_check()
 
     def _broken(self, stream: str, sentence: str) -> None:
         self.ready.clear()

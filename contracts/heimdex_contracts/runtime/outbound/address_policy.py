@@ -92,7 +92,7 @@ class AddressPolicy:
             raise AddressForbidden(f"must lead to a public address, not to {address}")
         return address
 
-    def check_found(self, addresses: Iterable[Address]) -> None:
+    def check_resolved(self, addresses: Iterable[Address]) -> None:
         """Check all addresses to which a name was resolved.
 
         Raises AddressForbidden when one of them must not be called. The text does not contain that address, because it
