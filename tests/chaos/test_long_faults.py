@@ -16,12 +16,12 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
 @pytest.mark.allows("nats_silent")
-async def test_nats_is_silent_for_thirty_seconds(system: System, api: Api, nats: Any, database_url: str) -> None:
+async def test_nats_does_not_respond_for_thirty_seconds(system: System, api: Api, nats: Any, database_url: str) -> None:
     await test_nats_lost.go_through_a_silence(system, api, nats, database_url, seconds=30)
 
 
 @pytest.mark.parametrize("fault", ["locked", "frozen", "stopped", "killed"])
-async def test_postgres_is_of_no_use_for_twenty_seconds(
+async def test_postgres_cannot_be_used_for_twenty_seconds(
     new_system: NewSystem, own_postgres: Any, nats: NatsServer, fault: str
 ) -> None:
     system = new_system(nats.url, own_postgres.url)

@@ -51,7 +51,7 @@ class Nats:
 
 @pytest.mark.allows(*STORM)
 @pytest.mark.timeout(SECONDS + 3 * PATIENCE + 120)
-async def test_the_storm_loses_nothing_sticks_nothing_and_turns_nothing_back(
+async def test_random_faults_lose_no_job_leave_none_stuck_and_show_no_older_state(
     new_system: NewSystem, nats: Any, own_postgres: Any
 ) -> None:
     one = Nats(nats.url, [server_target(nats, "nats", 1.5, lambda: nats.child.pid)], 1)
@@ -61,7 +61,7 @@ async def test_the_storm_loses_nothing_sticks_nothing_and_turns_nothing_back(
 @pytest.mark.full
 @pytest.mark.allows(*STORM)
 @pytest.mark.timeout(SECONDS + 3 * PATIENCE + 240)
-async def test_the_storm_on_three_nodes_of_a_busy_machine(
+async def test_random_faults_on_three_nodes_of_a_busy_machine(
     new_system: NewSystem, cluster: Cluster, own_postgres: Any, scratch: Path
 ) -> None:
     three = Nats(cluster.url, node_targets(cluster, 0.7), 3)

@@ -95,7 +95,9 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS)
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-async def test_what_goes_on_without_an_answer_is_left_as_too_much(post: Post, flood: str, secure: bool) -> None:
+async def test_a_receiver_that_sends_without_a_response_is_abandoned_at_the_limit(
+    post: Post, flood: str, secure: bool
+) -> None:
     once, forever = FLOODS[flood]
     with Stranger(saying(once, forever=forever), tls() if secure else None) as stranger:
         answer = await priced(post, stranger)
@@ -103,7 +105,7 @@ async def test_what_goes_on_without_an_answer_is_left_as_too_much(post: Post, fl
     assert not answer.final
 
 
-async def test_an_answer_that_comes_byte_by_byte_is_left_before_its_time_is_over(post: Post) -> None:
+async def test_a_response_that_arrives_byte_by_byte_is_abandoned_before_the_time_out(post: Post) -> None:
     with Stranger(saying(b"HTTP/1.1 200 OK\r\nX-Header: ", forever=b"x", pause=0.001)) as stranger:
         answer = await post(stranger.url)
     assert TOO_MUCH.fullmatch(answer.error or ""), answer
@@ -118,13 +120,13 @@ async def test_an_answer_that_comes_byte_by_byte_is_left_before_its_time_is_over
     ],
     ids=["blanks", "tabs", "folded"],
 )
-async def test_a_line_that_takes_the_parser_seconds_is_not_given_to_it(post: Post, bomb: bytes) -> None:
+async def test_a_line_that_would_take_seconds_to_parse_is_not_parsed(post: Post, bomb: bytes) -> None:
     with Stranger(saying(bomb)) as stranger:
         answer = await priced(post, stranger)
     assert TOO_MUCH.fullmatch(answer.error or ""), answer
 
 
-async def test_no_chunk_takes_the_parser_seconds_after_the_answer(post: Post) -> None:
+async def test_no_chunk_after_the_response_takes_seconds_to_parse(post: Post) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     with Stranger(saying(head, b"1;" + b" " * 16_000 + b"\n\r\n")) as stranger:
         assert await priced(post, stranger) == DELIVERED
@@ -147,7 +149,7 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-async def test_an_answer_is_one_whatever_its_body_is(post: Post, body: str, secure: bool) -> None:
+async def test_a_response_counts_whatever_its_body_is(post: Post, body: str, secure: bool) -> None:
     once, forever = BODIES[body]
     with Stranger(saying(b"HTTP/1.1 200 OK\r\n" + once, forever=forever), tls() if secure else None) as stranger:
         assert await priced(post, stranger) == DELIVERED
@@ -174,13 +176,13 @@ HEADS: dict[str, list[bytes]] = {
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-async def test_a_large_answer_is_an_answer(post: Post, head: str, secure: bool) -> None:
+async def test_a_large_response_counts(post: Post, head: str, secure: bool) -> None:
     with Stranger(saying(*HEADS[head]), tls() if secure else None) as stranger:
         assert await post(stranger.url) == DELIVERED
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_receiver_under_tls_is_called_and_trusted_for_its_certificate_alone(
+async def test_a_tls_receiver_is_called_and_trusted_only_by_its_certificate(
     post: Post, version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolver = Resolver(1)
@@ -196,7 +198,7 @@ async def test_a_receiver_under_tls_is_called_and_trusted_for_its_certificate_al
     resolver.close()
 
 
-async def test_a_large_job_object_arrives_whole_under_tls() -> None:
+async def test_a_large_job_object_arrives_complete_over_tls() -> None:
     resolver = Resolver(1)
     poster = Sender([SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 10)
     end = msgspec.structs.replace(END, result={"large": "x" * 200_000})
@@ -207,7 +209,7 @@ async def test_a_large_job_object_arrives_whole_under_tls() -> None:
     resolver.close()
 
 
-async def test_a_receiver_may_break_off_tls_after_its_answer(post: Post) -> None:
+async def test_a_receiver_may_end_tls_without_notice_after_its_response(post: Post) -> None:
     def say(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
         with socket.socket(fileno=connection.detach()) as bare:
@@ -217,13 +219,13 @@ async def test_a_receiver_may_break_off_tls_after_its_answer(post: Post) -> None
         assert await post(stranger.url) == DELIVERED
 
 
-async def test_a_receiver_that_hangs_up_in_the_handshake_cannot_be_reached(post: Post) -> None:
+async def test_a_receiver_that_disconnects_during_the_handshake_cannot_be_reached(post: Post) -> None:
     with Stranger(lambda connection: connection.recv(1), deaf=True) as stranger:
         answer = await priced(post, stranger, "https")
     assert answer == Answer("The receiver cannot be reached: it closed the connection during the TLS handshake.")
 
 
-async def test_a_handshake_in_pieces_of_one_byte_is_left(post: Post) -> None:
+async def test_a_handshake_in_pieces_of_one_byte_is_abandoned(post: Post) -> None:
     with Stranger(saying(b"\x16\x03\x03\x3f\xff\x02\x00\x3f\xfb", forever=b"\x03", pause=0.001), deaf=True) as stranger:
         answer = await priced(post, stranger, "https")
     assert TOO_MUCH.fullmatch(answer.error or ""), answer

@@ -86,7 +86,7 @@ def documented_verification() -> Callable[[str, dict[str, str], bytes], bool]:
     return names["is_genuine"]  # type: ignore[no-any-return]
 
 
-async def test_while_there_are_two_secrets_a_receiver_may_know_either(receiver: Receiver) -> None:
+async def test_with_two_secrets_a_receiver_may_verify_with_either(receiver: Receiver) -> None:
     resolver = Resolver(1)
     poster = Sender([OTHER_SECRET, SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 10)
     assert await poster.post(parse_url(receiver.url), END) == Answer()
@@ -100,7 +100,7 @@ async def test_while_there_are_two_secrets_a_receiver_may_know_either(receiver: 
     resolver.close()
 
 
-async def test_the_verification_that_the_documentation_shows_accepts_it_and_nothing_that_was_changed(
+async def test_the_documented_verification_accepts_a_call_and_refuses_a_changed_one(
     post: Post, receiver: Receiver
 ) -> None:
     is_genuine = documented_verification()
@@ -114,7 +114,7 @@ async def test_the_verification_that_the_documentation_shows_accepts_it_and_noth
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
-async def test_any_2xx_says_that_it_arrived(post: Post, receiver: Receiver, status: int) -> None:
+async def test_any_2xx_means_delivered(post: Post, receiver: Receiver, status: int) -> None:
     receiver.answers = [status]
     assert await post(receiver.url) == Answer()
 
@@ -125,7 +125,7 @@ async def test_any_other_status_is_an_error_that_names_it(post: Post, receiver: 
     assert await post(receiver.url) == Answer(f"The receiver answered {status}.")
 
 
-async def test_gone_is_for_good(post: Post, receiver: Receiver) -> None:
+async def test_a_410_is_permanent(post: Post, receiver: Receiver) -> None:
     receiver.answers = [410]
     answer = await post(receiver.url)
     assert answer.final
@@ -141,7 +141,7 @@ async def test_a_redirect_is_not_followed(post: Post, receiver: Receiver, status
     assert [call.path for call in receiver.calls] == ["/hooks?for=tests"]
 
 
-async def test_no_proxy_is_asked(post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_proxy_is_used(post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -149,7 +149,7 @@ async def test_no_proxy_is_asked(post: Post, receiver: Receiver, monkeypatch: py
         assert not proxy.calls
 
 
-async def test_a_receiver_that_is_not_there_cannot_be_reached(post: Post) -> None:
+async def test_a_receiver_that_is_down_cannot_be_reached(post: Post) -> None:
     with Receiver() as gone:
         url = gone.url
     answer = await post(url)
@@ -164,7 +164,7 @@ async def test_a_receiver_without_tls_cannot_be_reached_over_https(post: Post, r
     assert answer.error.startswith("The receiver cannot be reached: ")
 
 
-async def test_a_receiver_that_says_nothing_is_left_after_the_time_out(
+async def test_a_silent_receiver_is_abandoned_after_the_time_out(
     post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.3)
@@ -201,7 +201,7 @@ async def raw(*chunks: bytes, forever: bytes = b"") -> tuple[asyncio.Server, str
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def test_what_is_no_http_is_an_error_in_one_printable_line(post: Post) -> None:
+async def test_a_response_that_is_not_http_is_an_error_in_one_printable_line(post: Post) -> None:
     server, url = await raw(b"SSH-2.0-OpenSSH\x00\x1b[31m\r\n")
     async with server:
         answer = await post(url)
@@ -210,7 +210,7 @@ async def test_what_is_no_http_is_an_error_in_one_printable_line(post: Post) -> 
     assert answer.error.isprintable()
 
 
-async def test_a_connection_that_breaks_is_told_in_the_systems_words(post: Post) -> None:
+async def test_a_broken_connection_is_reported_with_the_systems_error_text(post: Post) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         reset(writer)
@@ -221,20 +221,20 @@ async def test_a_connection_that_breaks_is_told_in_the_systems_words(post: Post)
     assert answer == Answer("The receiver cannot be reached: Connection reset by peer.")
 
 
-async def test_a_body_without_end_does_not_hold_up_the_answer(post: Post) -> None:
+async def test_an_endless_body_does_not_delay_the_result(post: Post) -> None:
     server, url = await raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", forever=b"4\r\nabcd\r\n")
     async with server:
         assert await asyncio.wait_for(post(url), 30) == Answer()
 
 
-async def test_a_body_that_never_comes_does_not_hold_up_the_answer(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_never_arrives_does_not_delay_the_result(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "READ_SECONDS", 0.1)
     server, url = await raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", b"HTTP", forever=b"")
     async with server:
         assert await asyncio.wait_for(post(url), 30) == Answer()
 
 
-async def test_a_head_without_end_is_given_up(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_head_is_abandoned(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 5.0)
     server, url = await raw(b"HTTP/1.1 200 OK\r\n", forever=b"X-Header: " + b"x" * 1000 + b"\r\n")
     async with server:
@@ -242,7 +242,7 @@ async def test_a_head_without_end_is_given_up(post: Post, monkeypatch: pytest.Mo
     assert answer.error is not None
 
 
-async def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_connected_to(receiver: Receiver) -> None:
+async def test_a_name_that_resolves_to_this_machine_is_refused_at_the_connection(receiver: Receiver) -> None:
     resolver = Resolver(1)
     # No name of this machine's is in the usual list of names that are refused without looking them up.
     name = "localhost4.localdomain4"
@@ -260,7 +260,7 @@ async def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_connected
     await poster.close()
 
 
-async def test_a_name_is_looked_up_and_checked_for_each_connection_whatever_it_told_before() -> None:
+async def test_a_name_is_resolved_and_checked_again_for_each_connection() -> None:
     connector = Connector()
     backend = CheckedBackend(AddressPolicy(), Rebinding(["93.184.216.34"], ["127.0.0.1"]), connector)
     await backend.connect_tcp("rebinding.example", 443)
@@ -272,7 +272,7 @@ async def test_a_name_is_looked_up_and_checked_for_each_connection_whatever_it_t
 @pytest.mark.parametrize(
     "private", ["10.0.0.1", "::1", "::ffff:127.0.0.1", "169.254.169.254", "fe80::1", "64:ff9b::a00:1"]
 )
-async def test_one_address_of_many_that_may_not_be_called_forbids_the_name(private: str) -> None:
+async def test_one_forbidden_address_of_many_forbids_the_name(private: str) -> None:
     connector = Connector()
     backend = CheckedBackend(AddressPolicy(), Rebinding(["93.184.216.34", private]), connector)
     with pytest.raises(AddressForbidden):
@@ -280,7 +280,7 @@ async def test_one_address_of_many_that_may_not_be_called_forbids_the_name(priva
     assert not connector.places
 
 
-async def test_the_next_address_is_tried_when_one_does_not_answer_within_its_part_of_the_time() -> None:
+async def test_the_next_address_is_tried_when_one_does_not_connect_within_its_share_of_the_time() -> None:
     connector = Connector(refusing=1)
     addresses = ["2606:2800:220:1::1", "93.184.216.34", "93.184.216.35", "93.184.216.36"]
     await CheckedBackend(AddressPolicy(), Rebinding(addresses), connector).connect_tcp("many.example", 443, 9.0)
@@ -298,7 +298,7 @@ async def test_a_name_that_is_allowed_may_have_any_address() -> None:
     assert connector.places == [("10.0.0.1", 8080, None)]
 
 
-async def test_of_a_name_with_thousands_of_addresses_a_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_at_most_64_addresses_of_a_name_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (str(IPv4Address(0x08000000 + n)), 80)) for n in range(4000)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: many)
     resolver = Resolver(1)

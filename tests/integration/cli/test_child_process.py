@@ -20,7 +20,7 @@ def _child(folder: Path, code: str, **options: float) -> ChildProcess:
     return ChildProcess([sys.executable, "-c", code], log_path=folder / "child.log", **options)
 
 
-def test_died_tells_an_unexpected_end_and_no_wanted_one(folder: Path, eventually) -> None:
+def test_died_reports_an_unexpected_exit_and_not_a_requested_one(folder: Path, eventually) -> None:
     child = _child(folder, "import signal; signal.pause()")
     child.start()
     assert child.died() is None
@@ -42,7 +42,7 @@ def test_a_child_that_ignores_the_stop_signal_is_killed(folder: Path, eventually
     assert child.pid is None
 
 
-def test_a_child_that_ignores_the_stop_signal_is_killed_at_once_in_a_hurry(folder: Path, eventually) -> None:
+def test_a_child_that_ignores_the_stop_signal_is_killed_at_once_in_an_urgent_stop(folder: Path, eventually) -> None:
     child = _child(folder, STUBBORN, stop_seconds=100)
     child.start()
     eventually(lambda: child.log_path.read_text() == "deaf\n")
@@ -59,7 +59,7 @@ def test_a_child_has_a_session_of_its_own(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("group", [None, 0], ids=["in its process group", "in one of their own"])
-def test_what_a_dead_child_left_behind_is_ended(folder: Path, eventually, group: int | None) -> None:
+def test_processes_that_a_dead_child_left_are_ended(folder: Path, eventually, group: int | None) -> None:
     sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
     code = f"import subprocess; print(subprocess.Popen({sleeper!r}, process_group={group!r}).pid, flush=True)"
     child = _child(folder, code)
@@ -85,7 +85,7 @@ def test_the_child_ends_when_its_owner_is_killed(folder: Path, eventually, code:
     eventually(lambda: not _runs(pid))
 
 
-def test_a_large_log_is_put_aside_at_start(folder: Path) -> None:
+def test_a_large_log_is_rotated_at_start(folder: Path) -> None:
     log = folder / "child.log"
     with log.open("wb") as file:
         file.truncate(LOG_ROTATE_BYTES + 1)

@@ -56,7 +56,7 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
         running.kill()
 
 
-def test_only_a_server_that_gave_a_stream_up_is_ended_and_only_when_there_is_room(
+def test_only_a_server_that_stopped_serving_a_stream_is_ended_and_only_once_space_is_free(
     folder: Path, health: Any, process: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch, eventually
 ) -> None:
     said: list[str] = []

@@ -59,7 +59,7 @@ def test_a_server_that_another_owner_left_is_replaced(folder: Path, eventually) 
         assert server.port == left.port
 
 
-def test_start_says_which_port_is_taken(folder: Path) -> None:
+def test_start_reports_which_port_is_in_use(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         server = EmbeddedNats(folder / "nats", port=port)

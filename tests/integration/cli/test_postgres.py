@@ -75,7 +75,7 @@ async def test_a_path_too_long_for_a_socket_works_and_stays_the_same(folder: Pat
     os.rmdir(socket_folder)
 
 
-async def test_an_interrupted_initdb_is_begun_anew(folder: Path) -> None:
+async def test_an_interrupted_initdb_starts_again(folder: Path) -> None:
     half_made = folder / "pg" / "data.unfinished"
     half_made.mkdir(parents=True)
     (half_made / "PG_VERSION").write_text("18\n")
@@ -83,7 +83,7 @@ async def test_an_interrupted_initdb_is_begun_anew(folder: Path) -> None:
         assert await _run(server.url, "SELECT 1") == 1
 
 
-def test_a_stale_pid_file_of_a_living_stranger_does_not_stop_it(folder: Path) -> None:
+def test_a_stale_pid_file_that_names_another_process_does_not_prevent_the_start(folder: Path) -> None:
     server = EmbeddedPostgres(folder / "pg")
     server.start()
     server.stop()

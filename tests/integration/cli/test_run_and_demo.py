@@ -59,7 +59,7 @@ def _read_until(process: "subprocess.Popen[str]", words: str) -> str:
     return text
 
 
-def test_run_says_where_everything_is_and_ends_whole_at_ctrl_c(folder: Path, commands: Path, processes_below) -> None:
+def test_run_prints_all_addresses_and_stops_completely_at_ctrl_c(folder: Path, commands: Path, processes_below) -> None:
     ports = _ports()
     with _start(folder, commands, "run", **ports) as process:
         text = _read_until(process, "Press Ctrl-C to stop it.")
@@ -113,7 +113,9 @@ def test_run_leaves_no_process_when_it_is_killed(folder: Path, commands: Path, e
     eventually(lambda: processes_below(folder) == [])
 
 
-def test_demo_shows_both_jobs_to_their_ends_and_leaves_nothing(folder: Path, commands: Path, processes_below) -> None:
+def test_demo_shows_both_jobs_until_they_finish_and_leaves_nothing(
+    folder: Path, commands: Path, processes_below
+) -> None:
     temporary = folder / "tmp"
     temporary.mkdir()
     process = _start(folder, commands, "demo", STANDIN_SPEED="4", TMPDIR=str(temporary))
@@ -126,14 +128,14 @@ def test_demo_shows_both_jobs_to_their_ends_and_leaves_nothing(folder: Path, com
     assert list(temporary.iterdir()) == []
 
 
-def test_demo_fails_when_a_job_does_not_end_as_it_should(folder: Path, commands: Path) -> None:
+def test_demo_fails_when_a_job_does_not_reach_the_expected_state(folder: Path, commands: Path) -> None:
     process = _start(folder, commands, "demo", STANDIN_SPEED="20", STANDIN_NEVER_FAILS="1")
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 1, text
     assert "should be failed within 60 s, but it is completed" in text
 
 
-def test_demo_ends_whole_when_interrupted(folder: Path, commands: Path, processes_below) -> None:
+def test_demo_stops_completely_when_interrupted(folder: Path, commands: Path, processes_below) -> None:
     with _start(folder, commands, "demo", STANDIN_SPEED="0.1", TMPDIR=str(folder)) as process:
         _read_until(process, "processing extracting")
         os.killpg(process.pid, signal.SIGINT)

@@ -16,7 +16,7 @@ def _service(folder: Path, code: str, name: str = "worker") -> Service:
     return Service(name, [sys.executable, "-c", code], env=os.environ, log_path=folder / f"{name}.log", stop_seconds=5)
 
 
-def test_a_service_that_dies_is_started_again_and_said_to_be(folder: Path, eventually) -> None:
+def test_a_service_that_dies_is_restarted_and_this_is_reported(folder: Path, eventually) -> None:
     service, said = _service(folder, FOR_EVER), []
     service.start()
     supervisor = Supervisor([service], said.append, lambda: None)
@@ -32,7 +32,7 @@ def test_a_service_that_dies_is_started_again_and_said_to_be(folder: Path, event
     assert str(folder / "worker.log") in said[0]
 
 
-def test_a_service_that_was_ended_on_purpose_stays_down(folder: Path, eventually) -> None:
+def test_a_service_that_was_stopped_on_purpose_stays_down(folder: Path, eventually) -> None:
     killed, other, said = _service(folder, FOR_EVER), _service(folder, FOR_EVER, "other"), []
     killed.start()
     other.start()
@@ -50,7 +50,7 @@ def test_a_service_that_was_ended_on_purpose_stays_down(folder: Path, eventually
     other.child.stop()
 
 
-def test_the_pause_grows_while_a_service_keeps_dying(folder: Path, eventually) -> None:
+def test_the_delay_grows_while_a_service_keeps_dying(folder: Path, eventually) -> None:
     service, said = _service(folder, "import sys; sys.exit(7)"), []
     service.start()
     supervisor = Supervisor([service], said.append, lambda: None)

@@ -48,7 +48,7 @@ def test_it_becomes_ready_restarts_what_dies_and_leaves_nothing(
     assert all(service.pid is None for service in system.services.values())
 
 
-def test_a_second_one_in_the_same_folder_is_refused(folder: Path, commands: Path) -> None:
+def test_a_second_system_in_the_same_folder_is_refused(folder: Path, commands: Path) -> None:
     with EmbeddedSystem(folder / "data", commands=commands):
         second = EmbeddedSystem(folder / "data", commands=commands)
         with pytest.raises(Unusable, match=f"running already .*{os.getpid()}"):
@@ -63,7 +63,7 @@ def test_a_second_one_in_the_same_folder_is_refused(folder: Path, commands: Path
         ("monitor_port", "HEIMDEX_EMBEDDED_NATS_MONITOR_PORT"),
     ],
 )
-def test_a_taken_port_is_refused_before_anything_starts(
+def test_a_port_in_use_is_refused_before_anything_starts(
     folder: Path, commands: Path, processes_below, which: str, variable: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -90,7 +90,7 @@ def test_the_children_end_when_the_owner_is_killed_and_the_next_one_starts(
     eventually(lambda: processes_below(data) == [])
 
 
-def test_leftovers_are_ended_when_the_guardian_was_killed_too(folder: Path, commands: Path) -> None:
+def test_leftover_processes_are_ended_when_the_watchdog_was_killed_too(folder: Path, commands: Path) -> None:
     data = folder / "data"
     with _owner(data, commands) as owner:
         assert owner.stdout is not None
@@ -122,7 +122,7 @@ def test_a_service_that_refuses_its_settings_is_not_waited_for(folder: Path, com
     assert system.nats.pid is None
 
 
-def test_not_ready_shows_the_log_of_what_keeps_dying(folder: Path, commands: Path) -> None:
+def test_not_ready_shows_the_log_of_the_service_that_keeps_dying(folder: Path, commands: Path) -> None:
     system = EmbeddedSystem(folder / "data", commands=commands, environ={"STANDIN_EXIT": "gateway=1"})
     system.start()
     try:
@@ -133,14 +133,14 @@ def test_not_ready_shows_the_log_of_what_keeps_dying(folder: Path, commands: Pat
         system.stop()
 
 
-def test_a_missing_stage_worker_is_said_and_nothing_is_left(folder: Path, commands: Path, processes_below) -> None:
+def test_a_missing_stage_worker_is_reported_and_nothing_is_left(folder: Path, commands: Path, processes_below) -> None:
     (commands / "heimdex-stage-worker").unlink()
     with pytest.raises(HeimdexError, match="The stages cannot be listed"):
         EmbeddedSystem(folder / "data", commands=commands).start()
     assert processes_below(folder / "data") == []
 
 
-def test_the_services_are_told_where_everything_is(folder: Path, commands: Path) -> None:
+def test_the_services_get_all_addresses_in_their_environment(folder: Path, commands: Path) -> None:
     addresses = Addresses(port=free_port())
     with EmbeddedSystem(folder / "data", addresses, commands=commands) as system:
         pid = system.services["gateway"].pid
@@ -153,7 +153,7 @@ def test_the_services_are_told_where_everything_is(folder: Path, commands: Path)
             assert not pairs or f"{name}={value}" in pairs
 
 
-def test_a_secret_for_callbacks_is_made_once_and_a_given_one_is_used_instead(
+def test_a_callback_secret_is_generated_once_unless_one_is_set(
     folder: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HEIMDEX_CALLBACK_SECRET", raising=False)

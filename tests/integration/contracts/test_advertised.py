@@ -53,7 +53,7 @@ async def told(port: int, advertised: int) -> bool:
     return f"127.0.0.1:{advertised}".encode() in line
 
 
-async def test_only_the_servers_that_were_given_are_connected_to(scratch: Path, journal: RecordingLogger) -> None:
+async def test_only_the_configured_servers_are_connected_to(scratch: Path, journal: RecordingLogger) -> None:
     free = list({free_port() for _ in range(20)})  # a port may be found free twice
     ports, routes = free[:2], free[2:4]
     async with silent_port() as (advertised, taken):

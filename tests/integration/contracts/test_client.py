@@ -22,7 +22,7 @@ async def echo(broker: Broker) -> None:
     await broker.nc.flush()
 
 
-async def test_each_of_many_requests_at_once_gets_its_own_answer(broker: Broker, new_broker: NewBroker) -> None:
+async def test_each_of_many_concurrent_requests_gets_its_own_reply(broker: Broker, new_broker: NewBroker) -> None:
     await echo(await new_broker())
     sent = [b"%d" % number for number in range(500)]
     answers = await asyncio.gather(*(broker.request("echo", payload, timeout=20) for payload in sent))
@@ -30,7 +30,9 @@ async def test_each_of_many_requests_at_once_gets_its_own_answer(broker: Broker,
     assert broker.nc.pending_requests == 0
 
 
-async def test_a_request_that_nobody_hears_fails_at_once_and_one_that_nobody_answers_in_time(broker: Broker) -> None:
+async def test_a_request_without_a_subscriber_fails_at_once_and_one_without_a_reply_at_the_time_out(
+    broker: Broker,
+) -> None:
     with pytest.raises(BrokerUnavailable):
         await broker.request("nobody", b"", timeout=60)  # more than the test may take: the server says so itself
     await broker.nc.subscribe("silent")
@@ -39,9 +41,7 @@ async def test_a_request_that_nobody_hears_fails_at_once_and_one_that_nobody_ans
     assert broker.nc.pending_requests == 0
 
 
-async def test_what_is_not_urgent_arrives_without_anything_urgent_after_it(
-    broker: Broker, new_broker: NewBroker
-) -> None:
+async def test_a_buffered_message_arrives_without_an_urgent_one_after_it(broker: Broker, new_broker: NewBroker) -> None:
     heard: list[bytes] = []
     other = await new_broker()
     await other.nc.direct_subscribe("quiet", lambda *message: heard.append(message[2]))
@@ -51,7 +51,9 @@ async def test_what_is_not_urgent_arrives_without_anything_urgent_after_it(
     await eventually(lambda: heard == [b"0", b"1", b"2"])
 
 
-async def test_what_was_sent_first_arrives_first_urgent_or_not(broker: Broker, new_broker: NewBroker) -> None:
+async def test_urgent_and_buffered_messages_arrive_in_the_order_in_which_they_were_sent(
+    broker: Broker, new_broker: NewBroker
+) -> None:
     heard: list[bytes] = []
     other = await new_broker()
     await other.nc.direct_subscribe("quiet", lambda *message: heard.append(message[2]))
@@ -62,7 +64,7 @@ async def test_what_was_sent_first_arrives_first_urgent_or_not(broker: Broker, n
     assert heard == [b"%d" % number for number in range(20)]
 
 
-async def test_a_handler_that_raises_does_not_end_the_reading_of_what_follows(broker: Broker) -> None:
+async def test_later_messages_are_read_after_a_handler_raises(broker: Broker) -> None:
     heard: list[bytes] = []
 
     def raises(_: bytes, __: bytes, data: bytes, ___: bytes) -> None:
@@ -76,7 +78,7 @@ async def test_a_handler_that_raises_does_not_end_the_reading_of_what_follows(br
     assert await broker.api("INFO")
 
 
-async def test_listening_and_asking_go_on_after_a_restart_of_the_server(
+async def test_subscriptions_and_requests_work_after_a_restart_of_the_server(
     broker: Broker, new_broker: NewBroker, nats: NatsServer
 ) -> None:
     other = await new_broker()
@@ -99,7 +101,7 @@ async def test_listening_and_asking_go_on_after_a_restart_of_the_server(
     await eventually(answered)
 
 
-async def test_nothing_is_heard_any_more_once_it_is_forgotten(broker: Broker) -> None:
+async def test_nothing_is_received_after_unsubscribing(broker: Broker) -> None:
     heard: list[bytes] = []
     number = await broker.nc.direct_subscribe("some", lambda *message: heard.append(message[2]))
     broker.send("some", b"before", linger=0)
@@ -110,7 +112,7 @@ async def test_nothing_is_heard_any_more_once_it_is_forgotten(broker: Broker) ->
     assert heard == [b"before"]
 
 
-async def test_a_message_that_the_server_would_end_the_connection_for_is_refused_here(broker: Broker) -> None:
+async def test_a_message_for_which_the_server_would_end_the_connection_is_refused_by_the_client(broker: Broker) -> None:
     with pytest.raises(nats.errors.MaxPayloadError):
         broker.nc.send("large", b"x" * (1024 * 1024 + 1))
     with pytest.raises(nats.errors.MaxPayloadError):

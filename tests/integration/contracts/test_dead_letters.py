@@ -22,7 +22,7 @@ def aside(ready: Broker, journal: RecordingLogger) -> DeadLetters:
     return DeadLetters(ready, cast("Any", journal))
 
 
-async def test_an_unusable_message_is_kept_with_its_reason_and_logged_once_for_all_its_consumers(
+async def test_a_dead_letter_is_stored_with_its_reason_and_logged_once_for_all_its_consumers(
     ready: Broker, holder: Holder, aside: DeadLetters, journal: RecordingLogger
 ) -> None:
     subject = subjects.job_subject("extracting", new_id())
@@ -47,7 +47,7 @@ async def test_an_unusable_message_is_kept_with_its_reason_and_logged_once_for_a
     assert (entry["subject"], entry["reason"], entry["bytes"]) == (subject, "it is\nrubbish", 7)
 
 
-async def test_a_message_of_the_largest_size_is_kept_cut_off_and_says_so(
+async def test_a_dead_letter_of_the_largest_size_is_truncated_and_marked(
     ready: Broker, holder: Holder, aside: DeadLetters
 ) -> None:
     subject = subjects.job_subject("extracting", new_id())
@@ -60,7 +60,7 @@ async def test_a_message_of_the_largest_size_is_kept_cut_off_and_says_so(
 
 
 @pytest.mark.parametrize("reason", ["", "naïve — ☃", "a: b\r\nEvil: header", "\x00\x7f"])
-async def test_any_reason_can_be_given(ready: Broker, holder: Holder, aside: DeadLetters, reason: str) -> None:
+async def test_any_text_can_be_the_reason(ready: Broker, holder: Holder, aside: DeadLetters, reason: str) -> None:
     await ready.publish(subjects.job_subject("extracting", new_id()), b"rubbish", {})
     (msg,) = await take(holder, "extracting")
     await aside.store(msg, reason)
@@ -69,7 +69,7 @@ async def test_any_reason_can_be_given(ready: Broker, holder: Holder, aside: Dea
 
 @pytest.mark.allows("topology")
 @pytest.mark.parametrize("settle", ["ack", "nak", "term"])
-async def test_a_delivery_of_a_stream_that_was_lost_settles_nothing_in_the_new_one(
+async def test_a_delivery_of_a_lost_stream_settles_nothing_in_the_new_one(
     holder: Holder, ready: Broker, new_broker: NewBroker, nats: NatsServer, journal: RecordingLogger, settle: str
 ) -> None:
     """Two stores: one still holds a delivery of before the loss, the other the new message of the same sequence."""

@@ -66,7 +66,7 @@ async def held_back(new_broker: NewBroker, known: int, asked_before: int = 3) ->
     return broker
 
 
-async def test_a_hand_over_waits_for_a_leader_that_does_not_know_its_predecessor(
+async def test_a_hand_over_waits_while_the_leader_does_not_have_its_predecessor(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
@@ -78,7 +78,7 @@ async def test_a_hand_over_waits_for_a_leader_that_does_not_know_its_predecessor
     assert await count(ready) == 2
 
 
-async def test_a_leader_that_stays_behind_is_no_proof_that_a_job_went_on(
+async def test_a_leader_that_stays_behind_does_not_prove_that_a_job_was_superseded(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher, "BEHIND_SECONDS", 0.2)
@@ -90,7 +90,7 @@ async def test_a_leader_that_stays_behind_is_no_proof_that_a_job_went_on(
     assert await count(ready) == 1
 
 
-async def test_a_message_that_is_gone_from_a_leader_that_knew_it_has_been_superseded(
+async def test_a_message_that_is_gone_from_a_leader_that_has_applied_it_was_superseded(
     ready: Broker, holder: Holder, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
@@ -104,7 +104,7 @@ async def test_a_message_that_is_gone_from_a_leader_that_knew_it_has_been_supers
     assert broker.asked_before == 0
 
 
-async def test_the_newest_message_is_asked_of_a_leader_that_knows_what_was_delivered(
+async def test_the_newest_message_is_read_only_from_a_leader_that_has_applied_the_delivery(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
@@ -133,7 +133,7 @@ class HeldBackTopology(HeldBack):
         pytest.param(True, id="the message is gone", marks=pytest.mark.allows("lost")),
     ],
 )
-async def test_a_held_delivery_is_lost_only_to_a_leader_that_has_passed_it(
+async def test_a_held_delivery_is_lost_only_if_the_leader_has_reached_its_sequence(
     ready: Broker, holder: Holder, new_broker: NewBroker, journal: RecordingLogger, is_gone: bool
 ) -> None:
     first = await publisher_on(ready, journal).publish(due(), expected=0)
@@ -164,7 +164,7 @@ class BeingStored(Broker):
 
 
 @pytest.mark.parametrize("make", [due, lambda: due(step=3, run=2, reason="retried")], ids=["new job", "next run"])
-async def test_a_refusal_for_a_message_under_way_is_not_taken_for_a_stored_job(
+async def test_a_refusal_because_of_a_message_being_replicated_does_not_prove_a_stored_job(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger, make: Callable[[], Due]
 ) -> None:
     """The message under way may never be stored (its leader dies): a 202 for it would be a promise of nothing."""

@@ -49,7 +49,7 @@ async def answers(broker: Broker) -> bool:
     return True
 
 
-async def test_a_flush_that_is_given_up_ends_nobodys_reading(linked: Broker) -> None:
+async def test_a_canceled_flush_does_not_stop_the_reader(linked: Broker) -> None:
     for _ in range(20):
         flushing = asyncio.create_task(linked.nc.flush())
         await asyncio.sleep(0)
@@ -61,7 +61,9 @@ async def test_a_flush_that_is_given_up_ends_nobodys_reading(linked: Broker) -> 
     assert linked.nc.stats["reconnects"] == 0
 
 
-async def test_a_server_that_resets_while_it_is_connected_to_is_tried_again(link: Link, linked: Broker) -> None:
+async def test_a_server_that_resets_the_connection_during_the_handshake_is_tried_again(
+    link: Link, linked: Broker
+) -> None:
     link.resets = 3
     link.cut()
     await eventually(lambda: not linked.connected)
@@ -69,7 +71,7 @@ async def test_a_server_that_resets_while_it_is_connected_to_is_tried_again(link
     assert link.resets == 0
 
 
-async def test_a_link_that_swallows_what_is_written_is_left_for_another_server(
+async def test_a_connection_that_discards_what_is_written_is_replaced_by_one_to_another_server(
     link: Link, nats: NatsServer, journal: RecordingLogger
 ) -> None:
     broker = Broker(Settings(nats_url=f"{link.url},{nats.url}"), "both", cast("Any", journal))
@@ -87,7 +89,7 @@ async def test_a_link_that_swallows_what_is_written_is_left_for_another_server(
     await broker.close()
 
 
-async def test_what_was_not_written_when_the_link_broke_is_not_written_to_the_next_server(
+async def test_data_not_written_when_the_connection_broke_is_not_written_to_the_next_server(
     link: Link, linked: Broker, broker: Broker
 ) -> None:
     heard: list[bytes] = []
@@ -102,7 +104,7 @@ async def test_what_was_not_written_when_the_link_broke_is_not_written_to_the_ne
     assert heard == [b"after"]
 
 
-async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_reconnections(
+async def test_a_puller_requests_no_more_than_its_capacity_after_any_number_of_reconnections(
     link: Link, linked: Broker, ready: Broker, journal: RecordingLogger
 ) -> None:
     held: list[Delivery] = []
@@ -136,7 +138,7 @@ async def test_a_puller_asks_for_no_more_than_its_capacity_after_any_number_of_r
 
 
 @pytest.mark.allows("defect")
-async def test_work_after_a_reconnection_that_fails_is_done_again(
+async def test_work_that_fails_after_a_reconnection_is_repeated(
     link: Link, linked: Broker, journal: RecordingLogger
 ) -> None:
     tries: list[int] = []
@@ -152,7 +154,7 @@ async def test_work_after_a_reconnection_that_fails_is_done_again(
     assert journal.of("reconnection_broken")
 
 
-async def test_a_block_of_headers_that_is_none_ends_nobodys_reading(linked: Broker, nats: NatsServer) -> None:
+async def test_a_malformed_header_block_does_not_stop_the_reader(linked: Broker, nats: NatsServer) -> None:
     heard: list[bytes] = []
 
     async def hear(msg: Msg) -> None:

@@ -38,7 +38,7 @@ async def stored(broker: Broker, size: int) -> bool:
     return ack is not None and ack.error is None
 
 
-async def test_it_is_refused_with_its_size_the_limit_and_what_to_do_and_costs_no_connection(ready: Broker) -> None:
+async def test_a_large_message_is_refused_with_both_sizes_and_the_connection_stays(ready: Broker) -> None:
     ack = await publish(ready, 1024 * 1024 + 1)
     assert ack is not None
     assert ack.error is not None
@@ -50,7 +50,7 @@ async def test_it_is_refused_with_its_size_the_limit_and_what_to_do_and_costs_no
     assert ready.nc.stats["reconnects"] == 0
 
 
-async def test_a_limit_that_is_changed_while_connected_is_learned_lower_and_higher(
+async def test_a_limit_that_changes_while_connected_is_noticed_if_lower_or_higher(
     ready: Broker, nats: NatsServer
 ) -> None:
     reload_nats(nats, "max_payload: 10000")
@@ -64,7 +64,7 @@ async def test_a_limit_that_is_changed_while_connected_is_learned_lower_and_high
     assert await refused(ready, 40_000)
 
 
-async def test_many_refusals_at_once_ask_the_server_once(ready: Broker, nats: NatsServer) -> None:
+async def test_many_concurrent_refusals_query_the_server_once(ready: Broker, nats: NatsServer) -> None:
     async def connections() -> int:
         # Each connection of a server has the next number.
         async with asyncio.timeout(10):
@@ -79,7 +79,7 @@ async def test_many_refusals_at_once_ask_the_server_once(ready: Broker, nats: Na
     assert await connections() - before <= 4, "ours, and as many looks as a slow machine has time for"
 
 
-async def test_nothing_of_a_batch_is_sent_where_one_of_its_messages_is_too_large(
+async def test_nothing_of_a_batch_is_sent_if_one_of_its_messages_is_too_large(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     seen: list[bytes] = []
@@ -94,7 +94,9 @@ async def test_nothing_of_a_batch_is_sent_where_one_of_its_messages_is_too_large
     assert not seen
 
 
-async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal: RecordingLogger) -> None:
+async def test_a_refused_message_that_is_sent_without_waiting_is_logged_once(
+    ready: Broker, journal: RecordingLogger
+) -> None:
     for _ in range(3):
         with pytest.raises(BrokerUnavailable, match="max_payload"):
             ready.send("heimdex.progress.extracting.any", b"x" * 2 * 1024 * 1024)
@@ -103,7 +105,7 @@ async def test_what_is_sent_without_waiting_says_it_once(ready: Broker, journal:
 
 
 @pytest.mark.allows("unusable")
-async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
+async def test_a_dead_letter_is_truncated_to_the_servers_limit(
     ready: Broker, holder: Holder, nats: NatsServer, journal: RecordingLogger
 ) -> None:
     aside = DeadLetters(ready, cast("Any", journal))
@@ -120,7 +122,7 @@ async def test_an_unusable_message_is_set_aside_as_far_as_the_server_takes_it(
 
 
 @pytest.mark.allows("unusable")
-async def test_an_unusable_message_with_a_subject_as_long_as_can_be_is_set_aside(
+async def test_a_message_with_the_longest_possible_subject_becomes_a_dead_letter(
     ready: Broker, holder: Holder, journal: RecordingLogger
 ) -> None:
     aside = DeadLetters(ready, cast("Any", journal))

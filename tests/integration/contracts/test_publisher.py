@@ -51,7 +51,7 @@ def publishing(ready: Broker, journal: RecordingLogger) -> Publisher:
 
 
 @pytest.mark.containers
-async def test_exactly_one_of_racing_twins_is_accepted(
+async def test_exactly_one_of_two_competing_successors_is_accepted(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     others = [ready, await new_broker(), await new_broker()]
@@ -69,7 +69,7 @@ async def test_exactly_one_of_racing_twins_is_accepted(
         await ready.api("STREAM.PURGE.HEIMDEX_JOBS")
 
 
-async def test_a_new_job_is_refused_where_its_id_is_taken(publishing: Publisher) -> None:
+async def test_a_new_job_is_refused_if_its_id_is_in_use(publishing: Publisher) -> None:
     job = due()
     await publishing.publish(job, expected=0)
     with pytest.raises(Superseded):
@@ -77,7 +77,7 @@ async def test_a_new_job_is_refused_where_its_id_is_taken(publishing: Publisher)
 
 
 @pytest.mark.containers
-async def test_a_late_successor_is_refused_after_everything_was_acknowledged_and_removed(
+async def test_a_late_successor_is_refused_after_all_messages_were_acknowledged_and_removed(
     ready: Broker, holder: Holder, publishing: Publisher
 ) -> None:
     job = due()
@@ -97,7 +97,7 @@ async def test_a_late_successor_is_refused_after_everything_was_acknowledged_and
     assert await count(ready) == 0
 
 
-async def test_the_message_carries_its_id_and_its_trace(ready: Broker, publishing: Publisher) -> None:
+async def test_the_message_has_its_id_and_its_trace(ready: Broker, publishing: Publisher) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     job = due(trace=trace)
     await publishing.publish(job, expected=0)
@@ -151,7 +151,7 @@ async def test_a_publish_of_unknown_outcome_is_repeated_and_stored_once(
     assert await count(ready) == 1 + follows
 
 
-async def test_a_twin_that_was_stored_meanwhile_is_not_taken_for_ones_own(
+async def test_a_competing_message_that_was_stored_meanwhile_is_not_mistaken_for_the_own_one(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     job = due()
@@ -164,7 +164,7 @@ async def test_a_twin_that_was_stored_meanwhile_is_not_taken_for_ones_own(
 
 @pytest.mark.allows("stray")
 @pytest.mark.parametrize("first", [False, True], ids=["hand-over", "new job"])
-async def test_an_unusable_stray_in_the_way_is_removed_and_the_job_goes_on(
+async def test_an_unusable_message_on_the_jobs_subject_is_removed_and_the_job_continues(
     ready: Broker, publishing: Publisher, journal: RecordingLogger, first: bool
 ) -> None:
     job = due()
@@ -179,7 +179,7 @@ async def test_an_unusable_stray_in_the_way_is_removed_and_the_job_goes_on(
 
 
 @pytest.mark.allows("stray")
-async def test_a_copy_of_an_older_message_in_the_way_is_removed_and_the_job_goes_on(
+async def test_a_copy_of_an_older_message_on_the_jobs_subject_is_removed_and_the_job_continues(
     ready: Broker, publishing: Publisher
 ) -> None:
     job = due()
@@ -191,7 +191,7 @@ async def test_a_copy_of_an_older_message_in_the_way_is_removed_and_the_job_goes
     assert last.sequence == sequence
 
 
-async def test_a_cancel_that_comes_as_its_jobs_time_does_leaves_what_was_started(
+async def test_a_cancel_that_arrives_as_its_jobs_schedule_fires_does_not_remove_the_started_job(
     ready: Broker, publishing: Publisher
 ) -> None:
     job = due(not_before=messages.now() + timedelta(seconds=0.2))
@@ -210,7 +210,7 @@ async def test_a_cancel_that_comes_as_its_jobs_time_does_leaves_what_was_started
     await publishing.publish(canceled(job), expected=last.sequence)
 
 
-async def test_a_publish_with_a_deadline_gives_up_when_nats_is_away(
+async def test_a_publish_with_a_deadline_gives_up_during_an_outage(
     publishing: Publisher, ready: Broker, nats: NatsServer
 ) -> None:
     nats.stop()
@@ -219,7 +219,7 @@ async def test_a_publish_with_a_deadline_gives_up_when_nats_is_away(
         await publishing.publish(due(), expected=0, deadline=asyncio.get_running_loop().time() + 0.3)
 
 
-async def test_a_publish_without_a_deadline_waits_for_nats_to_come_back(
+async def test_a_publish_without_a_deadline_waits_until_the_outage_is_over(
     publishing: Publisher, ready: Broker, nats: NatsServer
 ) -> None:
     nats.stop()
@@ -230,5 +230,5 @@ async def test_a_publish_without_a_deadline_waits_for_nats_to_come_back(
     assert await count(ready) == 1
 
 
-async def test_last_is_none_for_a_job_that_nobody_knows(publishing: Publisher) -> None:
+async def test_last_is_none_for_an_unknown_job(publishing: Publisher) -> None:
     assert await publishing.last(due().job_id) is None

@@ -87,7 +87,7 @@ async def fits(broker: Broker, capacity: int) -> bool:
 
 
 @pytest.mark.containers
-async def test_messages_come_promptly_after_idleness(ready: Broker, owner: MakeOwner) -> None:
+async def test_messages_arrive_promptly_after_idleness(ready: Broker, owner: MakeOwner) -> None:
     one = owner(10)
     await one.puller.start()
     serving = asyncio.create_task(one.serve())
@@ -99,7 +99,7 @@ async def test_messages_come_promptly_after_idleness(ready: Broker, owner: MakeO
     serving.cancel()
 
 
-async def test_nothing_is_asked_for_while_it_may_not_be_and_again_when_it_may(
+async def test_nothing_is_requested_while_pulling_is_paused(
     ready: Broker, holder: Holder, journal: RecordingLogger
 ) -> None:
     one = Owner(holder, 10, journal, ack_wait_seconds=1)
@@ -124,7 +124,7 @@ async def test_nothing_is_asked_for_while_it_may_not_be_and_again_when_it_may(
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 7])
-async def test_never_more_than_the_capacity_is_outstanding_and_each_message_comes_once(
+async def test_at_most_the_capacity_is_outstanding_and_each_message_arrives_once(
     ready: Broker, owner: MakeOwner, capacity: int
 ) -> None:
     await publish(ready, 60)
@@ -141,7 +141,7 @@ async def test_never_more_than_the_capacity_is_outstanding_and_each_message_come
     assert one.most_held <= capacity
 
 
-async def test_two_owners_share_the_queue_and_none_gets_what_the_other_has(
+async def test_two_owners_share_the_queue_and_get_different_messages(
     ready: Broker, new_broker: NewBroker, owner: MakeOwner, journal: RecordingLogger
 ) -> None:
     one, other = owner(5), Owner(await holder_on(await new_broker(), journal), 5, journal)
@@ -156,7 +156,7 @@ async def test_two_owners_share_the_queue_and_none_gets_what_the_other_has(
     await other.puller.stop()
 
 
-async def test_work_goes_on_when_the_durable_was_deleted_and_made_again(
+async def test_messages_arrive_after_the_durable_was_deleted_and_created_again(
     ready: Broker, owner: MakeOwner, topology: Topology
 ) -> None:
     one = owner(5)
@@ -171,7 +171,7 @@ async def test_work_goes_on_when_the_durable_was_deleted_and_made_again(
     serving.cancel()
 
 
-async def test_work_goes_on_after_a_restart_of_the_server(ready: Broker, owner: MakeOwner, nats: NatsServer) -> None:
+async def test_messages_arrive_after_a_restart_of_the_server(ready: Broker, owner: MakeOwner, nats: NatsServer) -> None:
     one = owner(5)
     await one.puller.start()
 
@@ -194,7 +194,7 @@ async def test_work_goes_on_after_a_restart_of_the_server(ready: Broker, owner: 
 
 
 @pytest.mark.containers
-async def test_stop_loses_nothing_of_what_the_server_had_sent(ready: Broker, owner: MakeOwner) -> None:
+async def test_stop_loses_no_message_that_the_server_has_sent(ready: Broker, owner: MakeOwner) -> None:
     for round_ in range(5):
         await ready.api("STREAM.PURGE.HEIMDEX_JOBS")
         one = owner(40)
@@ -212,7 +212,7 @@ async def test_stop_loses_nothing_of_what_the_server_had_sent(ready: Broker, own
         await ready.nc.flush()
 
 
-async def test_a_stopped_puller_asks_for_nothing_more(ready: Broker, owner: MakeOwner) -> None:
+async def test_a_stopped_puller_requests_nothing_more(ready: Broker, owner: MakeOwner) -> None:
     one = owner(5)
     await one.puller.start()
     await one.puller.stop()
@@ -225,7 +225,7 @@ async def test_a_stopped_puller_asks_for_nothing_more(ready: Broker, owner: Make
     assert await outstanding(ready) == 0
 
 
-async def test_start_before_the_durable_exists_works_once_it_does(
+async def test_a_puller_that_started_before_its_durable_works_once_it_exists(
     broker: Broker, topology: Topology, journal: RecordingLogger
 ) -> None:
     one = Owner(await holder_on(broker, journal), 5, journal)

@@ -70,7 +70,7 @@ async def linked(link: Link, journal: RecordingLogger) -> AsyncIterator[Broker]:
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["and closes", "and does not close"])
-async def test_a_connection_is_made_again_after_each_error_that_ends_it(
+async def test_the_client_reconnects_after_each_error_that_ends_the_connection(
     link: Link, linked: Broker, journal: RecordingLogger, closes: bool
 ) -> None:
     await linked.connect()
@@ -85,7 +85,7 @@ async def test_a_connection_is_made_again_after_each_error_that_ends_it(
 
 
 @pytest.mark.parametrize("line", [b"-ERR ", b"-ERR", b"-ERR without quotes", b"-ERR '\xff'", b"HELLO"])
-async def test_a_connection_is_made_again_after_what_cannot_be_read(link: Link, linked: Broker, line: bytes) -> None:
+async def test_the_client_reconnects_after_malformed_data(link: Link, linked: Broker, line: bytes) -> None:
     await linked.connect()
     linked.nc.options["ping_interval"] = 3600  # pings would find it out, after a while
     link.say(line)
@@ -93,7 +93,7 @@ async def test_a_connection_is_made_again_after_what_cannot_be_read(link: Link, 
     assert await answers(linked)
 
 
-async def test_an_error_that_ends_nothing_is_only_reported(
+async def test_an_error_that_does_not_end_the_connection_is_only_reported(
     link: Link, linked: Broker, journal: RecordingLogger
 ) -> None:
     await linked.connect()
@@ -117,7 +117,7 @@ async def test_a_server_that_refuses_the_first_connection_is_tried_again(
     assert len(journal.of("nats_refused")) == 3
 
 
-async def test_a_server_that_refuses_a_reconnection_is_tried_again_and_every_reason_is_said_once(
+async def test_a_server_that_refuses_a_reconnection_is_tried_again_and_each_reason_is_logged_once(
     link: Link, linked: Broker, journal: RecordingLogger
 ) -> None:
     await linked.connect()
@@ -130,7 +130,7 @@ async def test_a_server_that_refuses_a_reconnection_is_tried_again_and_every_rea
     assert linked.nc.options["reconnect_time_wait"] > RECONNECT_SECONDS, "it waits longer after each refusal"
 
 
-async def test_a_server_that_says_something_else_first_is_tried_again(link: Link, linked: Broker) -> None:
+async def test_a_server_that_begins_with_another_message_than_info_is_tried_again(link: Link, linked: Broker) -> None:
     link.greetings = [b"PING", b"+OK", b"x" * 100_000]
     await linked.connect()
     assert linked.connected
@@ -156,7 +156,7 @@ async def test_a_wrong_password_is_tried_until_it_is_the_right_one(nats: NatsSer
         await broker.close()
 
 
-async def test_whom_the_server_throws_out_comes_back_when_there_is_room(
+async def test_a_client_that_the_server_disconnects_reconnects_once_connections_are_free(
     nats: NatsServer, broker: Broker, journal: RecordingLogger
 ) -> None:
     reload_nats(nats, "max_connections: -1")

@@ -23,7 +23,7 @@ async def durables(broker: Broker, name: str = subjects.JOBS) -> set[str]:
 
 
 @pytest.mark.containers
-async def test_ensure_makes_every_stream_and_durable(broker: Broker, topology: Topology) -> None:
+async def test_ensure_creates_every_stream_and_durable(broker: Broker, topology: Topology) -> None:
     await topology.ensure()
     assert topology.ready.is_set()
     names = set((await broker.api("STREAM.NAMES"))["streams"])
@@ -41,7 +41,7 @@ async def test_ensure_changes_nothing_when_everything_is_there(
 
 
 @pytest.mark.containers
-async def test_nothing_published_while_the_topology_is_made_is_acknowledged_and_dropped(
+async def test_no_message_is_acknowledged_and_dropped_while_the_topology_is_created(
     new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
     makers = [await new_broker() for _ in range(3)]
@@ -97,7 +97,7 @@ async def test_a_publish_is_refused_while_the_stream_waits_for_its_consumers(bro
         await broker.publish("heimdex.jobs.extracting.some-id", b"{}", {}, timeout=1)
 
 
-async def test_a_half_made_stream_is_completed_when_its_maker_died(broker: Broker, topology: Topology) -> None:
+async def test_a_partly_created_stream_is_completed_after_its_creator_died(broker: Broker, topology: Topology) -> None:
     jobs = streams.for_stages(STAGES, ACK_WAIT_SECONDS)[0]
     await broker.api(f"STREAM.CREATE.{jobs.name}", jobs.config(1, (jobs.waiting_subject(),)))
     await topology.ensure()
@@ -106,21 +106,23 @@ async def test_a_half_made_stream_is_completed_when_its_maker_died(broker: Broke
 
 
 @pytest.mark.parametrize("name", ["HEIMDEX_JOBS", "HEIMDEX_ATTEMPTS", "HEIMDEX_PROGRESS", "HEIMDEX_UNUSABLE"])
-async def test_a_deleted_stream_is_made_again(ready: Broker, topology: Topology, name: str) -> None:
+async def test_a_deleted_stream_is_created_again(ready: Broker, topology: Topology, name: str) -> None:
     before = await durables(ready, name)
     await ready.api(f"STREAM.DELETE.{name}")
     await topology.ensure()
     assert await durables(ready, name) == before
 
 
-async def test_a_deleted_durable_is_made_again_and_takes_what_is_kept(ready: Broker, topology: Topology) -> None:
+async def test_a_deleted_durable_is_created_again_and_gets_the_stored_messages(
+    ready: Broker, topology: Topology
+) -> None:
     await ready.publish("heimdex.jobs.analyzing.some-id", b"{}", {})
     await ready.api("CONSUMER.DELETE.HEIMDEX_JOBS.analyzing")
     await topology.ensure()
     assert (await consumer(ready, "analyzing"))["num_pending"] == 1
 
 
-async def test_a_durable_whose_settings_drifted_is_mended(ready: Broker, topology: Topology) -> None:
+async def test_a_durable_whose_configuration_drifted_is_repaired(ready: Broker, topology: Topology) -> None:
     config: dict[str, Any] = (await consumer(ready, "analyzing"))["config"]
     changed = {**config, "ack_wait": 7 * 10**9, "max_ack_pending": 3, "description": "somebody's"}
     await ready.api(
@@ -132,7 +134,7 @@ async def test_a_durable_whose_settings_drifted_is_mended(ready: Broker, topolog
     assert mended["description"] == "somebody's"
 
 
-async def test_a_stream_whose_settings_drifted_is_mended(ready: Broker, topology: Topology) -> None:
+async def test_a_stream_whose_configuration_drifted_is_repaired(ready: Broker, topology: Topology) -> None:
     config: dict[str, Any] = (await stream(ready, "HEIMDEX_PROGRESS"))["config"]
     await ready.api("STREAM.UPDATE.HEIMDEX_PROGRESS", {**config, "max_age": 5 * 10**9, "max_bytes": 1024 * 1024})
     await topology.ensure()
@@ -145,15 +147,13 @@ async def test_a_new_stage_gets_its_durable_on_an_existing_stream(ready: Broker,
     assert await durables(ready) == {*DURABLES, "painting"}
 
 
-async def test_a_stage_that_this_process_does_not_know_keeps_its_durable(
-    ready: Broker, journal: RecordingLogger
-) -> None:
+async def test_an_unknown_stage_keeps_its_durable(ready: Broker, journal: RecordingLogger) -> None:
     await make_topology(ready, journal, (*STAGES, "painting")).ensure()
     await make_topology(ready, journal).ensure()
     assert await durables(ready) == {*DURABLES, "painting"}
 
 
-async def test_ensure_waits_for_a_server_that_is_away_and_says_so_once(
+async def test_ensure_waits_for_a_server_that_is_down_and_logs_it_once(
     broker: Broker, topology: Topology, nats: NatsServer, journal: RecordingLogger
 ) -> None:
     nats.stop()
@@ -170,7 +170,7 @@ async def test_ensure_waits_for_a_server_that_is_away_and_says_so_once(
     assert all(one != other for one, other in itertools.pairwise(reasons))
 
 
-async def test_a_wiped_server_gets_everything_again_once_it_is_back(
+async def test_all_streams_are_created_again_after_the_server_lost_its_disk(
     ready: Broker, topology: Topology, nats: NatsServer
 ) -> None:
     nats.stop()

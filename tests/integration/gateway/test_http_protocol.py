@@ -122,14 +122,14 @@ def refusal(answer: bytes, status: int) -> str:
     ],
     ids=["value", "endless value", "path", "endless headers", "endless trailers", "endless extension", "only newlines"],
 )
-async def test_a_head_without_bounds_is_refused(server: Server, pieces: list[bytes]) -> None:
+async def test_a_head_over_the_limits_is_refused(server: Server, pieces: list[bytes]) -> None:
     _, answer = await server.ask(*pieces)
     assert "over 32 KiB" in refusal(answer, 431)
     assert not server.answered
 
 
 @patient
-async def test_a_head_just_within_its_bounds_is_none_in_whatever_pieces_it_comes(server: Server) -> None:
+async def test_a_head_just_within_the_limits_is_accepted_in_pieces_of_any_size(server: Server) -> None:
     request = b"GET /a HTTP/1.1\r\nconnection: close\r\nx: ".ljust(32_500, b"a") + b"\r\n\r\n"
     for size in (40_000, 20_000, 1_000):
         _, answer = await server.ask(*(request[at : at + size] for at in range(0, len(request), size)))
@@ -137,7 +137,7 @@ async def test_a_head_just_within_its_bounds_is_none_in_whatever_pieces_it_comes
 
 
 @patient
-async def test_large_bodies_are_no_large_heads(server: Server) -> None:
+async def test_large_bodies_do_not_count_as_large_heads(server: Server) -> None:
     body = b"x" * 500_000
     caller = await server.call()
     for _ in range(3):
@@ -160,7 +160,7 @@ async def test_large_bodies_are_no_large_heads(server: Server) -> None:
         (GET + POST, "body"),
     ],
 )
-async def test_a_caller_who_stops_half_way_is_told_so_and_the_connection_closed(
+async def test_an_incomplete_request_is_answered_with_408_and_the_connection_closed(
     server: Server, sent: bytes, says: str
 ) -> None:
     _, answer = await server.ask(sent)
@@ -183,19 +183,19 @@ async def test_a_caller_who_stops_half_way_is_told_so_and_the_connection_closed(
         (GET + b"nonsense\r\n\r\n", "not valid HTTP"),
     ],
 )
-async def test_what_is_no_request_is_refused_with_a_sentence_in_json(server: Server, sent: bytes, says: str) -> None:
+async def test_a_malformed_request_is_refused_with_a_sentence_in_json(server: Server, sent: bytes, says: str) -> None:
     _, answer = await server.ask(sent)
     assert says in refusal(answer, 400)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", GET + b"\r\n"])
-async def test_a_connection_on_which_nothing_is_asked_is_closed_without_a_word(server: Server, sent: bytes) -> None:
+async def test_a_connection_without_a_request_is_closed_without_a_response(server: Server, sent: bytes) -> None:
     _, answer = await server.ask(sent)
     assert b"408" not in answer
     assert answer.count(b"HTTP/1.1 ") == sent.count(GET)
 
 
-async def test_a_head_that_trickles_in_is_not_waited_for_for_ever(server: Server) -> None:
+async def test_a_head_that_arrives_slowly_is_refused_after_the_time_limit(server: Server) -> None:
     caller = await server.call()
     await caller.send(b"GET /a HTTP/1.1\r\n")
 
@@ -209,7 +209,7 @@ async def test_a_head_that_trickles_in_is_not_waited_for_for_ever(server: Server
     trickling.cancel()
 
 
-async def test_a_request_under_way_is_answered_before_the_connection_is_closed(server: Server) -> None:
+async def test_a_request_in_progress_is_answered_before_the_connection_is_closed(server: Server) -> None:
     for following in (b"GET", b"nonsense\r\n\r\n", POST + b"12"):
         server.gate.clear()
         caller = await server.call()

@@ -81,7 +81,7 @@ def expected(rows: list[Row], tenant: str, asked: JobQuery) -> list[str]:
     return [row[0] for row in sorted(found, key=lambda row: (row[4], row[0]), reverse=True)[: asked.limit + 1]]
 
 
-async def test_every_filter_and_place_gives_exactly_the_jobs_that_fit_in_order(
+async def test_every_filter_and_cursor_returns_exactly_the_matching_jobs_in_order(
     connection: asyncpg.Connection, gateway: Database
 ) -> None:
     random = Random(7)
@@ -110,7 +110,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kinds", [repository.KINDS, repository.ONE_KIND])
 @pytest.mark.parametrize("statuses", [["failed"], ["completed"], list(STATUSES)])
-async def test_a_page_reads_no_more_of_a_large_table_than_its_own_places_also_by_a_generic_plan(
+async def test_a_page_of_a_large_table_reads_only_its_own_index_entries_with_a_generic_plan_too(
     connection: asyncpg.Connection, kinds: str, statuses: list[str]
 ) -> None:
     """The newest tenth is a backlog, all of it in front of the others; one in a thousand failed."""
@@ -148,7 +148,7 @@ async def test_a_page_reads_no_more_of_a_large_table_than_its_own_places_also_by
     assert read < 500, "the table has thousands of pages"
 
 
-async def test_a_job_is_found_by_its_tenant_alone(connection: asyncpg.Connection, gateway: Database) -> None:
+async def test_a_job_is_returned_to_its_own_tenant_only(connection: asyncpg.Connection, gateway: Database) -> None:
     rows = made(Random(1), 30)
     await insert(connection, rows)
     for job_id, tenant, *_ in rows:

@@ -120,7 +120,7 @@ VALUES ($1, 'mock_process', 1, 0, 0, 0, 'pending', now(), now(), '{}')
 """
 
 
-async def test_the_rows_of_before_are_the_default_tenants_and_an_older_store_can_go_on_writing(
+async def test_old_rows_belong_to_the_default_tenant_and_an_older_store_can_still_write(
     new_database: NewDatabase, admin: asyncpg.Connection
 ) -> None:
     await at_revision(admin, "jobs")
@@ -136,7 +136,7 @@ async def test_the_rows_of_before_are_the_default_tenants_and_an_older_store_can
     assert indexes == {"jobs_pkey", "jobs_unfinished", "jobs_listed"}
 
 
-async def test_a_long_migration_is_not_begun_again_and_rows_can_be_read_meanwhile(
+async def test_a_long_migration_is_not_restarted_and_rows_can_be_read_meanwhile(
     new_database: NewDatabase, admin: asyncpg.Connection, database_url: str, journal: RecordingLogger
 ) -> None:
     await at_revision(admin, "tenants")
@@ -180,7 +180,7 @@ async def test_a_long_migration_is_not_begun_again_and_rows_can_be_read_meanwhil
         "DROP SCHEMA public CASCADE; CREATE SCHEMA public",
     ],
 )
-async def test_what_somebody_removed_is_made_again_without_a_restart(
+async def test_removed_database_objects_are_created_again_without_a_restart(
     new_database: NewDatabase, admin: asyncpg.Connection, accident: str
 ) -> None:
     database = new_database()
@@ -195,7 +195,7 @@ async def test_what_somebody_removed_is_made_again_without_a_restart(
     assert await admin.fetchval("SELECT status FROM job_status WHERE id = $1", writer.due.job_id) == "pending"
 
 
-async def test_a_lost_connection_is_an_outage_and_the_next_try_connects_again(
+async def test_a_lost_connection_is_an_outage_and_the_next_attempt_connects_again(
     new_database: NewDatabase, admin: asyncpg.Connection
 ) -> None:
     database = new_database()
@@ -216,13 +216,13 @@ async def test_work_that_takes_too_long_is_an_outage(new_database: NewDatabase) 
     assert await patiently(database, lambda connection: connection.fetchval("SELECT 1")) == 1
 
 
-async def test_bad_data_is_no_outage(new_database: NewDatabase) -> None:
+async def test_bad_data_is_not_an_outage(new_database: NewDatabase) -> None:
     with pytest.raises(asyncpg.DataError) as caught:
         await new_database().run(lambda connection: connection.execute("SELECT 1/0"))
     assert not isinstance(caught.value, OUTAGE)
 
 
-async def test_a_restart_of_postgres_is_waited_for_and_said_once(
+async def test_the_store_waits_for_a_restart_of_postgres_and_logs_it_once(
     own_postgres: PostgresServer, journal: RecordingLogger
 ) -> None:
     database = Database(own_postgres.url, cast("Any", journal))

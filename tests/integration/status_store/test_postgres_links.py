@@ -92,7 +92,7 @@ async def failures_until_it_reads(database: gateway_database.Database) -> int:
     raise AssertionError("it never reads again")
 
 
-async def test_the_gateway_reads_again_after_one_failure_whose_link_died(other_postgres: OtherPostgres) -> None:
+async def test_the_gateway_reads_again_one_failure_after_its_connection_was_lost(other_postgres: OtherPostgres) -> None:
     await prepared(other_postgres.url)
     async with gateway_of(other_postgres.url) as database:
         old = await many_connections(database, other_postgres.local_url)
@@ -110,7 +110,7 @@ async def test_the_gateway_reads_again_after_one_failure_whose_link_died(other_p
         await eventually(gone, what="Postgres has ended what nobody listens to")
 
 
-async def test_the_gateway_reads_again_after_one_failure_where_a_proxy_swallows(postgres: PostgresServer) -> None:
+async def test_the_gateway_reads_again_one_failure_after_a_proxy_discards_its_data(postgres: PostgresServer) -> None:
     await prepared(postgres.url)
     folder = urlsplit(postgres.url).query.removeprefix("host=")
     async with (
@@ -122,7 +122,7 @@ async def test_the_gateway_reads_again_after_one_failure_where_a_proxy_swallows(
         assert await failures_until_it_reads(database) <= 2
 
 
-async def test_a_statement_that_takes_too_long_puts_no_connection_of_the_gateway_in_doubt(
+async def test_a_slow_statement_does_not_make_the_gateway_drop_a_connection(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await prepared(database_url)
@@ -138,7 +138,9 @@ async def test_a_statement_that_takes_too_long_puts_no_connection_of_the_gateway
         assert await fetch(database_url, backends, "heimdex-gateway") == before
 
 
-async def test_the_store_records_again_whose_link_died(other_postgres: OtherPostgres, journal: RecordingLogger) -> None:
+async def test_the_store_records_again_after_its_connection_was_lost(
+    other_postgres: OtherPostgres, journal: RecordingLogger
+) -> None:
     async with store_of(other_postgres.url, journal) as database:
         assert await database.run(recording(Writer())) == 1
         other_postgres.host.lose_connections()
@@ -148,9 +150,7 @@ async def test_the_store_records_again_whose_link_died(other_postgres: OtherPost
         print(f"\nrecorded again after {time.monotonic() - began:.1f} s")
 
 
-async def test_the_store_has_its_connection_again_without_any_work(
-    other_postgres: OtherPostgres, journal: RecordingLogger
-) -> None:
+async def test_the_store_reconnects_even_without_work(other_postgres: OtherPostgres, journal: RecordingLogger) -> None:
     async with store_of(other_postgres.url, journal) as database:
         await database.run(recording(Writer()))
         before = await fetch(other_postgres.local_url, BACKENDS, "heimdex-status-store")
@@ -165,7 +165,7 @@ async def test_the_store_has_its_connection_again_without_any_work(
         keeping.cancel()
 
 
-async def test_a_statement_that_waits_for_a_lock_is_not_taken_for_a_dead_link(
+async def test_a_statement_that_waits_for_a_lock_is_not_mistaken_for_a_lost_connection(
     other_postgres: OtherPostgres, journal: RecordingLogger
 ) -> None:
     async with store_of(other_postgres.url, journal) as database:
@@ -178,7 +178,7 @@ async def test_a_statement_that_waits_for_a_lock_is_not_taken_for_a_dead_link(
         assert not journal.of("postgres_waiting")
 
 
-async def test_a_migration_whose_store_is_gone_keeps_no_other_from_migrating(
+async def test_a_migration_of_a_lost_store_does_not_block_another_store(
     other_postgres: OtherPostgres, journal: RecordingLogger
 ) -> None:
     admin = await asyncpg.connect(other_postgres.local_url)
@@ -227,7 +227,7 @@ async def longer_than_given() -> None:
     await eventually(lambda: time.monotonic() - began > GIVEN_SECONDS + 0.3)
 
 
-async def test_a_migration_takes_its_time_whatever_the_role_has(database_url: str, journal: RecordingLogger) -> None:
+async def test_a_migration_ignores_the_time_outs_of_the_role(database_url: str, journal: RecordingLogger) -> None:
     admin = await asyncpg.connect(database_url)
     await at_revision(admin, "tenants")
     await give_timeouts(database_url)
@@ -242,7 +242,7 @@ async def test_a_migration_takes_its_time_whatever_the_role_has(database_url: st
     await admin.close()
 
 
-async def test_a_migration_says_itself_what_it_needs(database_url: str) -> None:
+async def test_a_migration_sets_its_own_time_outs(database_url: str) -> None:
     """A pooler may give each of its transactions another session, of which nothing was said."""
     admin = await asyncpg.connect(database_url)
     await at_revision(admin, "tenants")
@@ -257,9 +257,7 @@ async def test_a_migration_says_itself_what_it_needs(database_url: str) -> None:
     await plain.close()
 
 
-async def test_what_is_recorded_and_read_takes_its_time_whatever_the_role_has(
-    database_url: str, journal: RecordingLogger
-) -> None:
+async def test_reads_and_writes_ignore_the_time_outs_of_the_role(database_url: str, journal: RecordingLogger) -> None:
     await prepared(database_url)
     admin = await asyncpg.connect(database_url)
     await give_timeouts(database_url)
@@ -282,7 +280,9 @@ async def reads(database: gateway_database.Database) -> bool:
     return True
 
 
-async def test_a_connection_that_rests_stays_whatever_the_role_has(database_url: str, journal: RecordingLogger) -> None:
+async def test_an_idle_connection_ignores_the_time_outs_of_the_role(
+    database_url: str, journal: RecordingLogger
+) -> None:
     await prepared(database_url)
     await give_timeouts(database_url)
     backends = BACKENDS + " AND datname = current_database()"
@@ -311,7 +311,7 @@ async def test_a_store_that_may_not_write_waits_until_it_may(database_url: str, 
         assert await patiently(store, recording(Writer())) == 1
 
 
-async def test_the_gateway_writes_nothing_though_it_asks_for_a_primary(database_url: str) -> None:
+async def test_the_gateway_cannot_write_although_it_connects_to_a_primary(database_url: str) -> None:
     await prepared(database_url)
     joiner = "&" if "?" in database_url else "?"
     async with gateway_of(f"{database_url}{joiner}target_session_attrs=read-write") as database:
@@ -321,7 +321,7 @@ async def test_the_gateway_writes_nothing_though_it_asks_for_a_primary(database_
 
 
 @pytest.mark.parametrize("revision", [None, "jobs", "tenants"])
-async def test_a_gateway_is_not_ready_with_a_schema_older_than_it_needs(
+async def test_a_gateway_is_not_ready_with_an_older_schema_than_it_needs(
     database_url: str, revision: str | None
 ) -> None:
     admin = await asyncpg.connect(database_url)

@@ -52,7 +52,7 @@ def of_another_job(events: list[AnyMessage]) -> list[AnyMessage]:
 
 @_REAL_POSTGRES
 @given(data=st.data())
-def test_any_order_repetition_and_batching_of_a_run_ends_in_the_same_row_and_history(
+def test_any_order_repetition_and_batching_of_a_run_gives_the_same_row_and_history(
     database_url: str, data: st.DataObject
 ) -> None:
     in_order = of_another_job(data.draw(run_of_a_job()))
@@ -81,7 +81,7 @@ def test_any_order_repetition_and_batching_of_a_run_ends_in_the_same_row_and_his
 
 @_REAL_POSTGRES
 @given(data=st.data())
-def test_a_run_that_goes_on_keeps_its_newest_message_whatever_came_first(
+def test_an_unfinished_run_keeps_its_newest_message_in_whatever_order_events_arrive(
     database_url: str, data: st.DataObject
 ) -> None:
     """As the status store records it: what tells of an attempt comes again until its hand-over is there."""
@@ -140,7 +140,7 @@ async def test_the_row_is_the_merge_of_a_jobs_events(connection: asyncpg.Connect
             assert found[name] == getattr(merged, name), name
 
 
-async def test_a_replay_changes_nothing_and_is_counted_as_nothing(connection: asyncpg.Connection) -> None:
+async def test_a_replay_changes_nothing_and_counts_as_no_change(connection: asyncpg.Connection) -> None:
     writer = Writer()
     writer.finish_stage()
     assert await write(connection, writer.events) == 1
@@ -162,7 +162,9 @@ async def test_a_tick_with_the_same_percent_moves_updated_at(connection: asyncpg
     assert found["updated_at"] == writer.events[-1].at
 
 
-async def test_a_tick_alone_makes_no_row_and_one_of_another_step_changes_none(connection: asyncpg.Connection) -> None:
+async def test_a_tick_alone_creates_no_row_and_a_tick_of_another_step_changes_none(
+    connection: asyncpg.Connection,
+) -> None:
     writer = Writer()
     writer.finish_stage()
     writer.tick(0.5)
@@ -188,7 +190,7 @@ async def test_an_old_runs_events_do_not_touch_a_retried_jobs_row(connection: as
     assert await row(connection, first.due.job_id) == before
 
 
-async def test_the_message_of_an_unfinished_job_is_kept_and_that_of_a_completed_one_is_not(
+async def test_the_row_of_an_unfinished_job_keeps_its_message_and_that_of_a_completed_one_does_not(
     connection: asyncpg.Connection,
 ) -> None:
     writer = Writer()
@@ -218,9 +220,7 @@ async def test_a_batch_of_many_jobs_is_one_row_each(connection: asyncpg.Connecti
     assert await connection.fetchval("SELECT count(*) FROM job_events") == 1000
 
 
-async def test_the_gateways_view_shows_a_job_as_the_contract_does(
-    connection: asyncpg.Connection, database_url: str
-) -> None:
+async def test_the_gateways_view_shows_a_job_as_its_snapshot(connection: asyncpg.Connection, database_url: str) -> None:
     writer = Writer()
     while writer.finish_stage():
         pass
@@ -233,7 +233,7 @@ async def test_the_gateways_view_shows_a_job_as_the_contract_does(
         await gateway.close()
 
 
-async def test_a_row_is_the_tenants_of_whichever_message_is_recorded_first(connection: asyncpg.Connection) -> None:
+async def test_a_row_has_the_tenant_of_the_first_recorded_message(connection: asyncpg.Connection) -> None:
     for first in range(3):
         writer = Writer()
         writer.fail_attempt()
@@ -246,7 +246,7 @@ async def test_a_row_is_the_tenants_of_whichever_message_is_recorded_first(conne
         )
 
 
-async def test_pruning_takes_old_ended_jobs_of_every_tenant_and_type_and_no_others(
+async def test_pruning_deletes_old_finished_jobs_of_every_tenant_and_type_and_no_others(
     connection: asyncpg.Connection,
 ) -> None:
     kept = set()
@@ -271,7 +271,7 @@ async def test_pruning_takes_old_ended_jobs_of_every_tenant_and_type_and_no_othe
         assert {row[0] for row in left} == kept
 
 
-async def test_a_clock_that_is_ahead_hides_no_unfinished_job_from_the_sweep(connection: asyncpg.Connection) -> None:
+async def test_the_reconciler_sees_unfinished_jobs_written_with_a_clock_ahead(connection: asyncpg.Connection) -> None:
     seconds = {"rested": -100, "just written": -1, "just written, a little ahead": 1, "far ahead": 300}
     jobs = {}
     for name, ahead in seconds.items():

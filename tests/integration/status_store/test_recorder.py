@@ -111,7 +111,7 @@ async def test_events_are_recorded_and_then_acknowledged(
 
 
 @pytest.mark.allows("unusable")
-async def test_one_message_that_postgres_refuses_is_set_aside_and_the_hundred_around_it_are_recorded(
+async def test_a_message_that_postgres_refuses_is_a_dead_letter_and_the_hundred_others_are_recorded(
     ready: Broker, start_recorder: StartRecorder, database_url: str, journal: RecordingLogger
 ) -> None:
     for number in range(101):
@@ -130,7 +130,7 @@ async def test_one_message_that_postgres_refuses_is_set_aside_and_the_hundred_ar
     assert "Postgres refused it" in entry["reason"]
 
 
-async def test_what_postgres_refuses_for_a_reason_of_its_own_is_recorded_once_that_is_over(
+async def test_a_write_that_postgres_refuses_for_another_reason_than_its_data_is_recorded_later(
     ready: Broker, start_recorder: StartRecorder, database_url: str, journal: RecordingLogger
 ) -> None:
     await start_recorder()
@@ -165,7 +165,7 @@ async def test_two_stores_at_once_record_everything_once(
     assert await statuses(database_url) == {"completed": 100}
 
 
-async def test_nothing_is_acknowledged_while_postgres_is_away_and_nothing_is_lost_when_it_is_back(
+async def test_nothing_is_acknowledged_during_a_postgres_outage_and_nothing_is_lost_after_it(
     ready: Broker, start_recorder: StartRecorder, own_postgres: PostgresServer, topology: Topology
 ) -> None:
     await start_recorder(own_postgres.url)
@@ -204,7 +204,7 @@ async def test_a_tick_that_overtakes_its_hand_over_is_not_lost(
     assert await statuses(database_url) == {"processing": 1}
 
 
-async def test_a_failed_attempt_that_overtakes_its_hand_over_leaves_what_the_job_can_be_restored_from(
+async def test_a_failed_attempt_that_overtakes_its_hand_over_leaves_the_job_restorable(
     ready: Broker, start_recorder: StartRecorder, database_url: str
 ) -> None:
     writer = Writer()
@@ -226,7 +226,7 @@ async def test_a_failed_attempt_that_overtakes_its_hand_over_leaves_what_the_job
     assert messages.decode_stored(row["message"].encode()) == due
 
 
-async def test_a_message_acknowledges_the_one_that_it_follows(
+async def test_a_recorded_message_acknowledges_its_predecessor(
     ready: Broker, holder: Holder, start_recorder: StartRecorder, database_url: str
 ) -> None:
     """A worker killed between its publish and its ack leaves a predecessor that nobody else acknowledges."""
@@ -247,7 +247,7 @@ async def test_a_message_acknowledges_the_one_that_it_follows(
     assert await statuses(database_url) == {"processing": 1}
 
 
-async def test_an_acknowledgement_is_never_published_to_a_subject_that_is_none(
+async def test_an_acknowledgement_is_never_published_to_another_kind_of_subject(
     ready: Broker, start_recorder: StartRecorder
 ) -> None:
     heard: list[Any] = []

@@ -12,7 +12,7 @@ from tests.support.watching import JOBS, Observer
 from tests.system.api.conftest import Live
 
 
-async def test_a_thousand_jobs_are_accepted_at_once_and_all_are_found(http: Api, stored: Observer) -> None:
+async def test_a_batch_of_a_thousand_jobs_is_accepted_and_every_job_is_returned(http: Api, stored: Observer) -> None:
     answer = await http.http.post("/jobs/batch", json={"jobs": [{"type": "mock_process"}] * 1000})
     assert answer.status_code == 202
     ids = answer.json()["job_ids"]
@@ -22,7 +22,7 @@ async def test_a_thousand_jobs_are_accepted_at_once_and_all_are_found(http: Api,
         assert (await http.get(job_id))["status"] == "pending"
 
 
-async def test_each_job_of_a_batch_is_its_own(http: Api, live: Live) -> None:
+async def test_each_job_of_a_batch_has_its_own_fields(http: Api, live: Live) -> None:
     body = {"jobs": [{"type": "scripted"}, {"type": "scripted", "fail_at_stage": "preparing"}, {"type": "scripted"}]}
     ids = (await http.http.post("/jobs/batch", json=body)).json()["job_ids"]
     ends = [(await http.wait_until(job_id, "completed", "failed"))["status"] for job_id in ids]
@@ -42,7 +42,7 @@ async def test_each_job_of_a_batch_is_its_own(http: Api, live: Live) -> None:
         ({"jobs": [{"type": "mock_process"}], "more": 1}, "more"),
     ],
 )
-async def test_a_batch_with_anything_wrong_is_refused_whole(
+async def test_a_batch_with_an_error_is_refused_completely(
     http: Api, stored: Observer, body: dict[str, Any], field: str
 ) -> None:
     answer = await http.http.post("/jobs/batch", json=body)
@@ -52,7 +52,9 @@ async def test_a_batch_with_anything_wrong_is_refused_whole(
     assert len(stored.seen) == 1, "nothing of the batch was stored before the marker"
 
 
-async def test_a_batch_larger_than_the_room_is_refused_whole(system: System, api: Api, nats: NatsServer) -> None:
+async def test_a_batch_that_would_exceed_the_limit_is_refused_completely(
+    system: System, api: Api, nats: NatsServer
+) -> None:
     system.env["HEIMDEX_MAX_PENDING_JOBS"] = "10"
     system.start_all(without=("extracting",))
     await system.ready()

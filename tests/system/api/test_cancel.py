@@ -26,7 +26,7 @@ async def test_a_job_that_waits_for_its_next_attempt_can_be_canceled(http: Api, 
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "canceled"])
-async def test_a_job_that_has_ended_is_409_and_stays_as_it_is(http: Api, live: Live, end: str) -> None:
+async def test_a_cancel_of_a_finished_job_is_409_and_changes_nothing(http: Api, live: Live, end: str) -> None:
     live.script.write("preparing", "permanent" if end == "failed" else "ok")
     job_id = await http.submit("mock_process" if end == "canceled" else "scripted")
     if end == "canceled":
@@ -38,11 +38,11 @@ async def test_a_job_that_has_ended_is_409_and_stays_as_it_is(http: Api, live: L
 
 
 @pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "x", "%00", "*"])
-async def test_no_job_cannot_be_canceled(http: Api, job_id: str) -> None:
+async def test_a_cancel_of_an_unknown_job_is_404(http: Api, job_id: str) -> None:
     assert await cancel(http, job_id, status=404) == {"detail": "Job not found"}
 
 
-async def test_a_cancel_that_races_with_the_jobs_own_way_gives_it_exactly_one_end(
+async def test_a_job_whose_cancel_races_with_its_run_gets_exactly_one_terminal_event(
     http: Api, live: Live, stored: Observer
 ) -> None:
     live.script.write("preparing", "gate")
@@ -61,7 +61,7 @@ async def test_a_cancel_that_races_with_the_jobs_own_way_gives_it_exactly_one_en
         assert [entry["event"] for entry in await history(http, job_id)][-1] == wanted
 
 
-async def test_of_many_cancels_at_once_one_ends_the_job_and_the_others_are_told(http: Api, stored: Observer) -> None:
+async def test_one_of_many_concurrent_cancels_ends_the_job_and_the_others_are_409(http: Api, stored: Observer) -> None:
     job_id = await http.submit("mock_process")
     answers = await asyncio.gather(*(http.http.post(f"/jobs/{job_id}/cancel") for _ in range(10)))
     codes = sorted(answer.status_code for answer in answers)

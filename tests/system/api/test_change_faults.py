@@ -72,7 +72,7 @@ async def test_a_running_job_is_interrupted_on_whichever_replica_it_runs(
     assert len(script.runs()) == 2
 
 
-async def test_a_blocking_stage_is_interrupted_at_its_next_report_and_frees_its_thread(
+async def test_a_blocking_stage_is_interrupted_at_its_next_report_and_its_thread_ends(
     scripted: System, api: Api, script: Script
 ) -> None:
     scripted.env["HEIMDEX_STAGE_CONCURRENCY"] = "1"
@@ -90,7 +90,7 @@ async def test_a_blocking_stage_is_interrupted_at_its_next_report_and_frees_its_
     await api.wait_until(second, "completed")
 
 
-async def test_a_job_stays_canceled_though_its_worker_finishes_later(
+async def test_a_job_stays_canceled_although_its_worker_finishes_later(
     scripted: System, api: Api, script: Script, nats: NatsServer
 ) -> None:
     script.write("preparing", "gate")
@@ -113,7 +113,7 @@ async def test_a_job_stays_canceled_though_its_worker_finishes_later(
     assert [entry["event"] for entry in await history(api, job_id)] == ["submitted", "canceled"]
 
 
-async def test_a_late_hand_over_is_refused_though_the_gateway_that_canceled_the_job_was_killed_then(
+async def test_a_late_hand_over_is_refused_although_the_canceling_gateway_was_killed(
     scripted: System, api: Api, script: Script, nats: NatsServer
 ) -> None:
     script.write("preparing", "gate")
@@ -138,7 +138,7 @@ async def test_a_late_hand_over_is_refused_though_the_gateway_that_canceled_the_
 
 
 @pytest.mark.parametrize("recorded_first", [True, False])
-async def test_a_job_for_later_never_starts_though_its_schedule_fired_after_the_cancel(
+async def test_a_canceled_scheduled_job_never_starts_although_its_schedule_fires(
     scripted: System, api: Api, nats: NatsServer, script: Script, recorded_first: bool
 ) -> None:
     scripted.start_all(stages=STAGES, without=("preparing", "gateway"))
@@ -203,7 +203,7 @@ async def _empty(nats: NatsServer) -> bool:
         return await observer.empty()
 
 
-async def test_with_the_status_store_down_a_cancel_is_202_and_no_later_answer_is_older(
+async def test_with_the_status_store_down_a_cancel_is_202_and_no_later_response_is_older(
     scripted: System, api: Api, script: Script
 ) -> None:
     script.write("preparing", "hang")
@@ -259,7 +259,7 @@ def forbidding(scratch: Path) -> Iterator[Forbidding]:
     child.kill()
 
 
-async def test_a_cancel_is_answered_in_time_though_its_work_cannot_be_taken_out_of_the_queue_yet(
+async def test_a_cancel_is_answered_in_time_although_the_queued_message_cannot_be_removed_yet(
     new_system: NewSystem, forbidding: Forbidding, database_url: str, script: Script
 ) -> None:
     system = new_system(forbidding.url, database_url, **script.env)
@@ -282,7 +282,7 @@ async def test_a_cancel_is_answered_in_time_though_its_work_cannot_be_taken_out_
         store.thaw()
 
 
-async def test_of_two_retries_one_runs_the_job_though_the_other_comes_when_that_run_is_over(
+async def test_one_of_two_retries_runs_the_job_even_if_the_other_arrives_after_that_run(
     scripted: System, api: Api, nats: NatsServer, script: Script, scratch: Path
 ) -> None:
     go_on, port = scratch / "go_on", free_port()
@@ -306,7 +306,7 @@ async def test_of_two_retries_one_runs_the_job_though_the_other_comes_when_that_
     assert [entry["event"] for entry in await history(api, job_id)][-1] == "completed"
 
 
-async def test_with_the_status_store_down_a_retry_is_202_and_no_later_answer_is_older(
+async def test_with_the_status_store_down_a_retry_is_202_and_no_later_response_is_older(
     scripted: System, api: Api, script: Script
 ) -> None:
     scripted.start_all(stages=STAGES, without=("preparing",))

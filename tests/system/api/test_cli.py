@@ -31,7 +31,7 @@ async def heimdex(url: str, *words: str, code: int = 0) -> str:
     return out.decode()
 
 
-async def test_a_job_is_submitted_watched_listed_and_its_events_are_told(live: Live, http: Api) -> None:
+async def test_a_job_is_submitted_watched_and_listed_and_its_events_are_printed(live: Live, http: Api) -> None:
     url = live.system.url
     job = json.loads(await heimdex(url, "submit", "--type", "scripted", "--watch", "--json"))
     assert (job["status"], job["progress"]) == ("completed", 100)
@@ -44,7 +44,7 @@ async def test_a_job_is_submitted_watched_listed_and_its_events_are_told(live: L
     assert "handed_over" in await heimdex(url, "events", job["id"])
 
 
-async def test_the_exit_code_says_how_a_job_ended_and_a_failed_one_is_run_again(live: Live) -> None:
+async def test_the_exit_code_is_that_of_the_terminal_state_and_a_failed_job_is_retried(live: Live) -> None:
     url = live.system.url
     live.script.write("grinding", "permanent")
     out = await heimdex(url, "submit", "--type", "scripted", "--fail-at", "grinding", "--watch", code=1)
@@ -69,7 +69,7 @@ async def test_a_canceled_job_is_exit_code_3(live: Live, http: Api) -> None:
     assert json.loads(await heimdex(url, "cancel", job_id, "--json"))["status"] == "canceled"
 
 
-async def test_watching_goes_on_through_a_restart_of_the_gateway(scripted: System, api: Api, script: Script) -> None:
+async def test_watch_continues_across_a_restart_of_the_gateway(scripted: System, api: Api, script: Script) -> None:
     script.write("grinding", "gate")
     scripted.start_all(stages=STAGES)
     await scripted.ready()

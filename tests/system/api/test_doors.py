@@ -55,7 +55,7 @@ async def test_a_gateway_without_keys_warns_and_one_with_keys_does_not_and_neith
         assert secret not in said
 
 
-async def test_while_postgres_is_away_a_job_is_told_to_its_tenant_from_the_stream_and_to_nobody_else(
+async def test_while_postgres_is_down_a_job_is_returned_from_the_stream_to_its_own_tenant_only(
     new_system: NewSystem, nats: NatsServer, own_postgres: PostgresServer
 ) -> None:
     system = new_system(nats.url, own_postgres.url, HEIMDEX_API_KEYS=entries())
@@ -85,7 +85,7 @@ async def test_while_postgres_is_away_a_job_is_told_to_its_tenant_from_the_strea
 
 
 @pytest.mark.allows("topology", "restored")
-async def test_a_job_that_is_published_again_after_nats_was_emptied_is_still_its_tenants(
+async def test_a_job_that_is_restored_after_nats_lost_its_disk_keeps_its_tenant(
     system: System, nats: NatsServer, database_url: str
 ) -> None:
     system.env["HEIMDEX_API_KEYS"] = entries()
@@ -107,7 +107,7 @@ async def test_a_job_that_is_published_again_after_nats_was_emptied_is_still_its
         assert (await beta.http.get(f"/jobs/{job_id}")).status_code == 404
 
 
-async def test_a_key_that_is_replaced_is_refused_after_a_restart_and_its_successor_sees_the_same_jobs(
+async def test_a_replaced_key_is_refused_after_a_restart_and_the_new_key_sees_the_same_jobs(
     system: System,
 ) -> None:
     async def answers(api: Api) -> list[int]:
@@ -124,7 +124,7 @@ async def test_a_key_that_is_replaced_is_refused_after_a_restart_and_its_success
             assert await system["gateway"].terminate() == 0
 
 
-async def test_a_key_that_asks_too_often_is_429_with_what_to_wait_and_others_are_not(system: System) -> None:
+async def test_a_key_over_its_limit_is_429_with_retry_after_and_other_keys_are_not(system: System) -> None:
     async with gateway(system, HEIMDEX_API_KEYS=entries(), HEIMDEX_RATE_LIMIT=RATE) as api:
         for _ in range(10):
             refused = await api.http.get("/jobs/x")
@@ -152,13 +152,13 @@ async def test_a_key_that_asks_too_often_is_429_with_what_to_wait_and_others_are
             assert not LIMITS & set(response.headers)
 
 
-async def test_a_limit_without_keys_is_that_of_all_callers_together(system: System) -> None:
+async def test_without_keys_all_callers_share_one_limit(system: System) -> None:
     async with gateway(system, HEIMDEX_RATE_LIMIT=RATE) as api, Api(system.url, "any") as other:
         codes = [(await one.http.get("/jobs/x")).status_code for one in (api, other, api, other, api)]
         assert codes == [404, 404, 404, 429, 429]
 
 
-async def test_answers_tell_of_a_limit_only_where_there_is_one(system: System) -> None:
+async def test_responses_have_rate_limit_headers_only_if_there_is_a_limit(system: System) -> None:
     async with gateway(system, HEIMDEX_API_KEYS=entries()) as api:
         response = await api.http.get("/jobs/x", headers=held(api, "acme") | {"Origin": PAGE})
         assert response.status_code == 404
@@ -177,7 +177,7 @@ async def preflight(api: Api, path: str, origin: str, method: str = "POST", head
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/jobs/batch", "/jobs/some-id", "/jobs/some-id/cancel"])
-async def test_a_page_of_an_allowed_origin_may_ask_with_a_key_and_read_the_answers_headers(
+async def test_a_page_of_an_allowed_origin_may_send_a_key_and_read_the_response_headers(
     system: System, path: str
 ) -> None:
     settings = {
@@ -218,7 +218,7 @@ async def test_a_page_of_an_allowed_origin_may_ask_with_a_key_and_read_the_answe
         (PAGE, "POST", "x-mine"),
     ],
 )
-async def test_a_preflight_that_is_refused_is_json_that_says_what_is_allowed(
+async def test_a_refused_preflight_is_json_that_lists_what_is_allowed(
     system: System, origin: str, method: str, headers: str
 ) -> None:
     async with gateway(system, HEIMDEX_CORS_ORIGINS=PAGE) as api:
@@ -233,7 +233,7 @@ async def test_a_preflight_that_is_refused_is_json_that_says_what_is_allowed(
             assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-async def test_any_page_may_ask_where_the_setting_is_a_star(system: System) -> None:
+async def test_with_a_star_any_origin_is_allowed(system: System) -> None:
     async with gateway(system, HEIMDEX_CORS_ORIGINS="*") as api:
         assert (await preflight(api, "/jobs", "https://any.where")).headers["Access-Control-Allow-Origin"] == "*"
         for path in ("/jobs/x", "/healthz", "/nowhere"):
@@ -242,7 +242,7 @@ async def test_any_page_may_ask_where_the_setting_is_a_star(system: System) -> N
         assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-async def test_the_command_line_sends_its_key_and_says_what_is_wrong_without_one(system: System) -> None:
+async def test_the_command_line_sends_its_key_and_reports_a_missing_one(system: System) -> None:
     def heimdex(*words: str, key: str = "") -> subprocess.CompletedProcess[str]:
         env = clean_environment() | {"HEIMDEX_URL": system.url, "HEIMDEX_API_KEY": key}
         command = str(Path(sys.executable).parent / "heimdex")

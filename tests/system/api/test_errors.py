@@ -25,7 +25,7 @@ def detail(response: httpx.Response, status: int) -> str:
     return str(body["detail"])
 
 
-async def test_healthz_says_what_it_is(shared_api: Api) -> None:
+async def test_healthz_returns_the_service_version_and_environment(shared_api: Api) -> None:
     response = await shared_api.http.get("/healthz")
     body = response.json()
     assert response.status_code == 200
@@ -79,7 +79,7 @@ async def test_an_id_in_capital_letters_is_the_same_job(shared_api: Api) -> None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"{'type': 1}", b"\xff\xfe", b"[" * 100_000, b'{"type": "mock_process"'])
-async def test_what_is_no_json_is_400(shared_api: Api, body: bytes) -> None:
+async def test_malformed_json_is_400(shared_api: Api, body: bytes) -> None:
     detail(await shared_api.http.post("/jobs", content=body, headers=JSON), 400)
 
 
@@ -101,7 +101,7 @@ async def test_what_is_no_json_is_400(shared_api: Api, body: bytes) -> None:
         ("mock_process", ["object"]),
     ],
 )
-async def test_json_that_is_no_job_is_422_naming_the_field_and_what_is_allowed(
+async def test_json_that_is_not_a_job_is_422_naming_the_field_and_what_is_allowed(
     shared_api: Api, body: Any, names: list[str]
 ) -> None:
     response = await shared_api.http.post("/jobs", content=json.dumps(body).encode(), headers=JSON)
@@ -132,14 +132,14 @@ async def test_a_body_of_exactly_one_mebibyte_is_accepted(shared_api: Api) -> No
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json", "é"],
 )
-async def test_a_body_that_is_not_said_to_be_json_is_415(shared_api: Api, content_type: str) -> None:
+async def test_a_body_without_the_content_type_of_json_is_415(shared_api: Api, content_type: str) -> None:
     headers = {"content-type": content_type.encode()}
     response = await shared_api.http.post("/jobs", content=b'{"type": "mock_process"}', headers=headers)
     detail(response, 415)
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
-async def test_json_is_recognised_however_its_type_is_spelled(shared_api: Api, content_type: str) -> None:
+async def test_the_content_type_of_json_is_accepted_in_every_valid_form(shared_api: Api, content_type: str) -> None:
     headers = {"content-type": content_type}
     response = await shared_api.http.post("/jobs", content=b'{"type": "mock_process"}', headers=headers)
     assert response.status_code == 202
@@ -162,7 +162,7 @@ async def test_an_unknown_path_is_404_with_a_detail(shared_api: Api, path: str) 
         ("POST", "/jobs/some-id"),
     ],
 )
-async def test_a_method_that_a_path_does_not_have_is_405_and_says_which_it_has(
+async def test_a_method_that_a_path_does_not_have_is_405_with_the_allowed_methods(
     shared_api: Api, method: str, path: str
 ) -> None:
     response = await shared_api.http.request(method, path)
@@ -180,7 +180,7 @@ async def test_a_method_that_a_path_does_not_have_is_405_and_says_which_it_has(
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-async def test_bytes_that_are_no_http_do_not_disturb_the_next_caller(
+async def test_bytes_that_are_not_http_do_not_affect_the_next_caller(
     shared_system: System, shared_api: Api, raw: bytes
 ) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", shared_system.port)
@@ -199,7 +199,7 @@ async def test_bytes_that_are_no_http_do_not_disturb_the_next_caller(
         (b"GET /healthz HTTP/1.1\r\nx: " + b"x" * 40_000, 431),
     ],
 )
-async def test_bytes_that_are_no_request_are_answered_in_json_too(
+async def test_bytes_that_are_not_a_request_are_answered_in_json_too(
     shared_system: System, raw: bytes, status: int
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", shared_system.port)
@@ -211,6 +211,6 @@ async def test_bytes_that_are_no_request_are_answered_in_json_too(
     assert json.loads(body)["detail"]
 
 
-async def test_a_malformed_traceparent_is_no_reason_to_refuse_a_job(shared_api: Api) -> None:
+async def test_a_job_with_a_malformed_traceparent_is_accepted(shared_api: Api) -> None:
     for value in ("garbage", "00-" + "0" * 32 + "-00f067aa0ba902b7-01", "x" * 5000):
         await shared_api.submit(headers={"traceparent": value})

@@ -40,7 +40,7 @@ def check(events: list[dict[str, Any]]) -> None:
         assert earlier["run"] <= later["run"]
 
 
-async def test_a_completed_job_tells_each_hand_over_and_the_attempt_that_led_to_it(http: Api) -> None:
+async def test_the_history_of_a_completed_job_has_each_hand_over_with_its_attempt(http: Api) -> None:
     job_id = await http.submit("scripted")
     job = await http.wait_until(job_id, "completed")
     events = await history(http, job_id)
@@ -58,7 +58,9 @@ async def test_a_completed_job_tells_each_hand_over_and_the_attempt_that_led_to_
     assert events[-1]["at"] == job["updated_at"]
 
 
-async def test_every_failed_attempt_is_told_with_its_error_and_the_pause_before_the_next(http: Api, live: Live) -> None:
+async def test_the_history_has_every_failed_attempt_with_its_error_and_the_delay_after_it(
+    http: Api, live: Live
+) -> None:
     live.script.write("grinding", "raise")
     job_id = await http.submit("scripted")
     job = await http.wait_until(job_id, "failed")
@@ -79,7 +81,7 @@ async def test_every_failed_attempt_is_told_with_its_error_and_the_pause_before_
     assert events[-1]["error"] == job["error"]
 
 
-async def test_a_stage_that_succeeds_on_its_second_attempt_tells_both(http: Api, live: Live) -> None:
+async def test_the_history_has_both_attempts_of_a_stage_that_succeeds_on_its_second(http: Api, live: Live) -> None:
     live.script.write("preparing", "raise", "ok")
     job_id = await http.submit("scripted")
     await http.wait_until(job_id, "completed")
@@ -93,7 +95,7 @@ async def test_a_stage_that_succeeds_on_its_second_attempt_tells_both(http: Api,
     assert attempts(events)[:3] == [None, ("preparing", 1), ("preparing", 2)]
 
 
-async def test_an_error_for_good_is_one_attempt(http: Api, live: Live) -> None:
+async def test_a_permanent_error_is_one_attempt(http: Api, live: Live) -> None:
     live.script.write("preparing", "permanent")
     job_id = await http.submit("scripted")
     await http.wait_until(job_id, "failed")
@@ -120,7 +122,7 @@ async def test_an_attempt_in_the_history_of_a_running_job_is_there_before_the_jo
 
 @pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "x", "%00", "*", "a.b"])
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_the_history_of_no_job_is_404(http: Api, job_id: str, accept: str) -> None:
+async def test_the_history_of_an_unknown_job_is_404(http: Api, job_id: str, accept: str) -> None:
     response = await http.http.get(f"/jobs/{job_id}/events", headers={"accept": accept})
     assert response.status_code == 404
     assert response.json() == {"detail": "Job not found"}

@@ -18,7 +18,7 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
-async def test_a_job_for_later_is_pending_and_starts_at_its_time_not_before(http: Api, live: Live) -> None:
+async def test_a_scheduled_job_is_pending_and_does_not_start_before_its_time(http: Api, live: Live) -> None:
     at = datetime.now(UTC) + timedelta(seconds=2)
     job_id = await http.submit("scripted", run_at=at.isoformat())
     before = await http.get(job_id)
@@ -30,7 +30,7 @@ async def test_a_job_for_later_is_pending_and_starts_at_its_time_not_before(http
     assert after["result"]["total_duration_seconds"] < 2 + (moment(after["updated_at"]) - at).total_seconds()
 
 
-async def test_a_time_that_has_passed_or_no_delay_is_now(http: Api) -> None:
+async def test_a_past_time_or_a_delay_of_zero_means_now(http: Api) -> None:
     for fields in ({"delay_seconds": 0}, {"run_at": "2020-01-01T00:00:00Z"}, {"run_at": None, "delay_seconds": None}):
         await http.wait_until(await http.submit("scripted", **fields), "completed")
 
@@ -49,12 +49,12 @@ async def test_a_time_that_has_passed_or_no_delay_is_now(http: Api) -> None:
         ({"delay_seconds": 1, "run_at": "2030-01-01T00:00:00Z"}, "run_at"),
     ],
 )
-async def test_a_time_that_is_none_is_refused(http: Api, fields: dict[str, Any], field: str) -> None:
+async def test_an_invalid_time_is_refused(http: Api, fields: dict[str, Any], field: str) -> None:
     answer = await http.http.post("/jobs", json={"type": "mock_process", **fields})
     assert (answer.status_code, answer.json()["field"]) == (422, field)
 
 
-async def test_a_job_for_later_that_is_canceled_never_starts(http: Api, live: Live, stored: Observer) -> None:
+async def test_a_scheduled_job_that_is_canceled_never_starts(http: Api, live: Live, stored: Observer) -> None:
     job_id = await http.submit("scripted", delay_seconds=1.5)
     assert (await cancel(http, job_id))["status"] == "canceled"
     later = await http.submit("scripted", delay_seconds=2)
@@ -65,7 +65,7 @@ async def test_a_job_for_later_that_is_canceled_never_starts(http: Api, live: Li
 
 
 @pytest.mark.allows("nats_killed")
-async def test_a_job_for_later_survives_a_restart_of_everything(system: System, api: Api, nats: NatsServer) -> None:
+async def test_a_scheduled_job_survives_a_restart_of_everything(system: System, api: Api, nats: NatsServer) -> None:
     system.start_all()
     await system.ready()
     job_id = await api.submit(delay_seconds=4)
@@ -82,7 +82,7 @@ async def test_a_job_for_later_survives_a_restart_of_everything(system: System, 
 
 
 @pytest.mark.allows("nats_killed", "restored")
-async def test_a_job_for_later_whose_schedule_is_lost_with_the_stream_is_scheduled_again(
+async def test_a_scheduled_job_is_scheduled_again_after_the_stream_was_lost(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()

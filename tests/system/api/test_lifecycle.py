@@ -45,7 +45,7 @@ async def test_a_job_completes_through_all_stages_with_one_hand_over_each(
 
 
 @pytest.mark.containers
-async def test_a_job_told_to_fail_is_tried_four_times_and_then_failed_at_that_stage(
+async def test_a_job_with_fail_at_stage_has_four_attempts_and_then_fails_at_that_stage(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()
@@ -69,7 +69,7 @@ async def test_a_job_told_to_fail_is_tried_four_times_and_then_failed_at_that_st
         await eventually(lambda: seen.empty("HEIMDEX_ATTEMPTS"))
 
 
-async def test_the_pipelines_own_backoff_of_1_2_4_seconds_is_used_when_none_is_set(
+async def test_the_pipelines_own_backoff_of_1_2_4_seconds_is_used_if_none_is_set(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.env["HEIMDEX_RETRY_BACKOFF_SECONDS"] = ""
@@ -82,7 +82,7 @@ async def test_the_pipelines_own_backoff_of_1_2_4_seconds_is_used_when_none_is_s
     assert delays == [1, 2, 4]
 
 
-async def test_a_job_is_pending_until_a_worker_has_it_and_its_progress_moves_during_a_stage(
+async def test_a_job_is_pending_until_a_worker_starts_it_and_its_progress_increases_in_a_stage(
     system: System, api: Api
 ) -> None:
     system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.7"

@@ -58,7 +58,7 @@ async def test_the_list_shows_each_job_as_get_does_newest_first(http: Api) -> No
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 6, 7, 8])
-async def test_pages_of_any_size_tell_every_job_once_and_in_order(http: Api, limit: int) -> None:
+async def test_pages_of_any_size_list_every_job_once_and_in_order(http: Api, limit: int) -> None:
     since = await mark(http)
     made = await asyncio.gather(*(http.submit() for _ in range(7)))
     whole = await listed(http, 7, created_after=since)
@@ -91,7 +91,7 @@ async def test_pages_stay_as_they_are_while_jobs_arrive(http: Api) -> None:
     assert seen == list(reversed(made)), "what came later is on no later page, and nothing is told twice"
 
 
-async def test_a_cursor_leads_to_the_same_page_however_often_it_is_used(http: Api) -> None:
+async def test_a_cursor_returns_the_same_page_however_often_it_is_used(http: Api) -> None:
     since = await mark(http)
     for _ in range(4):
         await http.submit()
@@ -102,14 +102,14 @@ async def test_a_cursor_leads_to_the_same_page_however_often_it_is_used(http: Ap
 
 
 @pytest.mark.parametrize("cursor", [f"{'0' * 16}.{ID}", f"{'9' * 16}.{'f' * 8}-ffff-ffff-ffff-{'f' * 12}"])
-async def test_the_first_and_the_last_cursor_that_can_be_written_are_places_too(http: Api, cursor: str) -> None:
+async def test_the_lowest_and_the_highest_possible_cursor_are_valid(http: Api, cursor: str) -> None:
     job_id = await http.submit()
     await http.wait_until_listed([job_id])
     found = await page(http, cursor=cursor, limit=1000)
     assert (job_id in [job["id"] for job in found["jobs"]]) == cursor.startswith("9")
 
 
-async def test_filters_choose_by_status_type_and_time_and_all_must_fit(http: Api, live: Live) -> None:
+async def test_filters_select_by_status_type_and_time_and_all_must_match(http: Api, live: Live) -> None:
     since = await mark(http)
     live.script.write("preparing", "permanent")
     failed = await http.submit("scripted")
@@ -141,7 +141,7 @@ async def test_filters_choose_by_status_type_and_time_and_all_must_fit(http: Api
     assert await ids(created_before=since) == []
 
 
-async def test_a_time_may_be_of_any_zone_and_its_plus_sign_may_have_become_a_space(http: Api) -> None:
+async def test_a_time_may_have_any_zone_and_a_space_instead_of_its_plus_sign(http: Api) -> None:
     job_id = await http.submit()
     created = (await http.get(job_id))["created_at"]
     await http.wait_until_listed([job_id])
@@ -155,7 +155,7 @@ async def test_a_time_may_be_of_any_zone_and_its_plus_sign_may_have_become_a_spa
         assert job_id not in [job["id"] for job in response.json()["jobs"]]
 
 
-async def test_the_last_page_has_no_cursor_also_when_it_is_full(http: Api) -> None:
+async def test_the_last_page_has_no_cursor_even_if_it_is_full(http: Api) -> None:
     since = await mark(http)
     for _ in range(2):
         await http.submit()
@@ -210,7 +210,7 @@ async def test_the_last_page_has_no_cursor_also_when_it_is_full(http: Api) -> No
         ("Limit", "5"),
     ],
 )
-async def test_a_parameter_that_cannot_be_used_is_422_and_named(http: Api, name: str, value: str) -> None:
+async def test_an_invalid_parameter_is_422_and_named(http: Api, name: str, value: str) -> None:
     response = await http.http.get("/jobs", params={name: value})
     assert response.status_code == 422, response.text
     body = response.json()

@@ -21,7 +21,7 @@ from tests.system.api.conftest import Live
 BODY = {"type": "mock_process"}
 
 
-async def test_fifty_callers_that_race_with_one_key_get_one_job(http: Api, stored: Observer) -> None:
+async def test_fifty_concurrent_callers_with_one_key_get_one_job(http: Api, stored: Observer) -> None:
     answers = await asyncio.gather(
         *(http.http.post("/jobs", json=BODY, headers={"Idempotency-Key": '"race"'}) for _ in range(50))
     )
@@ -31,7 +31,7 @@ async def test_fifty_callers_that_race_with_one_key_get_one_job(http: Api, store
     assert stored.subjects("heimdex-stored.jobs", job_id) == ["extracting"]
 
 
-async def test_a_key_is_the_same_quoted_or_bare_and_a_body_whatever_its_spaces_and_order(http: Api) -> None:
+async def test_a_key_may_be_quoted_or_bare_and_a_body_may_differ_in_spaces_and_order(http: Api) -> None:
     first = await http.submit(headers={"Idempotency-Key": '"a \\"key\\""'}, fail_at_stage="indexing")
     second = await http.http.post(
         "/jobs",
@@ -41,7 +41,7 @@ async def test_a_key_is_the_same_quoted_or_bare_and_a_body_whatever_its_spaces_a
     assert second.json() == {"job_id": first}
 
 
-async def test_a_batch_with_a_key_is_accepted_once_however_many_ask(http: Api, stored: Observer) -> None:
+async def test_a_batch_with_a_key_is_accepted_once_from_many_callers(http: Api, stored: Observer) -> None:
     body = {"jobs": [BODY, {**BODY, "fail_at_stage": "indexing"}, {**BODY, "delay_seconds": 600}]}
     headers = {"Idempotency-Key": "batch"}
     answers = await asyncio.gather(*(http.http.post("/jobs/batch", json=body, headers=headers) for _ in range(20)))
@@ -65,12 +65,12 @@ async def test_a_key_with_another_body_is_refused(http: Api) -> None:
 
 
 @pytest.mark.parametrize("key", ["", '""', '"unended', "x" * 256, f'"{"x" * 256}"', "Schlüssel", "a\tb"])
-async def test_what_is_no_key_is_refused(http: Api, key: str) -> None:
+async def test_an_invalid_key_is_refused(http: Api, key: str) -> None:
     answer = await http.http.post("/jobs", json=BODY, headers={"Idempotency-Key": key.encode()})
     assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
 
 
-async def test_two_keys_are_none(http: Api) -> None:
+async def test_two_keys_are_refused(http: Api) -> None:
     answer = await http.http.post("/jobs", json=BODY, headers=[("Idempotency-Key", "a"), ("Idempotency-Key", "b")])
     assert (answer.status_code, answer.json()["field"]) == (422, "Idempotency-Key")
 
@@ -82,7 +82,7 @@ async def test_a_body_that_is_refused_uses_up_no_key(http: Api) -> None:
 
 
 @pytest.mark.allows("nats_killed")
-async def test_a_key_keeps_its_job_over_restarts_with_postgres_down_and_through_another_gateway(
+async def test_a_key_keeps_its_job_across_restarts_gateways_and_a_postgres_outage(
     system: System, api: Api, nats: NatsServer, own_postgres: PostgresServer
 ) -> None:
     system.env["HEIMDEX_DATABASE_URL"] = own_postgres.url
@@ -103,7 +103,7 @@ async def test_a_key_keeps_its_job_over_restarts_with_postgres_down_and_through_
     own_postgres.start()
 
 
-async def test_fifty_callers_that_race_through_two_gateways_while_postgres_is_down_get_one_job(
+async def test_fifty_concurrent_callers_of_two_gateways_get_one_job_while_postgres_is_down(
     system: System, api: Api, nats: NatsServer, own_postgres: PostgresServer
 ) -> None:
     system.env["HEIMDEX_DATABASE_URL"] = own_postgres.url
@@ -129,7 +129,7 @@ async def eventually_up(api: Api) -> None:
     await eventually(accepts)
 
 
-async def test_a_key_whose_first_caller_died_before_its_job_was_stored_makes_it_at_the_repeat(
+async def test_a_repeated_request_creates_the_job_if_the_first_gateway_died_before_storing_it(
     scripted: System, api: Api, script: Script, nats: NatsServer
 ) -> None:
     scripted.start_all(stages=STAGES)
@@ -144,7 +144,7 @@ async def test_a_key_whose_first_caller_died_before_its_job_was_stored_makes_it_
     await api.wait_until(again, "completed")
 
 
-async def test_a_batch_whose_first_caller_died_before_it_was_stored_is_made_at_the_repeat(
+async def test_a_repeated_request_creates_the_batch_if_the_first_gateway_died_before_storing_it(
     scripted: System, api: Api, script: Script, nats: NatsServer
 ) -> None:
     scripted.start_all(stages=STAGES)
@@ -164,7 +164,7 @@ async def test_a_batch_whose_first_caller_died_before_it_was_stored_is_made_at_t
 
 @pytest.mark.allows("nats_killed")
 @pytest.mark.parametrize("ago", [{}, {"created_at": "2025-10-28T12:00:00.000000Z"}], ids=["just now", "long ago"])
-async def test_a_job_that_has_ended_does_not_run_again_though_its_key_was_never_marked(
+async def test_a_finished_job_does_not_run_again_although_its_key_was_never_marked(
     scripted: System, api: Api, script: Script, nats: NatsServer, ago: dict[str, str]
 ) -> None:
     scripted.start_all(stages=STAGES)
@@ -188,7 +188,7 @@ async def test_a_job_that_has_ended_does_not_run_again_though_its_key_was_never_
     assert len(script.runs("preparing", job_id)) == 1
 
 
-async def test_a_key_is_forgotten_after_a_day(live: Live, http: Api) -> None:
+async def test_a_key_expires_after_a_day(live: Live, http: Api) -> None:
     async with Observer(live.nats.url) as seen:
         info = await seen.api("STREAM.INFO.KV_HEIMDEX_IDEMPOTENCY")
     assert info["config"]["max_age"] == 24 * 3600 * 10**9

@@ -20,7 +20,7 @@ JOB = "/jobs/01990000-0000-7000-8000-000000000001"
         ("GET", f"{JOB}/events"),
     ],
 )
-async def test_a_parameter_that_is_not_known_is_422_and_named(http: Api, method: str, path: str) -> None:
+async def test_an_unknown_parameter_is_422_and_named(http: Api, method: str, path: str) -> None:
     response = await http.http.request(
         method, f"{path}?delay_secods=60", json={"type": "mock_process"} if method == "POST" else None
     )

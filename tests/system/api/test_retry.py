@@ -43,7 +43,7 @@ async def test_from_start_runs_all_stages_again(http: Api, live: Live) -> None:
     assert stages == ["preparing", "grinding", "preparing", "grinding", "closing"]
 
 
-async def test_the_history_of_all_runs_is_kept(http: Api, live: Live) -> None:
+async def test_the_history_has_all_runs(http: Api, live: Live) -> None:
     live.script.write("preparing", "raise")
     job_id = await http.submit("scripted")
     await http.wait_until(job_id, "failed")
@@ -75,7 +75,7 @@ async def _runs(api: Api, job_id: str, run: int) -> bool:
     return any(entry["run"] == run and entry["event"] == "failed" for entry in await history(api, job_id))
 
 
-async def test_while_it_waits_for_its_next_run_a_job_is_pending(http: Api, live: Live) -> None:
+async def test_a_job_that_waits_for_its_next_run_is_pending(http: Api, live: Live) -> None:
     job_id = await http.submit("mock_process")  # no worker of its stage runs
     assert (await http.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
     job = await retry(http, job_id)
@@ -89,7 +89,7 @@ async def test_while_it_waits_for_its_next_run_a_job_is_pending(http: Api, live:
     assert job == await http.get(job_id)
 
 
-async def test_a_job_that_was_canceled_in_a_stage_goes_on_from_it(http: Api, live: Live) -> None:
+async def test_a_job_that_was_canceled_in_a_stage_continues_from_it(http: Api, live: Live) -> None:
     live.script.write("grinding", "gate")
     job_id = await http.submit("scripted")
     await eventually(lambda: live.script.runs("grinding", job_id))
@@ -101,7 +101,7 @@ async def test_a_job_that_was_canceled_in_a_stage_goes_on_from_it(http: Api, liv
     assert len(live.script.runs("grinding", job_id)) == 2
 
 
-async def test_a_job_that_was_canceled_before_it_began_begins(http: Api, live: Live) -> None:
+async def test_a_job_that_was_canceled_before_its_first_stage_starts_there(http: Api, live: Live) -> None:
     live.script.write("preparing", "gate")
     job_id = await http.submit("scripted")
     assert (await http.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
@@ -111,7 +111,7 @@ async def test_a_job_that_was_canceled_before_it_began_begins(http: Api, live: L
 
 
 @pytest.mark.parametrize("status", ["pending", "processing", "completed"])
-async def test_a_job_that_is_neither_failed_nor_canceled_is_409_and_stays_as_it_is(
+async def test_a_retry_of_a_job_that_is_neither_failed_nor_canceled_is_409_and_changes_nothing(
     http: Api, live: Live, status: str
 ) -> None:
     live.script.write("grinding", "gate" if status == "processing" else "ok")
@@ -125,19 +125,19 @@ async def test_a_job_that_is_neither_failed_nor_canceled_is_409_and_stays_as_it_
 
 
 @pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "x", "%00", "*"])
-async def test_no_job_cannot_be_run_again(http: Api, job_id: str) -> None:
+async def test_a_retry_of_an_unknown_job_is_404(http: Api, job_id: str) -> None:
     assert await retry(http, job_id, status=404) == {"detail": "Job not found"}
 
 
 @pytest.mark.parametrize("start", ["", "grinding", "START", "1"])
-async def test_a_place_that_it_cannot_start_from_is_422_and_named(http: Api, start: str) -> None:
+async def test_an_invalid_from_parameter_is_422_and_named(http: Api, start: str) -> None:
     job_id = await http.submit("mock_process")
     answer = await retry(http, job_id, f"?from={start}", status=422)
     assert answer["field"] == "from"
     assert "'start'" in str(answer["detail"])
 
 
-async def test_of_many_retries_at_once_one_is_a_new_run_and_the_others_are_409(
+async def test_one_of_many_concurrent_retries_starts_a_run_and_the_others_are_409(
     http: Api, live: Live, stored: Observer
 ) -> None:
     # Not the last stage: it has a time-out, and ten retries may take longer.

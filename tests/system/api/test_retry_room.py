@@ -9,7 +9,7 @@ from tests.support.services import System
 ROOM = 10
 
 
-async def test_those_that_there_is_room_for_are_run_again_and_counted_and_none_more_after_the_answer(
+async def test_a_retry_of_many_runs_as_many_jobs_as_the_limit_allows_and_counts_them(
     scripted: System, api: Api, script: Script
 ) -> None:
     script.write("preparing", "permanent")

@@ -8,7 +8,7 @@ from tests.support.services import LAUNCHERS, MOCK_STAGES, System
 from tests.support.waiting import eventually
 
 
-async def test_jobs_of_an_unknown_type_are_left_out_and_do_not_hide_the_others(
+async def test_jobs_of_an_unknown_type_are_skipped_and_do_not_hide_the_others(
     scripted: System, api: Api, script: Script
 ) -> None:
     script.write("preparing", "permanent")

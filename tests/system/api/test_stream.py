@@ -23,7 +23,9 @@ async def finished(api: Api, live: Live) -> str:
     return job_id
 
 
-async def test_the_history_comes_first_then_each_change_and_the_end_ends_the_stream(http: Api, live: Live) -> None:
+async def test_a_stream_sends_the_history_then_each_change_and_ends_after_the_terminal_event(
+    http: Api, live: Live
+) -> None:
     live.script.write("grinding", "gate")
     job_id = await http.submit("scripted")
     await eventually(lambda: live.script.runs("grinding", job_id))
@@ -41,7 +43,7 @@ async def test_the_history_comes_first_then_each_change_and_the_end_ends_the_str
     assert [one.event for one in told] == [one.data["event"] for one in told]
 
 
-async def test_failed_attempts_and_further_runs_are_told_and_only_the_last_end_ends_the_stream(
+async def test_a_stream_has_failed_attempts_and_all_runs_and_ends_after_the_last_terminal_event(
     http: Api, live: Live
 ) -> None:
     job_id = await finished(http, live)
@@ -60,7 +62,7 @@ async def test_failed_attempts_and_further_runs_are_told_and_only_the_last_end_e
     assert places == sorted(set(places))
 
 
-async def test_a_stream_of_an_ended_job_that_is_run_again_goes_on_with_the_new_run(http: Api, live: Live) -> None:
+async def test_a_stream_of_a_retried_job_continues_with_the_new_run(http: Api, live: Live) -> None:
     live.script.write("preparing", "permanent")
     job_id = await http.submit("scripted")
     first = await entries(http, job_id)
@@ -82,7 +84,7 @@ async def test_a_stream_resumes_after_any_event_without_gap_or_repeat(http: Api,
         assert await entries(http, job_id, after=sent.id) == whole[index:]
 
 
-async def test_a_caller_who_hangs_up_after_every_event_is_told_each_once(http: Api, live: Live) -> None:
+async def test_a_caller_who_reconnects_after_every_event_gets_each_event_once(http: Api, live: Live) -> None:
     live.script.write("preparing", "raise", "raise", "ok")
     live.script.write("grinding", "raise", "ok")
     job_id = await http.submit("scripted")
@@ -92,7 +94,7 @@ async def test_a_caller_who_hangs_up_after_every_event_is_told_each_once(http: A
     assert [sent.data for sent in told] == await history(http, job_id)
 
 
-async def test_a_connection_that_is_cut_at_any_byte_loses_and_repeats_nothing(http: Api, live: Live) -> None:
+async def test_a_stream_that_is_cut_at_any_byte_resumes_without_gap_or_repeat(http: Api, live: Live) -> None:
     job_id = await finished(http, live)
     whole = await entries(http, job_id)
     headers = {"accept": "text/event-stream"}
@@ -106,7 +108,7 @@ async def test_a_connection_that_is_cut_at_any_byte_loses_and_repeats_nothing(ht
 
 
 @pytest.mark.parametrize("last", ["", "x", "1", "1.", ".1", "-1.0", "1.0.0", "9" * 400, "٣.٣", "99999.0"])
-async def test_an_id_that_is_none_of_this_job_begins_anew(http: Api, live: Live, last: str) -> None:
+async def test_an_id_of_another_job_starts_from_the_beginning(http: Api, live: Live, last: str) -> None:
     job_id = await http.submit("scripted")
     await http.wait_until(job_id, "completed")
     response = await http.http.get(
@@ -116,7 +118,7 @@ async def test_an_id_that_is_none_of_this_job_begins_anew(http: Api, live: Live,
     assert response.text.count("\nid: ") == 4
 
 
-async def test_ticks_have_no_id_and_tell_a_progress_that_never_falls(http: Api, live: Live) -> None:
+async def test_progress_events_have_no_id_and_their_progress_never_decreases(http: Api, live: Live) -> None:
     live.script.write("grinding", "gate")
     job_id = await http.submit("scripted")
     ticks: list[Sent] = []
@@ -135,7 +137,7 @@ async def test_ticks_have_no_id_and_tell_a_progress_that_never_falls(http: Api, 
     assert shown == sorted(shown)
 
 
-async def test_many_callers_may_listen_and_are_told_the_same(http: Api, live: Live) -> None:
+async def test_many_callers_of_a_stream_get_the_same_events(http: Api, live: Live) -> None:
     live.script.write("preparing", "gate")
     job_id = await http.submit("scripted")
     listening = [asyncio.create_task(entries(http, job_id)) for _ in range(20)]
@@ -146,7 +148,7 @@ async def test_many_callers_may_listen_and_are_told_the_same(http: Api, live: Li
     assert told[0][-1].event == "completed"
 
 
-async def test_a_stream_says_what_it_is_and_how_soon_to_come_again(http: Api, live: Live) -> None:
+async def test_a_stream_has_its_content_type_and_its_reconnection_delay(http: Api, live: Live) -> None:
     job_id = await http.submit("scripted")
     await http.wait_until(job_id, "completed")
     response = await http.http.get(f"/jobs/{job_id}/events", headers={"accept": "text/event-stream"})
@@ -194,7 +196,7 @@ async def test_a_canceled_job_ends_its_stream(http: Api) -> None:
     assert [sent.event for sent in told] == ["submitted", "canceled"]
 
 
-async def test_callers_who_hang_up_disturb_nobody(http: Api, live: Live) -> None:
+async def test_callers_who_disconnect_do_not_affect_others(http: Api, live: Live) -> None:
     job_id = await http.submit("mock_process")
     for _ in range(30):
         async with aclosing(listen(http, job_id)) as stream:

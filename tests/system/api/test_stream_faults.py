@@ -27,9 +27,7 @@ async def at_the_gate(api: Api, script: Script) -> str:
     return job_id
 
 
-async def test_events_come_from_the_stream_itself_and_need_no_status_store(
-    running: System, api: Api, script: Script
-) -> None:
+async def test_live_events_come_from_nats_and_need_no_status_store(running: System, api: Api, script: Script) -> None:
     job_id = await at_the_gate(api, script)
     told: list[Sent] = []
     async for sent in listen(api, job_id):
@@ -63,7 +61,7 @@ async def test_a_history_that_is_not_recorded_yet_has_no_gap(
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
-async def test_a_stream_goes_on_without_a_gap_through_another_gateway(
+async def test_a_stream_resumes_without_a_gap_at_another_gateway(
     running: System, api: Api, script: Script, how: str
 ) -> None:
     job_id = await at_the_gate(api, script)
@@ -83,7 +81,7 @@ async def test_a_stream_goes_on_without_a_gap_through_another_gateway(
 
 
 @pytest.mark.allows("nats_killed")
-async def test_a_stream_goes_on_without_a_gap_when_nats_is_restarted(
+async def test_a_stream_resumes_without_a_gap_after_a_restart_of_nats(
     running: System, api: Api, script: Script, nats: Any
 ) -> None:
     job_id = await at_the_gate(api, script)
@@ -98,9 +96,7 @@ async def test_a_stream_goes_on_without_a_gap_when_nats_is_restarted(
     caller.check(await history(api, job_id))
 
 
-async def test_a_job_that_is_handed_back_by_a_stopping_worker_says_so(
-    running: System, api: Api, script: Script
-) -> None:
+async def test_the_stream_has_the_hand_back_of_a_stopping_worker(running: System, api: Api, script: Script) -> None:
     running.env["HEIMDEX_SHUTDOWN_GRACE_SECONDS"] = "1"
     running["grinding"].kill()
     running.start("grinding")
@@ -114,7 +110,7 @@ async def test_a_job_that_is_handed_back_by_a_stopping_worker_says_so(
     assert [sent.data for sent in told] == await history(api, job_id)
 
 
-async def test_without_postgres_the_list_and_a_recorded_history_are_500_with_a_sentence(
+async def test_while_postgres_is_down_the_list_and_a_recorded_history_are_500_with_a_sentence(
     new_system: Any, nats: Any, own_postgres: Any
 ) -> None:
     system = new_system(nats.url, own_postgres.url)
@@ -138,7 +134,7 @@ async def test_without_postgres_the_list_and_a_recorded_history_are_500_with_a_s
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_without_nats_a_history_is_500_with_a_sentence_also_as_a_stream(
+async def test_while_nats_is_down_a_history_and_a_stream_are_500_with_a_sentence(
     running: System, api: Api, script: Script, nats: Any, accept: str
 ) -> None:
     job_id = await at_the_gate(api, script)

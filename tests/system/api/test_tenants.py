@@ -87,7 +87,7 @@ async def test_without_a_key_or_with_an_unknown_one_every_operation_on_jobs_is_4
     assert (await callers.acme.get(job_id))["status"] == "pending"
 
 
-async def test_what_is_not_about_jobs_needs_no_key(callers: Callers) -> None:
+async def test_routes_that_are_not_about_jobs_need_no_key(callers: Callers) -> None:
     paths = (
         "/healthz",
         "/readyz",
@@ -104,7 +104,7 @@ async def test_what_is_not_about_jobs_needs_no_key(callers: Callers) -> None:
 
 
 @pytest.mark.parametrize("state", ["pending", "processing", "completed", "failed", "canceled", "later"])
-async def test_on_every_route_another_tenants_job_is_answered_as_one_that_never_was(
+async def test_on_every_route_another_tenants_job_is_like_one_that_does_not_exist(
     callers: Callers, live: Live, state: str
 ) -> None:
     acme = callers.acme
@@ -142,7 +142,7 @@ async def test_on_every_route_another_tenants_job_is_answered_as_one_that_never_
         await acme.wait_until(job_id, "completed")
 
 
-async def test_every_route_works_for_the_tenant_whose_job_it_is(callers: Callers, live: Live) -> None:
+async def test_every_route_works_for_the_jobs_own_tenant(callers: Callers, live: Live) -> None:
     acme = callers.acme
     live.script.write("preparing", "permanent")
     job_id = await acme.submit("scripted")
@@ -161,7 +161,7 @@ async def test_every_route_works_for_the_tenant_whose_job_it_is(callers: Callers
         await acme.wait_until(one, "completed")
 
 
-async def test_a_tenant_is_the_same_through_all_messages_of_a_job_and_the_default_one_is_not_written(
+async def test_all_messages_of_a_job_have_its_tenant_and_the_default_tenant_is_omitted(
     callers: Callers, live: Live
 ) -> None:
     live.script.write("preparing", "raise", "ok")
@@ -218,7 +218,7 @@ async def test_a_list_has_the_tenants_own_jobs_whatever_the_filter_or_the_cursor
     assert not set(theirs) & set(await listed(callers.acme, cursor=cursor))
 
 
-async def test_a_retry_of_many_touches_no_job_of_another_tenant(callers: Callers, live: Live) -> None:
+async def test_a_retry_of_many_changes_no_job_of_another_tenant(callers: Callers, live: Live) -> None:
     live.script.write("preparing", "permanent")
     ids = [await api.submit("scripted") for api in (callers.acme, callers.beta, callers.unkeyed)]
     for api, job_id in zip((callers.acme, callers.beta, callers.unkeyed), ids, strict=True):
@@ -264,7 +264,7 @@ async def test_a_key_of_the_default_tenant_sees_what_was_submitted_without_keys(
     assert (await callers.unkeyed.get(later))["id"] == later
 
 
-async def test_a_live_stream_of_a_tenants_job_is_told_to_its_key(callers: Callers, live: Live) -> None:
+async def test_a_live_stream_of_a_tenants_job_is_sent_to_the_tenants_key(callers: Callers, live: Live) -> None:
     live.script.write("grinding", "gate")
     job_id = await callers.acme.submit("scripted")
     stream = asyncio.create_task(sse_entries(callers.acme_new, job_id))

@@ -12,7 +12,7 @@ from tests.system.api.conftest import Live
 
 
 @pytest.mark.parametrize(("behaviour", "status"), [("gate", "completed"), ("raise", "failed")])
-async def test_the_answer_comes_when_the_job_ends(http: Api, live: Live, behaviour: str, status: str) -> None:
+async def test_a_wait_is_answered_when_the_job_finishes(http: Api, live: Live, behaviour: str, status: str) -> None:
     live.script.write("preparing", "gate")
     live.script.write("closing", "permanent" if behaviour == "raise" else "ok")
     job_id = await http.submit("scripted")
@@ -37,7 +37,7 @@ async def test_many_callers_may_wait_for_the_same_job(http: Api, live: Live) -> 
     assert {answer.json()["status"] for answer in answers} == {"completed"}
 
 
-async def test_the_answer_comes_when_the_time_is_up(http: Api) -> None:
+async def test_a_wait_is_answered_when_its_time_is_over(http: Api) -> None:
     job_id = await http.submit("mock_process")
     for wait in ("0.3", "0", "1e-3", "0.0"):
         response = await http.http.get(f"/jobs/{job_id}", params={"wait": wait})
@@ -45,7 +45,7 @@ async def test_the_answer_comes_when_the_time_is_up(http: Api) -> None:
         assert response.json()["status"] == "pending"
 
 
-async def test_a_job_that_has_ended_is_not_waited_for(http: Api) -> None:
+async def test_a_wait_for_a_finished_job_is_answered_at_once(http: Api) -> None:
     job_id = await http.submit("scripted")
     await http.wait_until(job_id, "completed")
     response = await http.http.get(f"/jobs/{job_id}", params={"wait": "300"}, timeout=60)
@@ -60,7 +60,7 @@ async def test_a_cancel_ends_the_wait(http: Api) -> None:
 
 
 @pytest.mark.parametrize("wait", ["-1", "300.1", "301", "x", "", "nan", "inf", "-inf", "1e400", "1_0", "٣", "0x10"])
-async def test_a_time_that_cannot_be_waited_is_422_and_named(http: Api, wait: str) -> None:
+async def test_an_invalid_wait_is_422_and_named(http: Api, wait: str) -> None:
     job_id = await http.submit("mock_process")
     response = await http.http.get(f"/jobs/{job_id}", params={"wait": wait})
     assert response.status_code == 422, response.text
@@ -69,7 +69,7 @@ async def test_a_time_that_cannot_be_waited_is_422_and_named(http: Api, wait: st
 
 
 @pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "x", "%00"])
-async def test_no_job_is_not_waited_for(http: Api, job_id: str) -> None:
+async def test_a_wait_for_an_unknown_job_is_404_at_once(http: Api, job_id: str) -> None:
     response = await http.http.get(f"/jobs/{job_id}", params={"wait": "300"}, timeout=60)
     assert response.status_code == 404
     assert response.json() == {"detail": "Job not found"}
@@ -89,7 +89,7 @@ async def test_a_parameter_that_is_misspelt_or_given_twice_is_422_and_named(http
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])
-async def test_a_wait_ends_when_its_caller_hangs_up(http: Api, live: Live, when: str) -> None:
+async def test_a_wait_ends_when_its_caller_disconnects(http: Api, live: Live, when: str) -> None:
     job_id = await http.submit("mock_process")
     async with Observer(live.nats.url, "nothing") as broker:
 

@@ -10,7 +10,7 @@ from tests.support.services import System
 from tests.support.waiting import eventually
 
 
-async def test_an_end_that_is_stored_but_not_yet_recorded_ends_the_wait(
+async def test_a_terminal_event_that_is_not_recorded_yet_ends_the_wait(
     scripted: System, api: Api, script: Script
 ) -> None:
     script.write("preparing", "gate")
@@ -30,7 +30,7 @@ async def test_an_end_that_is_stored_but_not_yet_recorded_ends_the_wait(
     assert response.json()["status"] == "completed"
 
 
-async def test_a_gateway_that_stops_answers_those_who_wait(scripted: System, api: Api) -> None:
+async def test_a_stopping_gateway_answers_the_pending_waits(scripted: System, api: Api) -> None:
     scripted.start_all(stages=())
     await scripted.ready()
     job_id = await api.submit("scripted")

@@ -24,7 +24,7 @@ async def start(system: System) -> None:
     await system.ready()
 
 
-async def test_each_way_to_end_is_told_once_with_the_job_object_as_get_shows_it(
+async def test_each_terminal_state_is_called_back_once_with_the_job_object_of_get(
     calling: System, api: Api, nats: NatsServer, receiver: Receiver
 ) -> None:
     calling.start_all(without=("indexing",))
@@ -54,7 +54,7 @@ async def test_each_way_to_end_is_told_once_with_the_job_object_as_get_shows_it(
     assert call.headers["host"] == f"127.0.0.1:{receiver.port}"
 
 
-async def test_errors_are_repeated_until_it_is_taken_under_the_same_id_and_are_in_the_history(
+async def test_failed_attempts_are_repeated_with_the_same_id_and_are_in_the_history(
     calling: System, api: Api, nats: NatsServer, receiver: Receiver
 ) -> None:
     receiver.answers = [500, 503, 200]
@@ -74,7 +74,7 @@ async def test_errors_are_repeated_until_it_is_taken_under_the_same_id_and_are_i
     assert await api.get(job_id) == receiver.calls[-1].job
 
 
-async def test_a_receiver_that_is_away_is_told_when_it_is_there(calling: System, api: Api) -> None:
+async def test_a_callback_to_a_receiver_that_was_down_is_delivered_when_it_is_up(calling: System, api: Api) -> None:
     await start(calling)
     with Receiver() as away:
         pass
@@ -87,7 +87,7 @@ async def test_a_receiver_that_is_away_is_told_when_it_is_there(calling: System,
     assert "cannot be reached" in events[0]["error"]
 
 
-async def test_it_is_given_up_after_the_last_try_and_at_once_where_the_receiver_is_gone(
+async def test_a_callback_is_given_up_after_the_last_attempt_and_at_once_after_a_410(
     calling: System, api: Api, nats: NatsServer, receiver: Receiver
 ) -> None:
     await start(calling)
@@ -105,7 +105,9 @@ async def test_it_is_given_up_after_the_last_try_and_at_once_where_the_receiver_
         await eventually(lambda: seen.empty(CALLBACKS))
 
 
-async def test_each_run_of_a_job_is_told_as_it_ended(calling: System, api: Api, receiver: Receiver) -> None:
+async def test_each_run_of_a_job_has_a_callback_with_its_terminal_state(
+    calling: System, api: Api, receiver: Receiver
+) -> None:
     # The first run's end is still being told when the second run has ended otherwise.
     receiver.answers = [500, 500, 500, 500, 204]
     await start(calling)
@@ -120,7 +122,9 @@ async def test_each_run_of_a_job_is_told_as_it_ended(calling: System, api: Api, 
     assert list(jobs.values()) == [await api.get(job_id)]
 
 
-async def test_the_jobs_of_a_batch_are_told_each_to_its_own_url(calling: System, api: Api, receiver: Receiver) -> None:
+async def test_the_jobs_of_a_batch_are_each_called_back_at_their_own_url(
+    calling: System, api: Api, receiver: Receiver
+) -> None:
     calling.start_all()
     await calling.ready()
     jobs = [{"type": "mock_process", "callback_url": f"{receiver.url}&number={number}"} for number in range(100)]
@@ -135,7 +139,7 @@ async def test_the_jobs_of_a_batch_are_told_each_to_its_own_url(calling: System,
     assert await callbacks_of(api, plain) == []
 
 
-async def test_the_live_stream_ends_with_the_end_of_the_job_whatever_is_called_back_later(
+async def test_the_live_stream_ends_after_the_terminal_event_whatever_callbacks_follow(
     calling: System, api: Api, receiver: Receiver
 ) -> None:
     calling.start_all()
@@ -149,7 +153,7 @@ async def test_the_live_stream_ends_with_the_end_of_the_job_whatever_is_called_b
     assert await entries(api, job_id, after="3.1") == []
 
 
-async def test_a_receiver_that_answers_nothing_holds_up_no_other(calling: System, api: Api, receiver: Receiver) -> None:
+async def test_a_receiver_that_does_not_respond_delays_no_other(calling: System, api: Api, receiver: Receiver) -> None:
     calling.start_all()
     await calling.ready()
     over = threading.Event()
@@ -168,7 +172,7 @@ async def test_a_receiver_that_answers_nothing_holds_up_no_other(calling: System
         await eventually(lambda: len(silent.calls) == 600, 90, what=lambda: f"all are told, not {len(silent.calls)}")
 
 
-async def test_a_url_that_may_not_be_called_is_refused_and_no_job_is_made(calling: System, api: Api) -> None:
+async def test_a_job_with_a_forbidden_callback_url_is_refused(calling: System, api: Api) -> None:
     calling.start("gateway", {"HEIMDEX_CALLBACK_ALLOW": None})
     calling.start("status-store")
     await calling.ready()
@@ -189,7 +193,7 @@ async def test_a_url_that_may_not_be_called_is_refused_and_no_job_is_made(callin
     assert (await api.http.get("/jobs")).json()["jobs"] == []
 
 
-async def test_an_allowance_that_was_taken_away_holds_for_what_is_due_already(
+async def test_a_removed_allowance_applies_to_callbacks_that_are_due_already(
     calling: System, api: Api, receiver: Receiver
 ) -> None:
     calling.start_all(without=("indexing",))
@@ -209,7 +213,9 @@ async def test_an_allowance_that_was_taken_away_holds_for_what_is_due_already(
     assert len(receiver.calls) == 1
 
 
-async def test_what_is_due_waits_for_a_gateway_with_the_secret(calling: System, api: Api, receiver: Receiver) -> None:
+async def test_a_due_callback_waits_for_a_gateway_with_the_secret(
+    calling: System, api: Api, receiver: Receiver
+) -> None:
     calling.start_all(without=("indexing",))
     await calling.ready()
     job_id = await api.submit(callback_url=receiver.url)

@@ -23,7 +23,7 @@ async def kinds(database_url: str, job_id: str) -> list[str]:
     return [event["kind"] for event in await events(database_url, job_id)]
 
 
-async def test_a_gateway_killed_in_the_middle_of_a_try_leaves_it_to_another_under_the_same_id(
+async def test_an_attempt_of_a_killed_gateway_is_repeated_by_another_with_the_same_id(
     calling: System, api: Api, receiver: Receiver
 ) -> None:
     over = threading.Event()
@@ -46,7 +46,7 @@ async def test_a_gateway_killed_in_the_middle_of_a_try_leaves_it_to_another_unde
     assert second.job["id"] == job_id
 
 
-async def test_a_gateway_killed_before_it_could_tell_that_a_try_succeeded_makes_it_again_under_the_same_id(
+async def test_an_attempt_whose_success_a_killed_gateway_did_not_publish_is_repeated_with_the_same_id(
     calling: System, api: Api, receiver: Receiver, died: Path
 ) -> None:
     calling.start_all(without=("gateway",))
@@ -61,7 +61,7 @@ async def test_a_gateway_killed_before_it_could_tell_that_a_try_succeeded_makes_
 
 
 @pytest.mark.parametrize("point", [pytest.param("before", marks=pytest.mark.full), "after"])
-async def test_a_store_killed_when_an_end_is_committed_and_not_acknowledged_owes_its_callback_all_the_same(
+async def test_a_callback_is_made_although_the_store_was_killed_before_it_acknowledged_the_terminal_event(
     calling: System, api: Api, receiver: Receiver, nats: Any, database_url: str, died: Path, point: str
 ) -> None:
     calling.start_all(without=("status-store",))
@@ -87,7 +87,7 @@ async def test_a_store_killed_when_an_end_is_committed_and_not_acknowledged_owes
     ]
 
 
-async def test_a_gateway_that_is_told_to_stop_hands_back_the_try_that_it_cannot_end(
+async def test_a_stopping_gateway_hands_back_an_attempt_that_it_cannot_finish(
     calling: System, api: Api, receiver: Receiver
 ) -> None:
     over = threading.Event()
@@ -110,7 +110,7 @@ async def test_a_gateway_that_is_told_to_stop_hands_back_the_try_that_it_cannot_
         over.set()
 
 
-async def test_two_gateways_share_the_work_and_none_is_told_twice(
+async def test_two_gateways_share_the_callbacks_and_make_each_once(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
     calling.start_all()
@@ -129,7 +129,7 @@ async def test_two_gateways_share_the_work_and_none_is_told_twice(
 
 
 @pytest.mark.allows("nats_killed")
-async def test_callbacks_survive_a_restart_of_nats_with_no_gateway_there(
+async def test_callbacks_survive_a_restart_of_nats_without_a_gateway(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
     calling.start_all()
@@ -150,7 +150,7 @@ async def test_callbacks_survive_a_restart_of_nats_with_no_gateway_there(
 
 
 @pytest.mark.allows("nats_killed")
-async def test_an_end_recorded_while_nats_goes_away_is_told_when_it_is_back(
+async def test_a_terminal_event_recorded_as_nats_goes_down_is_called_back_after_the_outage(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
     calling.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.05"
@@ -169,7 +169,7 @@ async def test_an_end_recorded_while_nats_goes_away_is_told_when_it_is_back(
 
 
 @pytest.mark.allows("nats_killed", "callbacks_restored")
-async def test_what_was_owed_is_owed_again_when_nats_has_lost_its_disk(
+async def test_due_callbacks_are_restored_after_nats_lost_its_disk(
     calling: System, api: Api, receiver: Receiver, nats: Any, database_url: str
 ) -> None:
     calling.start_all()
@@ -194,7 +194,7 @@ async def test_what_was_owed_is_owed_again_when_nats_has_lost_its_disk(
 
 
 @pytest.mark.allows("topology")
-async def test_a_stream_that_takes_no_callbacks_holds_up_no_job_and_loses_no_callback(
+async def test_a_stream_that_accepts_no_callbacks_delays_no_job_and_loses_no_callback(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
     calling.start_all()
@@ -215,7 +215,7 @@ async def test_a_stream_that_takes_no_callbacks_holds_up_no_job_and_loses_no_cal
 
 
 @pytest.mark.allows("unusable")
-async def test_rubbish_on_the_callbacks_is_set_aside_and_holds_up_none(
+async def test_malformed_callback_messages_become_dead_letters_and_delay_no_callback(
     calling: System, api: Api, receiver: Receiver, nats: Any
 ) -> None:
     calling.start_all()

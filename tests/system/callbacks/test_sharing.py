@@ -39,7 +39,7 @@ async def seconds_of_a_get(api: Api, job_id: str) -> float:
     return time.perf_counter() - began
 
 
-async def test_sixteen_floods_at_once_hold_up_no_other_request(calling: System, api: Api) -> None:
+async def test_sixteen_concurrent_floods_delay_no_other_request(calling: System, api: Api) -> None:
     calling.start_all(without=("gateway",))
     calling.start("gateway", launcher=SOON)
     await calling.ready()
@@ -66,7 +66,7 @@ async def test_sixteen_floods_at_once_hold_up_no_other_request(calling: System, 
     assert busy < 1.5 * usual + 0.25
 
 
-async def test_receivers_of_one_tenant_that_answer_nothing_leave_places_for_another_tenant(
+async def test_silent_receivers_of_one_tenant_leave_calls_for_another_tenant(
     calling: System, receiver: Receiver
 ) -> None:
     calling.env["HEIMDEX_API_KEYS"] = entries()
@@ -95,7 +95,7 @@ async def test_receivers_of_one_tenant_that_answer_nothing_leave_places_for_anot
         assert most < 200
 
 
-async def test_a_silent_name_server_holds_up_the_calls_of_no_other_tenant(calling: System, receiver: Receiver) -> None:
+async def test_a_silent_name_server_delays_the_calls_of_no_other_tenant(calling: System, receiver: Receiver) -> None:
     calling.env["HEIMDEX_API_KEYS"] = entries()
     calling.start_all(without=("gateway",))
     calling.start("gateway", launcher=LAUNCHERS / "gateway_with_silent_name_servers.py")
@@ -112,7 +112,7 @@ async def test_a_silent_name_server_holds_up_the_calls_of_no_other_tenant(callin
         assert entry["event"] == "callback_delivered"
 
 
-async def test_what_receivers_say_at_once_is_understood_bit_by_bit() -> None:
+async def test_concurrent_responses_are_parsed_in_small_parts() -> None:
     resolver = Resolver(1)
     poster = Sender([SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 16)
     # How long the event loop is busy each time that it goes round, in seconds that its thread has the CPU.

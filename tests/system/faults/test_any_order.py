@@ -138,7 +138,7 @@ async def history(connection: asyncpg.Connection, job_id: str) -> list[tuple[Any
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(telling=tellings())
-async def test_any_order_of_a_runs_events_gives_the_same_row_and_no_poller_sees_a_step_backwards(
+async def test_any_order_of_a_runs_events_gives_the_same_row_and_no_poller_sees_an_older_state(
     connection: asyncpg.Connection, telling: tuple[list[AnyMessage], list[list[AnyMessage]]]
 ) -> None:
     told, batches = telling
@@ -167,7 +167,7 @@ async def test_any_order_of_a_runs_events_gives_the_same_row_and_no_poller_sees_
 
 
 @pytest.mark.allows("repeated", "superseded", "dropped", "stray")
-async def test_a_job_that_is_published_twice_runs_to_one_end(
+async def test_a_job_that_is_published_twice_has_one_terminal_event(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     system.start_all(stages=STAGES)

@@ -21,7 +21,7 @@ def blocking(scratch: Path, system: System) -> Blocking:
     return made
 
 
-async def test_a_stage_that_raises_what_no_future_takes_fails_after_its_retries(
+async def test_a_stage_that_raises_an_exception_that_futures_refuse_fails_after_its_retries(
     system: System, api: Api, blocking: Blocking
 ) -> None:
     system.start_all(stages=(STAGE,))
@@ -50,7 +50,7 @@ async def test_as_many_blocking_functions_run_at_once_as_a_worker_holds_jobs(
 
 
 @pytest.mark.allows("errors", "handed_back")
-async def test_functions_that_never_return_take_no_place_and_too_many_of_them_end_the_worker(
+async def test_functions_that_never_return_use_no_slot_and_too_many_of_them_end_the_worker(
     system: System, api: Api, blocking: Blocking
 ) -> None:
     system.env |= {"HEIMDEX_STAGE_CONCURRENCY": "2", "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "1"}
@@ -76,7 +76,7 @@ async def test_functions_that_never_return_take_no_place_and_too_many_of_them_en
 
 
 @pytest.mark.allows("errors")
-async def test_a_worker_ends_as_told_while_a_function_never_returns(
+async def test_a_worker_stops_on_sigterm_while_a_function_never_returns(
     system: System, api: Api, blocking: Blocking
 ) -> None:
     system.start_all(stages=(STAGE,))

@@ -116,7 +116,7 @@ async def test_a_rolling_restart_of_all_three_loses_nothing(
     follower.check()
 
 
-async def test_a_job_is_found_right_after_it_was_accepted_while_the_store_is_down(
+async def test_a_job_is_returned_right_after_it_was_accepted_while_the_store_is_down(
     system: System, cluster: Cluster
 ) -> None:
     system.start_all(without=("status-store", "extracting"))
@@ -131,7 +131,7 @@ async def test_a_job_is_found_right_after_it_was_accepted_while_the_store_is_dow
             assert [answer.status_code for answer in answers] == [200, 200]
 
 
-async def test_of_racing_twins_of_a_hand_over_one_is_accepted(cluster: Cluster) -> None:
+async def test_one_of_two_competing_hand_overs_is_accepted(cluster: Cluster) -> None:
     settings = Settings(stream_replicas=3)
     log = logs.configure("error", "test")
     brokers = []
@@ -197,7 +197,7 @@ async def test_an_empty_node_that_joins_gets_its_replicas(system: System, cluste
         print(f"\na node with an empty disk was a full member again after {time.monotonic() - began:.1f} s")
 
 
-async def test_on_a_busy_machine_no_job_is_handed_over_twice_or_forgotten(
+async def test_on_a_busy_machine_no_job_is_handed_over_twice_or_lost(
     new_system: NewSystem, cluster: Cluster, database_url: str
 ) -> None:
     system = new_system(cluster.url, database_url)
@@ -210,7 +210,7 @@ async def test_on_a_busy_machine_no_job_is_handed_over_twice_or_forgotten(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
 @pytest.mark.parametrize("version", [*OLDER, ""])
-async def test_of_many_jobs_none_is_handed_over_twice_or_forgotten(
+async def test_no_job_of_many_is_handed_over_twice_or_lost(
     new_system: NewSystem, database_url: str, scratch: Path, version: str, busy: bool
 ) -> None:
     cluster = Cluster(scratch / "cluster", version=version)

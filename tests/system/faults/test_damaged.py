@@ -46,7 +46,7 @@ SHORT = ("a stage's state, garbled", "the stream's configuration")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.full) for name in DAMAGES]
 )
-async def test_all_goes_on_after_a_file_was_damaged(
+async def test_all_jobs_continue_after_a_file_was_damaged(
     system: System, api: Api, nats: Any, duties: Behaviours, database_url: str, name: str
 ) -> None:
     system.start_all(stages=STAGES, without=("status-store",))

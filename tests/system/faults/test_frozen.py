@@ -71,7 +71,7 @@ async def follow_the_thaw(nats: NatsServer, system: System, api: Api, frozen: Se
 
 
 @pytest.mark.allows("repeated", "superseded")
-async def test_it_is_refused_while_the_status_store_is_down_too(
+async def test_a_late_hand_over_is_refused_while_the_status_store_is_down_too(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)
@@ -90,7 +90,7 @@ async def test_it_is_refused_while_the_status_store_is_down_too(
 
 
 @pytest.mark.allows("repeated")
-async def test_a_worker_that_is_frozen_alone_uses_up_few_attempts_of_what_it_holds_and_of_what_comes(
+async def test_a_frozen_only_worker_uses_up_few_attempts_of_its_jobs_and_of_new_ones(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)
@@ -113,7 +113,7 @@ async def test_a_worker_that_is_frozen_alone_uses_up_few_attempts_of_what_it_hol
         await eventually(seen.empty)
 
 
-async def test_a_frozen_store_that_thaws_beside_another_records_nothing_older(
+async def test_a_frozen_store_that_resumes_beside_another_records_nothing_older(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)

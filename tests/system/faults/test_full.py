@@ -39,7 +39,7 @@ LIMIT_BYTES = 32 * 1024 * 1024 + sum(
 )
 
 
-async def test_post_says_503_and_when_to_come_back_while_as_many_jobs_wait_as_are_allowed(
+async def test_post_is_503_with_retry_after_while_the_queue_is_full(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.env["HEIMDEX_MAX_PENDING_JOBS"] = str(MOST)
@@ -66,7 +66,7 @@ async def test_post_says_503_and_when_to_come_back_while_as_many_jobs_wait_as_ar
         await eventually(seen.empty)
 
 
-async def test_many_callers_at_once_do_not_get_past_the_limit(
+async def test_many_concurrent_callers_do_not_exceed_the_limit(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.env["HEIMDEX_MAX_PENDING_JOBS"] = str(MOST)
@@ -104,7 +104,7 @@ def embedded(small_disk: Path) -> Iterator[EmbeddedSystem]:
         yield system
 
 
-async def test_a_full_disk_under_jetstream_makes_no_wrong_202_and_all_resumes_by_itself(
+async def test_a_full_disk_under_jetstream_causes_no_wrong_202_and_everything_resumes_by_itself(
     embedded: EmbeddedSystem, small_disk: Path
 ) -> None:
     async with (
@@ -160,7 +160,7 @@ def limited_server(scratch: Path, limit: int) -> Iterator[str]:
         child.kill()
 
 
-async def test_at_the_limit_of_jetstreams_own_storage_accepting_stops_and_resumes_by_itself(
+async def test_at_jetstreams_storage_limit_jobs_are_refused_until_space_is_free(
     new_system: NewSystem, scratch: Path, database_url: str
 ) -> None:
     with limited_server(scratch, LIMIT_BYTES) as url:

@@ -25,7 +25,7 @@ SEED = 20260
 PATIENCE = 180
 
 
-async def test_a_starved_leader_makes_no_answer_wrong_and_forgets_no_job(
+async def test_a_starved_leader_causes_no_wrong_response_and_loses_no_job(
     new_system: NewSystem, database_url: str, scratch: Path
 ) -> None:
     await hold_back(STARVED, STARVED.cluster(scratch), new_system, database_url, scratch, times=3)
@@ -35,7 +35,7 @@ async def test_a_starved_leader_makes_no_answer_wrong_and_forgets_no_job(
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("version", ["2.12.8", ""])
 @pytest.mark.parametrize("hold", EVERY_HOLD, ids=lambda hold: hold.name)
-async def test_a_leader_that_is_held_back_makes_no_answer_wrong_and_forgets_no_job(
+async def test_a_leader_that_is_held_back_causes_no_wrong_response_and_loses_no_job(
     new_system: NewSystem, database_url: str, scratch: Path, hold: Hold, version: str
 ) -> None:
     # An older server flushes each message by itself: it needs minutes for what a newer one does in seconds.

@@ -152,7 +152,7 @@ async def test_a_second_installation_is_refused_and_the_first_one_is_unharmed(
         assert not first["status-store"].logged("installations_mixed")
 
 
-async def test_the_streams_are_anothers_after_it_took_over_and_the_first_one_is_refused(
+async def test_after_a_take_over_the_streams_belong_to_the_other_and_the_first_one_is_refused(
     new_system: NewSystem, nats: Any, postgres: PostgresServer
 ) -> None:
     urls = [servers.new_database(postgres) for _ in range(2)]
@@ -179,7 +179,7 @@ async def test_the_streams_are_anothers_after_it_took_over_and_the_first_one_is_
         assert "already" in await asyncio.to_thread(take_over, second)
 
 
-async def test_a_database_that_was_refused_does_not_adopt_the_id_while_the_other_ones_store_is_restarted(
+async def test_a_refused_database_does_not_adopt_the_id_while_the_other_store_restarts(
     new_system: NewSystem, nats: Any, postgres: PostgresServer
 ) -> None:
     urls = [servers.new_database(postgres) for _ in range(2)]
@@ -202,7 +202,7 @@ async def test_a_database_that_was_refused_does_not_adopt_the_id_while_the_other
         assert await database_of(urls[1]) in await refusal(first.start("status-store", launcher=SOON))
 
 
-async def test_a_copy_of_the_database_is_another_one_and_gets_an_id_of_its_own_by_taking_over(
+async def test_a_copy_of_the_database_is_another_database_and_gets_its_own_id_by_taking_over(
     system: System, nats: Any, database_url: str, new_system: NewSystem
 ) -> None:
     system.start("status-store")
@@ -230,7 +230,7 @@ async def test_a_copy_of_the_database_is_another_one_and_gets_an_id_of_its_own_b
         await second.start("status-store").wait_log("ready")
 
 
-async def test_an_emptied_database_is_of_the_streams_installation_again(
+async def test_an_emptied_database_joins_the_streams_installation_again(
     system: System, nats: Any, database_url: str
 ) -> None:
     system.start("status-store")
@@ -257,7 +257,7 @@ async def test_an_emptied_database_is_of_the_streams_installation_again(
         assert await marked(seen, database_url) == ours
 
 
-async def test_a_deployment_of_before_is_marked_beside_a_store_that_knows_no_installations(
+async def test_an_old_deployment_is_marked_beside_a_store_that_does_not_know_installations(
     system: System, nats: Any, database_url: str
 ) -> None:
     connection = await asyncpg.connect(database_url)
@@ -277,7 +277,7 @@ async def test_a_deployment_of_before_is_marked_beside_a_store_that_knows_no_ins
 
 
 @pytest.mark.allows("topology")
-async def test_a_stream_that_lost_its_mark_or_all_that_it_had_is_marked_again(
+async def test_a_stream_that_lost_its_mark_or_its_messages_is_marked_again(
     system: System, nats: Any, database_url: str
 ) -> None:
     system.start_all()
@@ -305,7 +305,7 @@ async def _accepts(api: Api) -> bool:
     return (await api.http.post("/jobs", json={"type": "mock_process"})).status_code == 202
 
 
-async def test_a_running_store_ends_when_its_stream_gets_another_mark_and_its_gateway_takes_nothing(
+async def test_when_the_streams_mark_changes_a_running_store_exits_and_its_gateway_accepts_nothing(
     system: System, nats: Any, database_url: str
 ) -> None:
     system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET}
@@ -339,7 +339,7 @@ async def test_a_running_store_ends_when_its_stream_gets_another_mark_and_its_ga
         await eventually(pulls_callbacks)
 
 
-async def test_a_worker_says_that_two_installations_are_in_sight(system: System, nats: Any) -> None:
+async def test_a_worker_logs_that_two_installations_share_the_account(system: System, nats: Any) -> None:
     async with Observer(nats.url) as seen:
         for name in ("one", "two"):
             told = {INSTALLATION: name, DATABASE: f"database of {name}"}
@@ -350,7 +350,7 @@ async def test_a_worker_says_that_two_installations_are_in_sight(system: System,
         assert said["databases"] == ["database of one", "database of two"]
 
 
-def test_the_command_says_how_it_is_used() -> None:
+def test_the_command_prints_its_usage() -> None:
     def run(*arguments: str) -> tuple[int, str, str]:
         done = subprocess.run(
             [*command("status-store"), *arguments],

@@ -14,7 +14,7 @@ from tests.support.watching import Observer
 DEPLOYS = 10
 
 
-async def test_a_stage_that_is_restarted_ten_times_during_one_job_uses_up_no_retry(
+async def test_a_stage_that_is_restarted_ten_times_during_one_job_uses_up_no_attempt(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     # At most one retry, so that a single lost attempt would show.

@@ -37,7 +37,7 @@ async def test_a_worker_killed_before_the_handler_leaves_its_job_to_the_next_one
 
 
 @pytest.mark.allows("repeated")
-async def test_a_worker_killed_in_the_middle_leaves_its_job_to_the_next_one(
+async def test_a_worker_killed_during_the_handler_leaves_its_job_to_the_next_one(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES)
@@ -78,7 +78,7 @@ async def test_a_worker_killed_between_publish_and_ack_does_not_run_its_job_agai
 
 
 @pytest.mark.allows("dropped")
-async def test_a_hand_over_that_was_not_acknowledged_comes_back_and_is_dropped_while_the_store_is_down(
+async def test_an_unacknowledged_hand_over_is_redelivered_and_dropped_while_the_store_is_down(
     system: System, api: Api, nats: NatsServer, died: Path
 ) -> None:
     system.start_all(without=("extracting", "status-store"))
@@ -119,7 +119,7 @@ async def test_a_store_killed_between_commit_and_ack_records_everything_once(
     follower.check()
 
 
-async def test_a_gateway_killed_between_publish_and_answer_has_accepted_the_job(
+async def test_a_gateway_killed_between_publish_and_response_has_accepted_the_job(
     system: System, api: Api, nats: NatsServer, database_url: str, died: Path
 ) -> None:
     system.start_all(without=("gateway",))

@@ -12,7 +12,7 @@ from tests.support.watching import Observer
 FEW_BYTES = 256
 
 
-async def test_what_is_over_max_payload_is_refused_in_words_and_goes_on_once_that_is_raised(
+async def test_a_message_over_max_payload_is_refused_with_a_sentence_until_the_limit_is_raised(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     # Leases that outlast what a busy machine needs for this.

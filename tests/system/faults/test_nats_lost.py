@@ -58,7 +58,7 @@ async def test_nothing_accepted_is_lost_when_nats_is_killed_and_restarted_under_
     follower.check()
 
 
-async def test_a_job_whose_answer_was_lost_is_accepted_though_it_has_gone_on_meanwhile(
+async def test_a_job_whose_acknowledgement_was_lost_is_accepted_although_it_has_moved_on(
     system: System, api: Api, nats: Any, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("gateway", "resting"))
@@ -74,7 +74,7 @@ async def test_a_job_whose_answer_was_lost_is_accepted_though_it_has_gone_on_mea
 
 
 @pytest.mark.allows("nats_silent")
-async def test_a_half_open_connection_is_noticed_and_everything_goes_on(
+async def test_a_half_open_connection_is_detected_and_everything_continues(
     system: System, api: Api, nats: Any, database_url: str
 ) -> None:
     await go_through_a_silence(system, api, nats, database_url, seconds=5)
@@ -112,7 +112,7 @@ async def go_through_a_silence(system: System, api: Api, nats: Any, database_url
 
 
 @pytest.mark.allows("nats_killed", "restored")
-async def test_jobs_run_on_from_their_stage_when_nats_comes_back_with_an_empty_disk(
+async def test_jobs_continue_from_their_stage_when_nats_comes_back_with_an_empty_disk(
     system: System, api: Api, nats: Any, script: Script, database_url: str
 ) -> None:
     system.env |= script.env
@@ -137,7 +137,7 @@ async def test_jobs_run_on_from_their_stage_when_nats_comes_back_with_an_empty_d
 
 
 @pytest.mark.allows("nats_killed", "restored", "stray")
-async def test_old_deliveries_settle_nothing_in_the_stream_that_took_the_lost_ones_place(
+async def test_old_deliveries_settle_nothing_in_the_stream_that_replaced_the_lost_one(
     system: System, api: Api, nats: Any, duties: Behaviours, database_url: str
 ) -> None:
     # Sequences start at 1 again, and an acknowledgement names a message by nothing else.

@@ -29,13 +29,13 @@ async def submit_and_look(url: str, jobs: int) -> list[str]:
 
 
 @pytest.mark.containers
-async def test_a_job_is_found_by_the_client_that_submitted_it_from_the_first_moment_on(system: System) -> None:
+async def test_a_job_is_returned_to_its_submitter_as_soon_as_it_is_accepted(system: System) -> None:
     system.start_all()
     await system.ready()
     await asyncio.gather(*(submit_and_look(system.url, 10) for _ in range(15)))
 
 
-async def test_a_job_is_found_at_once_while_the_status_store_is_stopped_and_completes_when_it_is_back(
+async def test_a_job_is_returned_at_once_while_the_status_store_is_stopped_and_completes_later(
     system: System, api: Api
 ) -> None:
     system.start_all()
@@ -47,7 +47,7 @@ async def test_a_job_is_found_at_once_while_the_status_store_is_stopped_and_comp
         await api.wait_until(job_id, "completed")
 
 
-async def test_a_job_is_found_at_once_while_postgres_is_stopped_and_completes_when_it_is_back(
+async def test_a_job_is_returned_at_once_while_postgres_is_stopped_and_completes_later(
     new_system: NewSystem, nats: NatsServer, own_postgres: PostgresServer
 ) -> None:
     system = new_system(nats.url, own_postgres.url)
@@ -69,7 +69,7 @@ async def eventually_found(api: Api, job_id: str) -> None:
     await eventually(found)
 
 
-async def test_answers_never_go_back_when_postgres_goes_down_in_the_middle_of_a_job(
+async def test_responses_never_go_back_when_postgres_goes_down_during_a_job(
     new_system: NewSystem, nats: NatsServer, own_postgres: PostgresServer
 ) -> None:
     order = {"pending": 0, "processing": 1, "completed": 2}
@@ -105,7 +105,7 @@ async def test_answers_never_go_back_when_postgres_goes_down_in_the_middle_of_a_
 
 
 @pytest.mark.allows("topology")
-async def test_with_nats_down_health_is_told_jobs_are_refused_in_time_and_ended_ones_still_shown(
+async def test_while_nats_is_down_health_is_reported_jobs_are_refused_and_finished_ones_are_shown(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()
@@ -145,7 +145,7 @@ async def accepted(api: Api) -> bool:
     return response.status_code == 202
 
 
-async def test_with_postgres_down_readiness_says_so_and_an_old_job_is_500_in_time(
+async def test_while_postgres_is_down_readyz_reports_it_and_an_old_job_is_500_in_time(
     new_system: NewSystem, nats: NatsServer, own_postgres: PostgresServer
 ) -> None:
     system = new_system(nats.url, own_postgres.url)
@@ -169,7 +169,7 @@ async def test_with_postgres_down_readiness_says_so_and_an_old_job_is_500_in_tim
 
 
 @pytest.mark.allows("nats_killed")
-async def test_work_goes_on_after_nats_was_killed_and_came_back(system: System, api: Api, nats: NatsServer) -> None:
+async def test_jobs_continue_after_nats_was_killed_and_restarted(system: System, api: Api, nats: NatsServer) -> None:
     system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.2"
     system.start_all()
     await system.ready()

@@ -92,7 +92,7 @@ async def go_through(system: System, own_postgres: Any, nats: NatsServer, fault:
 
 
 @pytest.mark.parametrize("fault", ["connections", "host"])
-async def test_a_link_that_dies_without_a_word_costs_a_read_and_some_seconds(
+async def test_a_connection_that_is_lost_without_being_closed_costs_one_read_and_some_seconds(
     new_system: NewSystem, other_postgres: OtherPostgres, nats: NatsServer, fault: str
 ) -> None:
     """Not one packet of the connections that there are gets through any more, or for a while none at all."""
@@ -160,7 +160,7 @@ async def empty_it(postgres: Any, how: str, folder: Path) -> None:
         "new-cluster",
     ],
 )
-async def test_the_unfinished_jobs_are_tracked_again_when_the_database_was_emptied(
+async def test_unfinished_jobs_are_recorded_again_after_the_database_was_emptied(
     system: System, own_postgres: Any, nats: NatsServer, scratch: Path, how: str
 ) -> None:
     duties = Behaviours(scratch / "duties")
@@ -196,7 +196,7 @@ async def _known(url: str, jobs: list[str], status: str = "") -> bool:
     return len(found) == len(jobs) and (not status or set(found.values()) == {status})
 
 
-async def test_progress_of_a_later_attempt_is_not_told_as_less_while_postgres_is_away(
+async def test_the_progress_of_a_later_attempt_does_not_decrease_while_postgres_is_down(
     system: System, own_postgres: Any, nats: NatsServer, scratch: Path
 ) -> None:
     duties = Behaviours(scratch / "duties")
@@ -221,7 +221,7 @@ async def test_progress_of_a_later_attempt_is_not_told_as_less_while_postgres_is
     follower.check()
 
 
-async def test_rows_of_jobs_that_ended_are_not_written_again_by_a_replay(
+async def test_a_replay_does_not_change_the_rows_of_finished_jobs(
     system: System, own_postgres: Any, nats: NatsServer
 ) -> None:
     system.start_all()
@@ -240,7 +240,7 @@ async def test_rows_of_jobs_that_ended_are_not_written_again_by_a_replay(
 
 
 @pytest.mark.allows("nats_killed")
-async def test_a_store_that_waits_for_postgres_when_nats_is_restarted_records_all_the_same(
+async def test_a_store_that_waits_for_postgres_records_everything_after_a_restart_of_nats(
     system: System, own_postgres: Any, nats: Any
 ) -> None:
     system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.05"

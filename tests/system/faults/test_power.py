@@ -70,7 +70,7 @@ async def last_sequence(seen: Observer) -> int:
 
 
 @pytest.mark.allows("nats_killed", "restored", "stray")
-async def test_a_worker_settles_no_new_job_with_what_it_held_when_the_power_failed(
+async def test_a_worker_settles_no_new_job_with_deliveries_from_before_the_power_failure(
     system: System, nats: Any, duties: Behaviours, power: Power, own_postgres: Any
 ) -> None:
     system.start_all(stages=STAGES, without=("status-store",))

@@ -9,7 +9,7 @@ from tests.support.waiting import eventually
 from tests.support.watching import Observer
 
 
-async def test_ended_jobs_are_forgotten_with_their_history_and_unfinished_ones_are_kept(
+async def test_finished_jobs_are_pruned_with_their_history_and_unfinished_ones_are_kept(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     system.env |= {"HEIMDEX_RETENTION_DAYS": "0", "HEIMDEX_RETRY_BACKOFF_SECONDS": "0.1"}
@@ -42,7 +42,7 @@ async def test_ended_jobs_are_forgotten_with_their_history_and_unfinished_ones_a
         await eventually(seen.empty)
 
 
-async def test_thousands_are_pruned_in_batches_while_jobs_run_on(
+async def test_thousands_of_jobs_are_pruned_in_batches_while_others_run(
     system: System, api: Api, nats: NatsServer, database_url: str
 ) -> None:
     system.env["HEIMDEX_RETENTION_DAYS"] = "0.00001"

@@ -52,7 +52,7 @@ async def test_a_killed_workers_job_is_running_again_within_the_ack_wait_and_a_s
 
 
 @pytest.mark.allows("nats_killed")
-async def test_accepting_resumes_when_nats_is_back(system: System, nats: Any, database_url: str) -> None:
+async def test_jobs_are_accepted_again_when_nats_is_back(system: System, nats: Any, database_url: str) -> None:
     system.start_all()
     await system.ready()
     took = []

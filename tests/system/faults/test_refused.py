@@ -19,7 +19,7 @@ from tests.support.watching import Observer
         pytest.param("authorization { user: somebody, password: else }", id="password", marks=pytest.mark.full),
     ],
 )
-async def test_workers_that_are_thrown_out_keep_what_they_hold_and_no_attempt_is_counted(
+async def test_disconnected_workers_keep_their_jobs_and_no_attempt_is_counted(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str, refuses: str
 ) -> None:
     # One retry, so that a lost attempt would show; leases that outlast what a busy machine needs for the rest.

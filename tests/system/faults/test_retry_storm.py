@@ -37,7 +37,7 @@ async def seconds_to_complete(api: Api, seen: Observer, count: int) -> list[floa
     return found
 
 
-async def test_jobs_in_back_off_do_not_hold_up_healthy_ones_and_are_tried_as_often_as_their_policy_says(
+async def test_jobs_in_back_off_delay_no_healthy_job_and_have_as_many_attempts_as_their_policy_allows(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     await fail(300, system, api, nats, duties, database_url)

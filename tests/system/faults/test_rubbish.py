@@ -68,7 +68,7 @@ async def still_works(system: System, api: Api) -> None:
     assert all(service.running for service in system.services)
 
 
-async def test_rubbish_on_every_subject_is_set_aside_once_and_stops_nothing(
+async def test_malformed_messages_on_every_subject_become_dead_letters_once_and_stop_nothing(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()
@@ -90,7 +90,7 @@ async def test_rubbish_on_every_subject_is_set_aside_once_and_stops_nothing(
         await still_works(system, api)
 
 
-async def test_rubbish_on_a_live_jobs_subjects_does_not_hold_it_up(
+async def test_malformed_messages_on_a_running_jobs_subjects_do_not_delay_it(
     system: System, api: Api, nats: NatsServer, script: Script
 ) -> None:
     system.env |= script.env
@@ -123,7 +123,7 @@ async def test_rubbish_on_a_live_jobs_subjects_does_not_hold_it_up(
     assert all(service.running for service in system.services)
 
 
-async def test_messages_that_can_be_read_and_not_be_stored_are_set_aside_and_the_store_goes_on(
+async def test_messages_that_can_be_decoded_and_not_recorded_become_dead_letters(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()
@@ -135,7 +135,7 @@ async def test_messages_that_can_be_read_and_not_be_stored_are_set_aside_and_the
         await still_works(system, api)
 
 
-async def test_results_nested_to_the_limit_of_what_can_be_read_do_not_end_the_store(
+async def test_results_nested_to_the_decoders_limit_do_not_end_the_store(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all(without=("status-store",))

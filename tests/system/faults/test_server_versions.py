@@ -40,7 +40,7 @@ async def refusal(api: Api, version: str) -> str | None:
 
 
 @pytest.mark.parametrize("start", ["from nothing", "an upgraded store that goes back"])
-async def test_an_old_server_is_named_and_an_upgrade_heals_it(
+async def test_the_version_of_an_old_server_is_reported_and_an_upgrade_repairs_it(
     system: System, api: Api, nats: Any, scratch: Path, start: str
 ) -> None:
     if start == "from nothing":

@@ -58,7 +58,7 @@ async def made_again(seen: Observer, call: str) -> bool:
 
 
 @pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped", "lost")
-async def test_whatever_is_removed_under_load_is_made_again_and_no_job_is_lost(
+async def test_whatever_is_removed_under_load_is_created_again_and_no_job_is_lost(
     system: System, api: Api, nats: NatsServer, database_url: str
 ) -> None:
     system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.02"
@@ -86,9 +86,7 @@ async def test_whatever_is_removed_under_load_is_made_again_and_no_job_is_lost(
 
 
 @pytest.mark.allows("topology", "restored")
-async def test_a_schedule_outlives_the_removal_of_the_consumer_that_holds_it(
-    system: System, api: Api, nats: NatsServer
-) -> None:
+async def test_a_schedule_survives_the_removal_of_its_consumer(system: System, api: Api, nats: NatsServer) -> None:
     system.start_all()
     await system.ready()
     job_id = await api.submit(delay_seconds=6)
@@ -102,7 +100,7 @@ async def test_a_schedule_outlives_the_removal_of_the_consumer_that_holds_it(
 @pytest.mark.parametrize(
     "limit", [{"max_msgs": 20}, {"max_bytes": 16 * 1024}, {"max_age": 2 * 10**9, "duplicate_window": 2 * 10**9}]
 )
-async def test_a_limit_on_the_stream_of_jobs_is_taken_away_and_costs_no_job(
+async def test_a_limit_on_the_stream_of_jobs_is_removed_and_no_job_is_lost(
     system: System, api: Api, nats: NatsServer, database_url: str, limit: dict[str, int]
 ) -> None:
     system.start("gateway")
@@ -141,7 +139,7 @@ async def ended(api: Api, job_id: str) -> bool:
 
 
 @pytest.mark.allows("topology", "given_up", "repeated")
-async def test_a_limit_of_deliveries_is_taken_away_and_what_ran_into_it_goes_on(
+async def test_a_limit_of_deliveries_is_removed_and_the_affected_jobs_continue(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(DUTIES)
@@ -176,7 +174,7 @@ async def test_a_limit_of_deliveries_is_taken_away_and_what_ran_into_it_goes_on(
 @pytest.mark.parametrize(
     "change", [{"sealed": True}, {"deny_delete": True}], ids=["sealed", "deletes are denied for good"]
 )
-async def test_a_change_that_cannot_be_undone_is_named_by_readyz_and_by_post(
+async def test_a_change_that_cannot_be_reverted_is_named_by_readyz_and_by_post(
     system: System, api: Api, nats: NatsServer, change: dict[str, Any]
 ) -> None:
     system.start_all()

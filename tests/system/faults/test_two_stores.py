@@ -32,7 +32,7 @@ def receiver() -> Iterator[Receiver]:
         yield made
 
 
-async def test_a_left_over_that_a_frozen_store_holds_is_not_told_as_a_jobs_state_when_postgres_goes_away(
+async def test_a_leftover_message_of_a_frozen_store_is_not_returned_as_the_state_while_postgres_is_down(
     system: System, nats: NatsServer, own_postgres: Any, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("status-store",))
@@ -82,7 +82,7 @@ async def _left_over(system: System, seen: Observer, api: Api, job_type: str, **
     return job_id, frozen
 
 
-async def test_a_cancel_of_a_job_that_ended_just_before_is_refused_though_a_left_over_looks_like_its_last_message(
+async def test_a_cancel_of_a_just_finished_job_is_refused_although_a_leftover_message_seems_newest(
     system: System, nats: NatsServer, duties: Behaviours, scratch: Path, receiver: Receiver
 ) -> None:
     go_on = scratch / "go_on"
@@ -112,7 +112,7 @@ async def test_a_cancel_of_a_job_that_ended_just_before_is_refused_though_a_left
         assert [call.job["status"] for call in receiver.calls] == ["completed"]
 
 
-async def test_a_failed_job_is_run_again_though_a_left_over_looks_like_its_last_message(
+async def test_a_failed_job_is_retried_although_a_leftover_message_seems_newest(
     system: System, nats: NatsServer, duties: Behaviours
 ) -> None:
     async with Api(system.url) as api, Observer(nats.url) as seen:
@@ -132,7 +132,7 @@ async def _ended(api: Api, jobs: list[str], status: str = "completed") -> bool:
     return set(answers) == {status}
 
 
-async def test_two_gateways_tell_the_same_story_while_the_store_lags_and_one_of_them_starts_anew(
+async def test_two_gateways_return_no_older_state_while_the_store_lags_and_one_of_them_restarts(
     system: System, nats: NatsServer, duties: Behaviours
 ) -> None:
     other = free_port()

@@ -59,7 +59,7 @@ async def headers_of(seen: Observer, sequence: int) -> tuple[dict[str, str], dic
     return dict(line.split(": ", 1) for line in lines if ": " in line), message
 
 
-async def test_each_unusable_message_is_set_aside_once_with_its_reason_and_blocks_nothing(
+async def test_each_unusable_message_becomes_a_dead_letter_once_with_its_reason_and_blocks_nothing(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()
@@ -86,7 +86,9 @@ async def test_each_unusable_message_is_set_aside_once_with_its_reason_and_block
     assert all(entry["count"] >= 1 and entry["reason"] for entry in said)
 
 
-async def test_an_operator_replays_one_and_deletes_another(system: System, api: Api, nats: NatsServer) -> None:
+async def test_an_operator_replays_one_dead_letter_and_deletes_another(
+    system: System, api: Api, nats: NatsServer
+) -> None:
     # A type that the workers of today do not know, and those of tomorrow do.
     system.start_all()
     await system.ready()
@@ -110,7 +112,7 @@ async def test_an_operator_replays_one_and_deletes_another(system: System, api: 
         await eventually(seen.empty)
 
 
-async def test_unusable_events_of_the_side_streams_are_set_aside_too(
+async def test_unusable_events_of_the_other_streams_become_dead_letters_too(
     system: System, api: Api, nats: NatsServer
 ) -> None:
     system.start_all()

@@ -52,7 +52,7 @@ def check_runs(duties: Behaviours, job_id: str) -> None:
     assert len([run for run in runs if run[1] > 1]) <= 3, runs
 
 
-async def test_it_fails_with_its_stage_and_worker_lost_and_its_neighbours_complete(
+async def test_a_job_that_kills_workers_fails_with_worker_lost_and_its_neighbours_complete(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("working",))
@@ -104,7 +104,7 @@ async def test_neighbours_that_share_a_worker_with_several_killers_complete(
 
 
 @pytest.mark.full
-async def test_the_same_while_the_status_store_is_down(
+async def test_a_job_that_kills_workers_fails_while_the_status_store_is_down(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
     system.start_all(stages=STAGES, without=("working",))
@@ -124,7 +124,7 @@ async def test_the_same_while_the_status_store_is_down(
 
 
 @pytest.mark.full
-async def test_the_same_when_no_worker_runs_for_a_while(
+async def test_a_job_that_kills_workers_fails_after_a_time_without_a_worker(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
     system.start_all(stages=STAGES, without=("working",))

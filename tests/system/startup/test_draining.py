@@ -16,7 +16,7 @@ from tests.support.watching import Observer
     "service",
     ["status-store", MOCK_STAGES[0], *(pytest.param(stage, marks=pytest.mark.full) for stage in MOCK_STAGES[1:])],
 )
-async def test_a_service_told_to_stop_under_load_ends_with_0_and_loses_nothing(
+async def test_a_service_that_is_stopped_under_load_exits_with_0_and_loses_nothing(
     system: System, api: Api, nats: NatsServer, service: str
 ) -> None:
     system.env |= {"HEIMDEX_MOCK_TIME_SCALE": "0.2", "HEIMDEX_STAGE_CONCURRENCY": "10"}
@@ -43,7 +43,7 @@ async def test_a_service_told_to_stop_under_load_ends_with_0_and_loses_nothing(
     assert not stopping.logged("left_to_redelivery")
 
 
-async def test_the_gateway_told_to_stop_under_load_finishes_its_requests_and_what_it_accepted_completes(
+async def test_a_gateway_that_is_stopped_under_load_finishes_its_requests_and_its_jobs_complete(
     system: System,
 ) -> None:
     system.start_all()

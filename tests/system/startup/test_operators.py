@@ -85,7 +85,7 @@ async def test_a_stages_durable_shows_its_queue(system: System, api: Api, nats: 
         await eventually(seen.empty, what="the stream HEIMDEX_JOBS is empty")
 
 
-async def test_one_subscription_shows_one_job_whole(system: System, api: Api, nats: NatsServer) -> None:
+async def test_one_subscription_shows_all_messages_of_a_job(system: System, api: Api, nats: NatsServer) -> None:
     system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.3"
     system.start_all()
     await system.ready()

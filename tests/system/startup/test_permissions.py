@@ -87,7 +87,7 @@ def check_nothing_was_refused(system: System) -> None:
 
 
 @pytest.mark.allows("unusable")
-async def test_all_that_can_become_of_a_job_is_permitted(
+async def test_every_transition_of_a_job_is_permitted(
     system: System, users: Users, guarded: Guarded, script: Script
 ) -> None:
     users.start("gateway", *STAGES, "status-store")
@@ -117,7 +117,7 @@ async def test_all_that_can_become_of_a_job_is_permitted(
 
 
 @pytest.mark.allows("nats_killed")
-async def test_whatever_is_held_at_a_reconnection_may_be_asked_for(
+async def test_every_delivery_held_at_a_reconnection_may_be_read(
     system: System, users: Users, guarded: Guarded, own_postgres: Any, script: Script
 ) -> None:
     script.write("grinding", "gate")
@@ -151,7 +151,7 @@ async def test_whatever_is_held_at_a_reconnection_may_be_asked_for(
     check_nothing_was_refused(system)
 
 
-async def test_each_may_ask_the_status_stores_whose_the_streams_are(
+async def test_each_user_may_query_which_database_the_status_stores_belong_to(
     system: System, users: Users, guarded: Guarded
 ) -> None:
     async with Observer(guarded.url("operator"), "$SRV.INFO.>") as asked:

@@ -63,9 +63,7 @@ async def completed(api: Api, job_id: str) -> bool:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-async def test_a_service_that_waits_ends_with_0_on_sigterm(
-    new_system: NewSystem, nats: NatsServer, service: str
-) -> None:
+async def test_a_waiting_service_exits_with_0_on_sigterm(new_system: NewSystem, nats: NatsServer, service: str) -> None:
     nats.stop()
     system = new_system(nats.url, "postgresql://nobody@localhost:1/nothing")
     waiting = system.start(service)
@@ -112,7 +110,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("service", "variable"), REFUSALS)
-def test_a_setting_that_cannot_be_used_is_one_line_that_names_it_and_exit_code_2(service: str, variable: str) -> None:
+def test_an_invalid_setting_is_one_line_that_names_it_and_exit_code_2(service: str, variable: str) -> None:
     assert variable in refused(service, **{variable: BAD[variable]})
 
 
@@ -123,10 +121,10 @@ def test_a_stage_that_does_not_exist_is_one_line_that_names_those_that_do_and_ex
         assert stage in said
 
 
-def test_a_port_that_is_taken_is_one_line_that_names_its_variable_and_exit_code_2() -> None:
+def test_a_port_in_use_is_one_line_that_names_its_variable_and_exit_code_2() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert "HEIMDEX_PORT" in refused("gateway", HEIMDEX_PORT=str(listener.getsockname()[1]))
 
 
-def test_a_host_that_is_not_ours_is_one_line_that_names_its_variable_and_exit_code_2() -> None:
+def test_a_host_of_another_machine_is_one_line_that_names_its_variable_and_exit_code_2() -> None:
     assert "HEIMDEX_HOST" in refused("gateway", HEIMDEX_HOST="host.invalid", HEIMDEX_PORT=str(free_port()))

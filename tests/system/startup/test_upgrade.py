@@ -26,7 +26,7 @@ BODIES: list[dict[str, Any]] = [
 @pytest.mark.upgrade
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("scripts", [(BEFORE, None), (None, BEFORE)], ids=["upgrade", "downgrade"])
-async def test_jobs_that_two_releases_share_all_end_as_they_should(
+async def test_jobs_that_two_releases_share_all_reach_the_expected_state(
     system: System, nats: Any, database_url: str, scripts: tuple[Path | None, Path | None], order: str
 ) -> None:
     first, second = scripts

@@ -20,7 +20,7 @@ def understood(budget: Budget, piece: bytes) -> bytes:
     return b"".join(parts)
 
 
-def test_bytes_are_taken_until_none_is_left() -> None:
+def test_bytes_are_accepted_until_the_budget_is_used_up() -> None:
     budget = Budget()
     assert budget.take(b"x" * (MAX_BYTES - 2)) == b"x" * (MAX_BYTES - 2)
     assert budget.take(b"abc") == b"ab"
@@ -29,7 +29,7 @@ def test_bytes_are_taken_until_none_is_left() -> None:
         budget.take(b"d")
 
 
-def test_an_answer_in_a_few_pieces_costs_little_and_is_in_a_hurry() -> None:
+def test_a_response_in_a_few_pieces_costs_little_and_is_read_at_full_speed() -> None:
     budget = Budget()
     assert [budget.split(line) for line in HEAD.splitlines(keepends=True)] == [
         (line, b"") for line in HEAD.splitlines(keepends=True)
@@ -39,7 +39,7 @@ def test_an_answer_in_a_few_pieces_costs_little_and_is_in_a_hurry() -> None:
 
 
 @pytest.mark.parametrize("unit", [b"\n", b"a\n", b"\r\n", b"\n ", b" " * 100, b"\t \t ", HEAD])
-def test_a_flood_is_understood_in_small_parts_and_not_for_long(unit: bytes) -> None:
+def test_a_flood_is_parsed_in_small_parts_up_to_the_limit(unit: bytes) -> None:
     budget = Budget()
     flood = unit * 4096
     part, _ = budget.split(flood)
@@ -50,14 +50,14 @@ def test_a_flood_is_understood_in_small_parts_and_not_for_long(unit: bytes) -> N
     assert budget.unusual
 
 
-def test_blanks_in_a_row_count_where_they_are_split_and_single_ones_do_not() -> None:
+def test_repeated_blanks_count_even_across_pieces_and_single_ones_do_not() -> None:
     budget = Budget()
     assert len(understood(budget, b"a:" + b" " * 4096)) < MAX_EVENTS
     budget = Budget()
     assert understood(budget, b"a b " * 4096) == b"a b " * 4096
 
 
-def test_what_came_before_too_much_counts() -> None:
+def test_a_response_within_the_budget_counts_although_more_follows() -> None:
     budget = Budget()
     assert understood(budget, HEAD + b"\n" * 10_000).startswith(HEAD)
     with pytest.raises(Overspent, match=r"^The receiver sent more than 256 pieces, lines and repeated blanks before"):

@@ -8,14 +8,14 @@ from heimdex_callbacks.concurrency import MAX_WAIT_SECONDS, ReceiverSlots
 from heimdex_callbacks.retry_schedule import RETRY_DELAYS, delay_after
 
 
-def test_the_pauses_grow_to_an_hour_and_last_for_about_a_day() -> None:
+def test_the_delays_grow_to_an_hour_and_add_up_to_about_a_day() -> None:
     assert RETRY_DELAYS[:6] == (5, 30, 120, 600, 1800, 3600)
     assert list(RETRY_DELAYS) == sorted(RETRY_DELAYS)
     assert max(RETRY_DELAYS) == 3600
     assert 23.5 * 3600 < sum(RETRY_DELAYS) < 25.5 * 3600
 
 
-def test_each_failed_try_but_the_last_is_followed_by_its_pause_give_or_take_a_tenth() -> None:
+def test_each_failed_attempt_but_the_last_is_followed_by_its_delay_within_a_tenth() -> None:
     for seed in range(50):
         random = Random(seed)
         for tries, pause in enumerate(RETRY_DELAYS, 1):
@@ -24,7 +24,7 @@ def test_each_failed_try_but_the_last_is_followed_by_its_pause_give_or_take_a_te
     assert delay_after(len(RETRY_DELAYS) + 1) is None
 
 
-def test_a_receiver_is_called_a_few_times_at_once_and_another_one_does_not_wait_for_it() -> None:
+def test_the_calls_at_once_to_one_receiver_are_limited_and_do_not_delay_another() -> None:
     receivers = ReceiverSlots(at_once=2)
     assert receivers.enter("slow", "acme", 0) is None
     assert receivers.enter("slow", "acme", 0) is None
@@ -34,7 +34,7 @@ def test_a_receiver_is_called_a_few_times_at_once_and_another_one_does_not_wait_
     assert receivers.enter("slow", "acme", 15) is None
 
 
-def test_what_waits_for_a_receiver_comes_back_one_after_the_other_as_fast_as_it_answers() -> None:
+def test_calls_over_a_receivers_limit_are_delayed_one_by_one_at_its_response_rate() -> None:
     receivers = ReceiverSlots(at_once=2)
     assert receivers.enter("slow", "acme", 0) is None
     for _ in range(100):
@@ -48,7 +48,7 @@ def test_what_waits_for_a_receiver_comes_back_one_after_the_other_as_fast_as_it_
     assert all((receivers.enter("slow", "acme", 0) or 0) <= MAX_WAIT_SECONDS * 1.2 for _ in range(1000))
 
 
-def test_a_receiver_that_nobody_calls_is_forgotten() -> None:
+def test_a_receiver_without_calls_is_removed() -> None:
     receivers = ReceiverSlots()
     for number in range(100):
         assert receivers.enter(f"receiver-{number}", f"tenant-{number}", number) is None
@@ -57,7 +57,7 @@ def test_a_receiver_that_nobody_calls_is_forgotten() -> None:
     assert not receivers._tenants
 
 
-def test_a_tenant_has_half_of_what_the_others_leave_whatever_receivers_it_names() -> None:
+def test_a_tenant_gets_half_of_the_free_calls_however_many_receivers_it_has() -> None:
     receivers = ReceiverSlots(at_once=2, in_all=16)
 
     def fill(tenant: str) -> int:
@@ -72,7 +72,7 @@ def test_a_tenant_has_half_of_what_the_others_leave_whatever_receivers_it_names(
     assert receivers.enter("gamma-late", "gamma", 15) is None, "what another one gives back is shared again"
 
 
-def test_what_waits_for_its_tenants_share_comes_back_as_fast_as_its_calls_end() -> None:
+def test_calls_over_a_tenants_share_are_delayed_at_the_rate_at_which_its_calls_end() -> None:
     receivers = ReceiverSlots(at_once=2, in_all=4)
     assert receivers.enter("first", "acme", 0) is None
     for number in range(100):

@@ -33,7 +33,7 @@ def test_list_with_json_is_one_job_a_line(api: str, capsys: Printed) -> None:
     assert captured.err == ""
 
 
-def test_list_says_when_there_are_more_than_its_limit(api: str, capsys: Printed) -> None:
+def test_list_reports_that_there_are_more_jobs_than_its_limit(api: str, capsys: Printed) -> None:
     made = [submit(capsys) for _ in range(5)]
     assert call(["list", "--limit", "4", "--json"]) == 0
     captured = capsys.readouterr()
@@ -49,7 +49,7 @@ def test_list_sends_its_filters(api: str, capsys: Printed) -> None:
     assert Gateway.asked[-1][1] == "/jobs?status=failed&type=a+b%26c&limit=10"
 
 
-def test_cancel_and_retry_say_what_they_did_or_print_the_job(api: str, capsys: Printed) -> None:
+def test_cancel_and_retry_print_a_confirmation_or_the_job(api: str, capsys: Printed) -> None:
     job_id = submit(capsys)
     assert call(["cancel", job_id]) == 0
     assert capsys.readouterr().out == "The job is canceled.\n"
@@ -65,7 +65,7 @@ def test_cancel_and_retry_say_what_they_did_or_print_the_job(api: str, capsys: P
     assert json.loads(capsys.readouterr().out)["status"] == "processing"
 
 
-def test_retry_may_watch_the_job_to_its_end(api: str, capsys: Printed) -> None:
+def test_retry_with_watch_follows_the_job_until_it_is_finished(api: str, capsys: Printed) -> None:
     job_id = submit(capsys)
     call(["cancel", job_id])
     assert call(["retry", job_id, "--watch"]) == 0
@@ -86,13 +86,13 @@ def test_events_is_a_table_or_one_event_a_line(api: str, capsys: Printed) -> Non
     assert [json.loads(line)["id"] for line in lines] == ["0.0", "1.0", "2.0", "3.0"]
 
 
-def test_watch_tells_each_failed_attempt(api: str, capsys: Printed) -> None:
+def test_watch_prints_each_failed_attempt(api: str, capsys: Printed) -> None:
     job_id = submit(capsys, "--fail-at", "analyzing")
     assert call(["watch", job_id]) == 1
     assert f"{job_id}  attempt 1 at analyzing failed: it was told to; next attempt in 1.5 s" in capsys.readouterr().out
 
 
-def test_watch_takes_a_broken_stream_up_again_behind_the_last_event(
+def test_watch_resumes_a_broken_stream_after_the_last_event(
     api: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STANDIN_CUT", "1")
@@ -106,7 +106,7 @@ def test_watch_takes_a_broken_stream_up_again_behind_the_last_event(
     assert [headers.get("last-event-id") for headers in asked] == [None, "0.0", "1.0"]
 
 
-def test_the_key_is_sent_as_a_bearer_token_where_it_is_set(
+def test_the_key_is_sent_as_a_bearer_token_if_it_is_set(
     api: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit(capsys)
@@ -148,7 +148,7 @@ def test_an_api_that_is_too_busy_is_exit_code_4(api: str, capsys: Printed, monke
         (["cancel"], "job-id"),
     ],
 )
-def test_what_cannot_be_used_is_one_sentence_and_exit_code_2(
+def test_an_invalid_request_is_one_sentence_and_exit_code_2(
     api: str, capsys: Printed, arguments: list[str], words: str
 ) -> None:
     assert call(arguments) == 2

@@ -18,14 +18,14 @@ def test_the_lock_is_free_again_after_unlock(tmp_path: Path) -> None:
     second.unlock()
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     with pytest.raises(Unusable, match="cannot be used"):
         DataFolder(tmp_path / "data").lock()
 
 
 @pytest.mark.parametrize("record", ["", "{", "[1]", '[{"name": "x", "pid": 1}]', "null"])
-def test_a_broken_record_is_passed_over(tmp_path: Path, record: str) -> None:
+def test_a_broken_record_is_ignored(tmp_path: Path, record: str) -> None:
     (tmp_path / "processes.json").write_text(record)
     assert DataFolder(tmp_path).end_leftovers() == []
 

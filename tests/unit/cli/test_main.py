@@ -19,7 +19,7 @@ def test_submit_prints_the_id_and_get_the_job(api: str, capsys: pytest.CaptureFi
     assert job_id in capsys.readouterr().out
 
 
-def test_submit_sends_what_it_is_told_and_nothing_else(api: str) -> None:
+def test_submit_sends_its_options_and_nothing_else(api: str) -> None:
     assert call(["submit"]) == 0
     assert Gateway.bodies[-1] == {"type": "mock_process"}
     assert call(["submit", "--fail-at", "analyzing", "--callback-url", "https://shop.example/hooks"]) == 0
@@ -53,7 +53,7 @@ def test_watch_exits_3_when_canceled(api: str, capsys: pytest.CaptureFixture[str
     assert "The job was canceled." in capsys.readouterr().out
 
 
-def test_with_json_standard_output_is_the_answer_alone(api: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_json_standard_output_is_the_response_only(api: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["submit", "--watch", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["status"] == "completed"
@@ -96,7 +96,7 @@ def test_unusable_input_is_one_sentence_and_exit_code_2(
         "{01a20685-7164-746b-829f-d1636dcdeb5e}",
     ],
 )
-def test_what_is_no_id_is_refused_and_nothing_is_asked(
+def test_a_malformed_id_is_refused_without_a_request(
     api: str, capsys: pytest.CaptureFixture[str], command: str, job_id: str
 ) -> None:
     assert call([command, job_id]) == 2
@@ -108,7 +108,7 @@ def test_what_is_no_id_is_refused_and_nothing_is_asked(
 
 
 @pytest.mark.parametrize("word", ["--type", "--fail-at", "--callback-url"])
-def test_an_argument_that_is_no_text_is_one_sentence_and_exit_code_2(
+def test_an_argument_that_is_not_text_is_one_sentence_and_exit_code_2(
     api: str, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
     assert call(["submit", word, "\udcff"]) == 2
@@ -141,7 +141,7 @@ def test_a_password_in_the_url_is_not_shown(
     assert "s3cret" not in said
 
 
-def test_a_file_of_authorities_that_is_not_there_is_exit_code_2(
+def test_a_missing_file_of_certificate_authorities_is_exit_code_2(
     api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")

@@ -13,7 +13,7 @@ def _job(progress: int, status: str = "processing", stage: str | None = "analyzi
     return cast(Job, {"id": "j", "status": status, "stage": stage, "progress": progress})
 
 
-def test_lines_are_written_on_a_new_stage_and_not_for_the_same_again() -> None:
+def test_a_line_is_written_for_each_new_stage_and_only_once() -> None:
     out = io.StringIO()
     with LineBoard(Console(file=out)) as board:
         board.show("j", _job(0, "pending", None))

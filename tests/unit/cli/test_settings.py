@@ -20,7 +20,7 @@ def test_run_takes_its_ports_from_the_environment() -> None:
     assert addresses_for_run(environ) == Addresses("0.0.0.0", 9000, 9001, None)
 
 
-def test_demo_uses_free_ports_but_the_one_that_was_asked_for() -> None:
+def test_demo_uses_free_ports_except_for_the_one_that_is_set() -> None:
     assert addresses_for_demo({}) == Addresses("127.0.0.1", 0, 0, None)
     assert addresses_for_demo({"HEIMDEX_PORT": "9000"}).port == 9000
 
@@ -37,7 +37,7 @@ def test_two_uses_of_one_port_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
-def test_an_unusable_grace_is_refused_by_name(value: str) -> None:
+def test_an_unusable_grace_period_is_refused_by_name(value: str) -> None:
     with pytest.raises(Unusable, match="HEIMDEX_SHUTDOWN_GRACE_SECONDS="):
         shutdown_grace_seconds({"HEIMDEX_SHUTDOWN_GRACE_SECONDS": value})
 

@@ -43,7 +43,7 @@ def _follow(api: Api, shown: Shown) -> Job:
     return follow(cast(JobsApi, api), "j", cast(Board, shown), sleep=lambda seconds: None)
 
 
-def test_an_outage_on_the_way_is_waited_for() -> None:
+def test_watch_waits_for_the_end_of_a_short_outage() -> None:
     shown = Shown()
     api = Api(_job("processing", 10), Unreachable("down"), Unreachable("down"), _job("completed", 100))
     assert _follow(api, shown)["status"] == "completed"
@@ -51,13 +51,13 @@ def test_an_outage_on_the_way_is_waited_for() -> None:
     assert shown[-1] == 100
 
 
-def test_an_outage_that_lasts_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_outage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OUTAGE_SECONDS", 0.05)
     with pytest.raises(Unreachable, match="still down"):
         _follow(Api(_job("processing", 10), Unreachable("still down")), Shown())
 
 
-def test_an_api_that_never_answered_is_said_at_once() -> None:
+def test_an_api_that_never_responded_is_reported_at_once() -> None:
     api = Api(Unreachable("down"), _job("completed", 100))
     with pytest.raises(Unreachable):
         _follow(api, Shown())
@@ -80,7 +80,7 @@ def _told(name: str, **data: Any) -> StreamEvent:
         (_told("completed"), "pending", "analyzing", 40),
     ],
 )
-def test_an_event_moves_what_is_shown_and_never_a_progress_backwards(
+def test_an_event_updates_the_shown_job_and_never_decreases_its_progress(
     told: StreamEvent, status: str, stage: str | None, progress: int
 ) -> None:
     job = cast(Job, {"status": "pending", "stage": "analyzing", "progress": 40, "updated_at": ""})

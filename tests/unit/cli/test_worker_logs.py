@@ -13,7 +13,7 @@ def _append(path: Path, text: str) -> None:
         log.write(text)
 
 
-def test_new_attempts_are_told_once_and_other_lines_not_at_all(tmp_path: Path) -> None:
+def test_new_attempts_are_reported_once_and_other_lines_are_ignored(tmp_path: Path) -> None:
     log, reader = tmp_path / "analyzing.log", AttemptLog(tmp_path, ["extracting", "analyzing"])
     assert reader.read_new() == []
     _append(log, "not JSON about attempt_failed\n" + json.dumps({"event": "started"}) + "\n[]\n")
@@ -25,7 +25,7 @@ def test_new_attempts_are_told_once_and_other_lines_not_at_all(tmp_path: Path) -
     assert reader.read_new() == []
 
 
-def test_a_half_written_line_is_told_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_half_written_line_is_reported_once_it_is_complete(tmp_path: Path) -> None:
     log, reader = tmp_path / "analyzing.log", AttemptLog(tmp_path, ["analyzing"])
     text = json.dumps(LINE) + "\n"
     _append(log, text[:30])

@@ -86,21 +86,21 @@ def test_public_addresses_may_be_called(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", NOT_PUBLIC)
-def test_no_address_of_ones_own_may_be_called_nor_one_in_disguise(text: str) -> None:
+def test_private_addresses_may_not_be_called_in_any_notation(text: str) -> None:
     assert not is_public(ip_address(text))
     with pytest.raises(AddressForbidden, match="public address"):
         AddressPolicy().check_resolved([ip_address("8.8.8.8"), ip_address(text)])
 
 
 @given(st.ip_addresses(v=4))
-def test_no_ipv4_address_is_taken_that_python_calls_private_or_special(address: IPv4Address) -> None:
+def test_no_ipv4_address_is_accepted_that_python_calls_private_or_special(address: IPv4Address) -> None:
     if is_public(address):
         assert address.is_global
         assert not any((address.is_multicast, address.is_reserved, address.is_loopback, address.is_link_local))
 
 
 @given(st.ip_addresses(v=6))
-def test_no_ipv6_address_is_taken_that_python_calls_private_or_special_or_that_wraps_another(
+def test_no_ipv6_address_is_accepted_that_is_private_special_or_embeds_another(
     address: IPv6Address,
 ) -> None:
     if is_public(address):
@@ -109,7 +109,7 @@ def test_no_ipv6_address_is_taken_that_python_calls_private_or_special_or_that_w
         assert address.ipv4_mapped is address.sixtofour is address.teredo is None
 
 
-def test_what_is_allowed_is_allowed_by_network_and_no_further() -> None:
+def test_an_allowance_covers_its_network_and_nothing_else() -> None:
     allowed = AddressPolicy(["10.1.0.0/16", "::1", "169.254.7.7"])
     for text in ("10.1.2.3", "::1", "169.254.7.7", "8.8.8.8"):
         allowed.check_resolved([ip_address(text)])

@@ -97,7 +97,7 @@ def test_the_jobs_own_fields_come_out_of_every_transition_as_they_went_in(job: D
             assert getattr(message, field) == getattr(job, field), (name, field)
 
 
-def test_every_field_is_the_jobs_own_or_known_to_be_the_messages_own() -> None:
+def test_every_field_is_either_a_job_spec_field_or_a_known_message_field() -> None:
     assert set(spec_fields(JobMessage)) | OWN == set(JobMessage.__struct_fields__)
     assert not set(spec_fields(JobMessage)) & OWN
     for kind in (Due, Completed, Failed, Canceled):
@@ -107,7 +107,7 @@ def test_every_field_is_the_jobs_own_or_known_to_be_the_messages_own() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(CORPUS)))
-def test_what_the_release_before_wrote_is_read_and_written_in_the_same_bytes(number: int) -> None:
+def test_messages_of_the_previous_release_are_decoded_and_encoded_to_the_same_bytes(number: int) -> None:
     subject, payload = CORPUS[number]["subject"], CORPUS[number]["payload"].encode()
     match subject.split(".")[1]:
         case "jobs":

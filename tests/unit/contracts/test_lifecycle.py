@@ -40,7 +40,7 @@ def test_merge_gives_the_same_however_the_events_are_batched(histories: Historie
 
 
 @given(a_run_and_its_shuffle())
-def test_status_and_progress_and_time_never_go_back_as_events_arrive_in_any_order(histories: Histories) -> None:
+def test_status_progress_and_time_never_go_back_in_whatever_order_events_arrive(histories: Histories) -> None:
     for events in histories:
         seen = snapshot(events[0])
         for event in events[1:]:
@@ -56,7 +56,7 @@ def test_status_and_progress_and_time_never_go_back_as_events_arrive_in_any_orde
 
 
 @given(a_run_and_its_shuffle())
-def test_a_snapshot_keeps_the_apis_promises_whatever_was_merged(histories: Histories) -> None:
+def test_a_snapshot_is_a_valid_api_response_whatever_was_merged(histories: Histories) -> None:
     seen = merged(histories[1])
     assert 0 <= seen.progress <= 100
     assert (seen.progress == 100) == (seen.status == "completed")
@@ -70,7 +70,7 @@ def test_a_snapshot_keeps_the_apis_promises_whatever_was_merged(histories: Histo
 
 
 @given(run_of_a_job("0199f3a2-7c1e-7d3a-9b62-3f1c2b7a9d10"), st.data())
-def test_a_retried_job_shows_its_next_run_only_and_an_old_event_cannot_bring_back_the_last_one(
+def test_a_retried_job_shows_its_next_run_only_even_after_an_event_of_the_previous_run(
     first: list[AnyMessage], data: st.DataObject
 ) -> None:
     last = first[-1]
@@ -92,7 +92,7 @@ def test_rank_orders_by_step_then_attempt_then_progress() -> None:
     assert submitted.rank < tick.rank <= failed.rank < second_tick.rank < handed_over.rank
 
 
-def test_a_retrys_lower_progress_does_not_lower_what_was_told() -> None:
+def test_a_later_attempts_lower_progress_does_not_lower_the_jobs_progress() -> None:
     writer = Writer(forgetful=True)
     writer.tick(0.9)
     writer.fail_attempt()
@@ -105,7 +105,7 @@ def test_a_job_is_pending_without_a_stage_until_a_worker_has_begun() -> None:
     assert (snapshot(due()).status, snapshot(due()).stage) == ("pending", None)
 
 
-def test_a_job_that_was_handed_back_stays_processing_once_it_had_started() -> None:
+def test_a_job_that_is_handed_back_after_it_started_stays_processing() -> None:
     writer = Writer()
     writer.tick(0.5)
     writer.hand_back()

@@ -35,7 +35,7 @@ def test_an_exceptions_trace_stays_on_its_line() -> None:
     assert entry["level"] == "error"
 
 
-def test_a_value_that_is_no_json_is_still_logged() -> None:
+def test_a_value_that_json_cannot_encode_is_still_logged() -> None:
     (entry,) = lines('log.info("odd", value=object(), text="a\\nb\\x00", raw=b"\\xff", number=float("nan"))')
     assert entry["event"] == "odd"
     assert entry["text"] == "a\nb\x00"
@@ -49,7 +49,7 @@ def test_a_librarys_warning_and_a_python_warning_are_json_too() -> None:
     assert found[0]["event"] == "hm 1"
 
 
-def test_what_is_below_the_level_is_left_out() -> None:
+def test_entries_below_the_log_level_are_omitted() -> None:
     found = lines('log.debug("a")\nlog.info("b")\nlog.warning("c")', level="warning")
     assert [entry["event"] for entry in found] == ["c"]
 

@@ -59,7 +59,7 @@ def subject_of(event: AnyMessage) -> str:
 
 
 @pytest.mark.parametrize(("prefix", "payload"), FIRST_VERSION)
-def test_a_message_that_names_no_tenant_is_the_default_tenants_and_grows_by_nothing(
+def test_a_message_without_a_tenant_belongs_to_the_default_tenant_and_stays_as_short(
     prefix: str, payload: dict[str, Any]
 ) -> None:
     event = decode(f"{prefix}.{ID}", json.dumps(payload).encode())
@@ -68,7 +68,7 @@ def test_a_message_that_names_no_tenant_is_the_default_tenants_and_grows_by_noth
 
 
 @pytest.mark.parametrize(("prefix", "payload"), FIRST_VERSION)
-def test_a_message_keeps_its_tenant_and_tells_it_of_its_job(prefix: str, payload: dict[str, Any]) -> None:
+def test_a_message_keeps_its_tenant_and_its_snapshot_has_it(prefix: str, payload: dict[str, Any]) -> None:
     event = decode(f"{prefix}.{ID}", json.dumps({**payload, "tenant": "acme"}).encode())
     again = decode(f"{prefix}.{ID}", messages.encode(event))
     assert (again.tenant, snapshot(again).tenant) == ("acme", "acme")
@@ -127,7 +127,7 @@ RUBBISH = [
 
 @pytest.mark.parametrize("payload", RUBBISH)
 @pytest.mark.parametrize("channel", DECODERS)
-def test_rubbish_is_unusable_and_the_reason_is_a_sentence(channel: str, payload: bytes) -> None:
+def test_malformed_payloads_are_unusable_and_the_reason_is_a_sentence(channel: str, payload: bytes) -> None:
     with pytest.raises(UnusableMessage, match=r"^the payload ") as caught:
         decode(f"heimdex.{channel}.extracting.{ID}", payload)
     assert len(str(caught.value)) < 1000
@@ -152,7 +152,7 @@ def test_a_nul_anywhere_is_unusable(fields: dict[str, Any]) -> None:
         decode(f"heimdex.jobs.completed.{ID}", json.dumps(COMPLETED | fields).encode())
 
 
-def test_a_backslash_before_u0000_is_no_nul() -> None:
+def test_an_escaped_backslash_before_u0000_is_not_a_nul() -> None:
     event = decode(f"heimdex.jobs.completed.{ID}", json.dumps(COMPLETED | {"result": {"pattern": "\\u0000"}}).encode())
     assert event.result == {"pattern": "\\u0000"}
 
@@ -205,7 +205,7 @@ def test_a_value_of_the_wrong_kind_is_unusable(key: str, value: Any) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_at_all_are_unusable_and_nothing_else_is_raised(payload: bytes) -> None:
+def test_arbitrary_bytes_are_unusable_and_raise_nothing_else(payload: bytes) -> None:
     for channel in DECODERS:
         with pytest.raises(UnusableMessage):
             decode(f"heimdex.{channel}.extracting.{ID}", payload)
@@ -243,7 +243,7 @@ def test_a_message_with_any_field_replaced_is_read_or_unusable(
         "{prefix}.",
     ],
 )
-def test_a_payload_on_another_subject_than_its_own_is_unusable(
+def test_a_payload_on_the_subject_of_another_message_is_unusable(
     prefix: str, payload: dict[str, Any], subject: str
 ) -> None:
     wrong = subject.format(prefix=prefix, id=ID, channel=prefix.rpartition(".")[0])
@@ -279,5 +279,5 @@ def test_token_is_the_stage_of_a_due_job() -> None:
         (ID[:8] + "٣" + ID[9:], False),
     ],
 )
-def test_is_job_id_takes_uuids_as_we_write_them_only(text: str, expected: bool) -> None:
+def test_is_job_id_accepts_uuids_in_canonical_form_only(text: str, expected: bool) -> None:
     assert messages.is_job_id(text) is expected

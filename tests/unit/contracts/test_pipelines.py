@@ -70,7 +70,7 @@ NO_NAMES = (
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
-def test_a_name_that_is_no_subject_token_is_refused(name: object) -> None:
+def test_a_name_that_is_not_a_subject_token_is_refused(name: object) -> None:
     with pytest.raises(ValueError, match="a letter first"):
         stage(name=name)
     with pytest.raises(ValueError, match="a letter first"):
@@ -204,7 +204,7 @@ def test_collect_refuses_a_type_declared_twice_and_a_stage_with_two_functions() 
         pipelines.collect([MOCK, other])
 
 
-def test_two_pipelines_may_share_a_stage_of_one_function() -> None:
+def test_two_pipelines_may_share_a_stage_with_the_same_function() -> None:
     shared = Pipeline(type="other", stages=(MOCK.stages[1], Stage("painting", 1, "some.module:paint")))
     known = pipelines.collect([MOCK, shared])
     assert known.types == ("mock_process", "other")

@@ -48,7 +48,7 @@ def test_progress_is_0_to_99_and_rises_along_the_route_whatever_is_known(
     assert all(0 <= point <= 99 for point in points)
 
 
-def test_progress_weighs_all_stages_alike_when_none_expects_to_take_time() -> None:
+def test_progress_weighs_all_stages_equally_when_none_has_expected_seconds() -> None:
     assert [progress_along(("a", "b"), pipeline(a=0, b=0), name) for name in ("a", "b")] == [0, 50]
 
 

@@ -147,7 +147,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     )
 
 
-def test_good_values_are_read() -> None:
+def test_valid_values_are_read() -> None:
     found = settings.read(
         {
             "HEIMDEX_ENV": "production",
@@ -188,17 +188,17 @@ def test_a_refused_secret_is_not_shown() -> None:
     assert "c2hvcnQ" not in str(caught.value)
 
 
-def test_a_second_secret_signs_too_while_receivers_change_from_one_to_the_other() -> None:
+def test_a_second_secret_signs_too_during_a_rotation() -> None:
     old, new = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=", "whsec_YW5vdGhlciBzZWNyZXQgb2YgdGhlIHRlc3Rz"
     assert settings.read({"HEIMDEX_CALLBACK_SECRET": f"{new}, {old}"}).callback_secret == (new, old)
 
 
-def test_who_may_be_called_back_is_a_list_of_names_addresses_and_networks() -> None:
+def test_allowed_receivers_are_a_list_of_names_addresses_and_networks() -> None:
     found = settings.read({"HEIMDEX_CALLBACK_ALLOW": "10.0.0.0/8, LocalHost,::1 ,192.168.1.7,hooks.corp"})
     assert found.callback_allow == ("10.0.0.0/8", "LocalHost", "::1", "192.168.1.7", "hooks.corp")
 
 
-def test_variables_of_others_are_left_alone() -> None:
+def test_variables_of_other_programs_are_ignored() -> None:
     assert settings.read({"PORT": "http", "HEIMDEX_SOMETHING_ELSE": "x"}) == settings.read({})
 
 
@@ -213,7 +213,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("service", ["stage-worker", "status-store"])
-def test_only_the_gateway_reads_and_holds_what_is_for_its_callers(service: settings.Service) -> None:
+def test_only_the_gateway_reads_the_settings_for_its_callers(service: settings.Service) -> None:
     assert settings.read(SECRETS) != settings.read({})
     assert settings.read(SECRETS, service) == settings.read({}, service)
     assert settings.read(dict.fromkeys(SECRETS, ","), service) == settings.read({})

@@ -28,12 +28,12 @@ def test_settle_hands_back_when_interrupted_whatever_the_attempt() -> None:
     assert settle(Interrupted(), "analyzing", 4, BACKOFF) == HandBack()
 
 
-def test_settle_drops_what_was_overtaken() -> None:
+def test_settle_drops_a_superseded_delivery() -> None:
     assert settle(Superseded(), "analyzing", 2, BACKOFF) == Drop()
 
 
 @pytest.mark.parametrize(("attempt", "pause"), [(1, 1.0), (2, 2.0), (3, 4.0)])
-def test_settle_retries_with_this_attempts_pause_while_the_policy_has_one(attempt: int, pause: float) -> None:
+def test_settle_retries_with_this_attempts_delay_while_the_policy_has_one(attempt: int, pause: float) -> None:
     assert settle(Errored("oh"), "analyzing", attempt, BACKOFF) == Retry("oh", pause)
 
 
@@ -57,12 +57,12 @@ def test_settle_gives_up_on_the_first_error_when_the_policy_has_no_retries() -> 
 
 
 @pytest.mark.parametrize("backoff", [(), BACKOFF])
-def test_settle_says_worker_lost_and_the_stage_when_no_attempt_gave_a_sign_of_life(backoff: tuple[float, ...]) -> None:
+def test_settle_fails_with_worker_lost_and_the_stage_when_no_attempt_reported(backoff: tuple[float, ...]) -> None:
     outcome = settle(Lost(), "analyzing", 5, backoff)
     assert isinstance(outcome, GiveUp)
     assert "worker lost" in outcome.error
     assert "analyzing" in outcome.error
 
 
-def test_tries_counts_the_first_one_too() -> None:
+def test_max_attempts_counts_the_first_one_too() -> None:
     assert (max_attempts(()), max_attempts(BACKOFF)) == (1, 4)

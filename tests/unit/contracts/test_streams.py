@@ -32,13 +32,13 @@ def test_the_streams_are_the_documented_ones() -> None:
     assert STREAMS["HEIMDEX_PROGRESS"].config(1)["storage"] == "memory"
 
 
-def test_each_stage_has_a_durable_of_its_name_the_status_store_takes_all_and_one_holds_those_for_later() -> None:
+def test_stages_the_status_store_and_scheduled_jobs_each_have_a_durable() -> None:
     durables = {consumer.name: consumer.filter_subject for consumer in STREAMS["HEIMDEX_JOBS"].consumers}
     stages = {stage: f"heimdex.jobs.{stage}.*" for stage in STAGES}
     assert durables == {"status-store": "heimdex.jobs.*.*", "later": "heimdex.jobs.later.*", **stages}
 
 
-def test_a_failed_callback_is_a_fact_for_the_status_store_and_the_next_trys_work_for_the_gateways() -> None:
+def test_a_failed_callback_goes_to_the_status_store_and_to_the_gateways() -> None:
     filters = {
         consumer.name: consumer.config()["filter_subjects"] for consumer in STREAMS["HEIMDEX_CALLBACKS"].consumers
     }
@@ -48,7 +48,7 @@ def test_a_failed_callback_is_a_fact_for_the_status_store_and_the_next_trys_work
     }
 
 
-def test_no_durable_gives_up_or_stalls_on_jobs_in_back_off() -> None:
+def test_no_durable_limits_deliveries_or_pending_acknowledgements() -> None:
     for stream in STREAMS.values():
         for consumer in stream.consumers:
             config = consumer.config()
@@ -63,7 +63,7 @@ def test_a_stages_lease_is_the_ack_wait_and_the_stores_is_at_least_30_seconds() 
     assert waits["status-store"] == 30 * 10**9
 
 
-def test_the_waiting_subject_of_a_stream_is_nobodys() -> None:
+def test_nobody_publishes_on_the_waiting_subject_of_a_stream() -> None:
     for stream in STREAMS.values():
         assert not stream.waiting_subject().startswith("heimdex.")
         assert stream.config(1, (stream.waiting_subject(),))["subjects"] == [stream.waiting_subject()]

@@ -11,7 +11,7 @@ PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 FORM = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def test_start_keeps_the_callers_trace_and_flags_with_a_span_of_its_own() -> None:
+def test_start_keeps_the_callers_trace_and_flags_with_a_new_span() -> None:
     made = tracing.start(PARENT)
     assert FORM.fullmatch(made)
     assert tracing.trace_id(made) == TRACE

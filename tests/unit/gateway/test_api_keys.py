@@ -15,7 +15,7 @@ def entry(tenant: str, key: str) -> str:
     return f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def test_each_of_a_tenants_keys_is_that_tenants_and_known_apart() -> None:
+def test_each_key_of_a_tenant_identifies_the_tenant_and_itself() -> None:
     keys = Keys([entry("acme", "one"), entry("acme", "two").upper().replace("ACME", "acme"), entry("beta", "three")])
     owners = [keys.owner(f"Bearer {key}".encode()) for key in ("one", "two", "three")]
     assert [tenant for tenant, _ in owners] == ["acme", "acme", "beta"]
@@ -23,7 +23,7 @@ def test_each_of_a_tenants_keys_is_that_tenants_and_known_apart() -> None:
 
 
 @pytest.mark.parametrize("header", ["bearer one", "BEARER one", "Bearer  one", "Bearer one "])
-def test_the_scheme_is_known_in_any_case(header: str) -> None:
+def test_the_scheme_is_case_insensitive(header: str) -> None:
     assert Keys([entry("acme", "one")]).owner(header.encode())[0] == "acme"
 
 
@@ -53,13 +53,13 @@ def test_anything_else_is_401_with_a_challenge_and_never_repeats_what_was_sent(h
     assert len(caught.value.detail) < 100
 
 
-def test_a_job_of_the_default_tenants_key_is_as_long_as_one_without_keys() -> None:
+def test_a_job_of_the_default_tenants_key_has_the_same_size_as_one_without_keys() -> None:
     keys = Keys([entry("".join(["def", "ault"]), "one")])
     tenant, _ = keys.owner(b"Bearer one")
     assert tenant == DEFAULT_TENANT
     assert b"tenant" not in messages.encode(due(tenant=tenant))
 
 
-def test_a_gateway_has_keys_or_not() -> None:
+def test_a_gateway_requires_keys_only_if_it_has_any() -> None:
     assert not Keys(())
     assert Keys([entry("acme", "one")])

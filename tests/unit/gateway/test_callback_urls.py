@@ -127,7 +127,7 @@ def refused(value: Any, *allow: str) -> CallbackUrlRefused:
 
 
 @pytest.mark.parametrize(("text", "wanted", "authority"), GOOD)
-def test_a_url_of_the_web_is_taken_as_it_is(text: str, wanted: Receiver | None, authority: str) -> None:
+def test_a_public_http_url_is_accepted_unchanged(text: str, wanted: Receiver | None, authority: str) -> None:
     assert acceptance().read(text, "callback_url") == text
     if wanted is not None:
         assert parse_url(text) == wanted
@@ -135,7 +135,7 @@ def test_a_url_of_the_web_is_taken_as_it_is(text: str, wanted: Receiver | None, 
 
 
 @pytest.mark.parametrize(("value", "why"), BAD)
-def test_any_other_is_a_422_with_a_sentence_that_names_the_field(value: Any, why: str) -> None:
+def test_any_other_url_is_a_422_with_a_sentence_that_names_the_field(value: Any, why: str) -> None:
     problem = refused(value)
     assert problem.field == "callback_url"
     assert status_and_field(problem) == (422, "callback_url")
@@ -147,7 +147,7 @@ def test_any_other_is_a_422_with_a_sentence_that_names_the_field(value: Any, why
 
 
 @given(st.text() | st.text(alphabet="htps:/@[]%.#?\\0127ax").map(lambda rest: f"http://{rest}"))
-def test_any_text_is_a_url_or_a_sentence(text: str) -> None:
+def test_any_text_is_accepted_or_refused_with_a_sentence(text: str) -> None:
     try:
         receiver = parse_url(text)
     except UnusableUrl:
@@ -160,7 +160,7 @@ def test_any_text_is_a_url_or_a_sentence(text: str) -> None:
     assert receiver.target.isprintable()
 
 
-def test_without_a_secret_a_callback_url_is_refused_and_the_operator_is_told_how_to_enable_it() -> None:
+def test_without_a_secret_a_callback_url_is_refused_with_how_to_enable_callbacks() -> None:
     disabled = CallbackValidation(False, AddressPolicy(), Told())
     with pytest.raises(CallbackUrlRefused) as caught:
         job_request.job(b'{"type": "mock_process", "callback_url": "https://shop.example"}', KNOWN, disabled)
@@ -170,7 +170,7 @@ def test_without_a_secret_a_callback_url_is_refused_and_the_operator_is_told_how
     assert job_request.job(b'{"type": "mock_process", "callback_url": null}', KNOWN, disabled).callback_url is None
 
 
-def test_what_is_wrong_with_one_job_of_a_batch_is_said_of_that_one() -> None:
+def test_an_error_of_one_job_of_a_batch_names_that_job() -> None:
     body = b'{"jobs": [{"type": "mock_process"}, {"type": "mock_process", "callback_url": "file:///x"}]}'
     with pytest.raises(CallbackUrlRefused) as caught:
         job_request.jobs(body, KNOWN, acceptance())
@@ -188,18 +188,18 @@ def test_what_is_wrong_with_one_job_of_a_batch_is_said_of_that_one() -> None:
         ("http://[fd00::7]/", "fd00::/8"),
     ],
 )
-def test_what_the_operator_allows_is_taken(url: str, allow: str) -> None:
+def test_a_url_that_the_operator_allows_is_accepted(url: str, allow: str) -> None:
     assert acceptance("192.168.7.0/24", allow).read(url, "callback_url") == url
 
 
-def test_an_allowance_is_for_what_it_says_and_nothing_else() -> None:
+def test_an_allowance_covers_only_the_receivers_that_it_names() -> None:
     assert "public address" in str(refused("http://10.0.0.1/", "127.0.0.0/8", "localhost"))
     assert "this machine" in str(refused("http://localhost/", "127.0.0.0/8"))
     assert "public address" in str(refused("http://[::ffff:127.0.0.1]/", "127.0.0.0/8"))
     assert "public address" in str(refused("http://127.0.0.1/", "localhost"))
 
 
-async def test_a_name_that_leads_where_no_callback_may_go_is_refused_when_the_job_is_submitted() -> None:
+async def test_a_name_that_resolves_to_a_forbidden_address_is_refused_at_submission() -> None:
     names: dict[str, list[str] | None] = {"in.corp": ["93.184.216.34", "10.1.2.3"], "out.example": ["93.184.216.34"]}
     found = acceptance(**names)
     await found.look_up([("callback_url", "https://out.example/")])
@@ -214,12 +214,12 @@ async def test_a_name_that_leads_where_no_callback_may_go_is_refused_when_the_jo
     await acceptance("10.0.0.0/8", **names).look_up([("callback_url", "https://in.corp/")])
 
 
-async def test_a_name_that_has_no_address_now_or_is_slow_to_tell_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_does_not_resolve_now_or_resolves_slowly_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heimdex_callbacks.validation.LOOK_UP_SECONDS", 0.05)
     await acceptance(**{"slow.example": None}).look_up([("a", "https://slow.example/"), ("b", "https://none.example/")])
 
 
-async def test_each_host_of_a_batch_is_looked_up_once() -> None:
+async def test_each_host_of_a_batch_is_resolved_once() -> None:
     names = Told(**{"out.example": ["93.184.216.34"]})
     await CallbackValidation(True, AddressPolicy(), names).look_up(
         (f"jobs[{n}]", f"https://out.example/{n}") for n in range(1000)
@@ -227,7 +227,7 @@ async def test_each_host_of_a_batch_is_looked_up_once() -> None:
     assert names.asked == ["out.example"]
 
 
-async def test_a_name_that_the_machine_itself_knows_is_looked_up() -> None:
+async def test_a_name_from_the_hosts_file_is_resolved() -> None:
     resolver = Resolver(1)
     try:
         assert {str(address) for address in await resolver.addresses("localhost", 80)} <= {"127.0.0.1", "::1"}

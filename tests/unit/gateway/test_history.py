@@ -83,7 +83,7 @@ def history_of(nats: Nats, database: Database) -> tuple[History, Subscriptions]:
     return History(cast(Broker, nats), cast(Any, database), subscriptions), subscriptions
 
 
-async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_the_stream_begins() -> None:
+async def test_a_postgres_outage_after_the_first_read_is_raised_before_the_stream_begins() -> None:
     nats = Nats()
     with pytest.raises(StateUnavailable, match="Postgres"):
         async with history_of(nats, Database(away=True))[0].live(JOB, None):
@@ -91,7 +91,7 @@ async def test_a_postgres_that_went_away_after_the_first_look_is_raised_before_t
     assert nats.subscriptions == 0
 
 
-async def test_a_nats_that_answers_nothing_is_raised_before_the_stream_begins() -> None:
+async def test_a_nats_server_that_does_not_answer_is_raised_before_the_stream_begins() -> None:
     nats = Nats(swallows=True)
     with pytest.raises(StateUnavailable, match="NATS"):
         async with history_of(nats, Database())[0].live(JOB, None):
@@ -119,7 +119,7 @@ async def test_a_stream_that_is_opened_while_the_gateway_stops_ends_at_once() ->
     assert nats.subscriptions == 0
 
 
-async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at_the_reconnection() -> None:
+async def test_a_stream_sends_nothing_after_a_lost_connection_and_ends_at_the_reconnection() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
     async with history_of(nats, Database())[1].open(JOB, ticks=True) as watch:
@@ -136,7 +136,7 @@ async def test_what_comes_after_a_broken_link_is_not_told_and_the_stream_ends_at
             await watch.next(1)
 
 
-async def test_a_stream_ends_before_it_tells_what_comes_after_a_gap() -> None:
+async def test_a_stream_ends_before_the_first_event_after_a_gap() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
     async with history_of(nats, Database(submitted))[0].live(JOB, None) as entries:
@@ -153,7 +153,7 @@ async def test_a_stream_ends_before_it_tells_what_comes_after_a_gap() -> None:
 
 
 @pytest.mark.parametrize("leaves", ["before the head", "after it"])
-async def test_a_caller_who_leaves_before_the_first_piece_closes_what_was_opened(leaves: str) -> None:
+async def test_a_caller_who_disconnects_before_the_first_chunk_closes_the_subscriptions(leaves: str) -> None:
     sent: list[str] = []
     source = AsyncExitStack()
     source.callback(sent.append, "closed")

@@ -26,7 +26,7 @@ def allowed(limit: Limit, key: str = "a") -> bool:
     return not isinstance(taken(limit, key), Problem)
 
 
-def test_as_many_as_a_second_brings_are_answered_at_once_and_then_one_after_the_other() -> None:
+def test_a_burst_of_one_seconds_requests_is_allowed_then_one_at_a_time() -> None:
     clock = Clock()
     limit = Limit((5,), clock)
     assert [allowed(limit) for _ in range(7)] == [True] * 5 + [False] * 2
@@ -36,7 +36,7 @@ def test_as_many_as_a_second_brings_are_answered_at_once_and_then_one_after_the_
     assert [allowed(limit) for _ in range(7)] == [True] * 5 + [False] * 2
 
 
-def test_after_silence_as_many_are_answered_at_once_as_the_second_number_says() -> None:
+def test_after_a_period_without_requests_the_burst_size_is_allowed() -> None:
     clock = Clock()
     limit = Limit((2, 10), clock)
     assert [allowed(limit) for _ in range(11)] == [True] * 10 + [False]
@@ -44,7 +44,7 @@ def test_after_silence_as_many_are_answered_at_once_as_the_second_number_says() 
     assert [allowed(limit) for _ in range(3)] == [True, True, False]
 
 
-def test_a_rate_below_one_a_second_lets_one_through() -> None:
+def test_a_rate_below_one_per_second_allows_one_request() -> None:
     clock = Clock()
     limit = Limit((0.1,), clock)
     assert [allowed(limit), allowed(limit)] == [True, False]
@@ -59,7 +59,7 @@ def test_keys_do_not_count_for_each_other() -> None:
     assert [allowed(limit, "a"), allowed(limit, "a"), allowed(limit, "b")] == [True, False, True]
 
 
-def test_the_headers_tell_what_is_left_and_when_it_is_whole_again() -> None:
+def test_the_headers_have_the_remaining_requests_and_the_seconds_until_the_reset() -> None:
     clock = Clock()
     limit = Limit((2, 10), clock)
     assert limit.take("a") == {
@@ -73,7 +73,7 @@ def test_the_headers_tell_what_is_left_and_when_it_is_whole_again() -> None:
     assert (last["RateLimit-Remaining"], last["RateLimit-Reset"]) == ("0", "5")
 
 
-def test_who_asks_too_often_is_told_when_to_come_again() -> None:
+def test_a_request_over_the_limit_has_the_seconds_until_the_next_one() -> None:
     limit = Limit((0.25, 2), Clock())
     limit.take("a")
     limit.take("a")
@@ -90,7 +90,7 @@ def test_who_asks_too_often_is_told_when_to_come_again() -> None:
     most=st.integers(1, 500),
     pauses=st.lists(st.floats(0, 5), min_size=1, max_size=200),
 )
-def test_never_more_than_the_rate_and_what_is_allowed_at_once_and_coming_again_when_told_helps(
+def test_rate_and_burst_are_never_exceeded_and_a_retry_after_the_wait_is_allowed(
     rate: float, most: int, pauses: list[float]
 ) -> None:
     clock = Clock()

@@ -51,13 +51,13 @@ NO_JSON += [b'{"type": "mock_process"} x', b"\x00", b"[" * 100_000, b'{"a":' * 5
 
 
 @pytest.mark.parametrize("body", NO_JSON)
-def test_what_is_no_json_is_refused_with_400(body: bytes) -> None:
+def test_malformed_json_is_refused_with_400(body: bytes) -> None:
     problem = refused(body)
     assert (problem.status, bool(problem.detail)) == (400, True)
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b"7", b'"mock_process"', b"true", b"1.5"])
-def test_json_that_is_no_object_is_refused_with_422(body: bytes) -> None:
+def test_json_that_is_not_an_object_is_refused_with_422(body: bytes) -> None:
     assert refused(body).status == 422
 
 
@@ -108,23 +108,23 @@ def test_a_wrong_field_is_refused_with_422_that_names_it_and_what_is_allowed(
         ('{"type": "mock_process", "priority": %s}', "priority"),
     ],
 )
-def test_a_number_that_no_float_holds_is_refused_like_any_other_number(body: str, field: str, number: str) -> None:
+def test_a_number_beyond_float_range_is_refused_like_any_other_number(body: str, field: str, number: str) -> None:
     problem = refused((body % number).encode())
     assert (problem.status, problem.extra["field"]) == (422, field)
 
 
 @pytest.mark.parametrize("body", ['{"delay_seconds": 1e400, "type": "mock_process"', '{"type": 1e400, "a": NaN}'])
-def test_a_number_that_no_float_holds_in_what_is_no_json_is_refused_with_400(body: str) -> None:
+def test_a_number_beyond_float_range_in_malformed_json_is_refused_with_400(body: str) -> None:
     assert refused(body.encode()).status == 400
 
 
-def test_a_number_that_no_float_holds_is_never_part_of_a_job() -> None:
+def test_a_number_beyond_float_range_is_never_part_of_a_job() -> None:
     twice = b'{"type": "mock_process", "delay_seconds": 1e400, "delay_seconds": 1}'
     assert refused(twice).status == 400
 
 
 @pytest.mark.parametrize("half", ["\\ud800", "\\udc00", "\\ud800x", "\\ud800\\u0041"])
-def test_half_a_surrogate_pair_is_refused_as_what_it_is(half: str) -> None:
+def test_a_lone_surrogate_is_refused_by_name(half: str) -> None:
     problem = refused(f'{{"type": "{half}"}}'.encode())
     assert problem.status == 400
     assert f"{half[:6]} is half of a surrogate pair" in problem.detail
@@ -135,14 +135,14 @@ def test_half_a_surrogate_pair_is_refused_as_what_it_is(half: str) -> None:
 @pytest.mark.parametrize(
     ("body", "says"), [({}, "is missing"), ({"jobs": None}, "not null"), ({"jobs": []}, "not 0 of them")]
 )
-def test_a_batch_without_jobs_is_told_whether_they_are_missing(body: Any, says: str) -> None:
+def test_a_batch_without_jobs_is_refused_as_missing_or_as_empty(body: Any, says: str) -> None:
     with pytest.raises(Problem, match=says) as caught:
         job_requests(json.dumps(body).encode(), KNOWN, NO_CALLBACKS)
     assert (caught.value.status, caught.value.extra["field"]) == (422, "jobs")
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_a_job_or_a_problem_that_can_be_answered(body: bytes) -> None:
+def test_any_bytes_are_a_job_or_a_problem_that_json_can_encode(body: bytes) -> None:
     try:
         # Some bytes are a job: hypothesis tries those that stand in these tests, too.
         made = job_request(body, KNOWN, NO_CALLBACKS).type
@@ -159,7 +159,7 @@ _KEYS = st.text(max_size=8) | st.sampled_from(["type", "fail_at_stage"])
 
 
 @given(st.dictionaries(_KEYS, st.none() | st.text() | st.lists(st.integers())))
-def test_any_object_that_is_no_job_is_a_422_that_can_be_answered(data: dict[str, Any]) -> None:
+def test_any_object_that_is_not_a_job_is_a_422_that_json_can_encode(data: dict[str, Any]) -> None:
     hypothesis.assume(data.get("type") != "mock_process")
     problem = refused(msgspec.json.encode(data))
     assert problem.status == 422
@@ -174,7 +174,7 @@ def test_any_object_that_is_no_job_is_a_422_that_can_be_answered(data: dict[str,
         (datetime(2025, 10, 28, 12, 0, 0, 7, tzinfo=timezone(timedelta(hours=2))), "2025-10-28T10:00:00.000007Z"),
     ],
 )
-def test_a_moment_is_utc_with_six_digits_of_microseconds(at: datetime, text: str) -> None:
+def test_a_time_is_utc_with_six_digits_of_microseconds(at: datetime, text: str) -> None:
     assert moment(at) == text
 
 
@@ -193,7 +193,7 @@ ANY_JSON = (
 
 
 @given(st.dictionaries(st.sampled_from(JobBody.__struct_fields__), ANY_JSON), st.booleans())
-def test_what_the_struct_refuses_is_never_accepted(fields: dict[str, Any], typed: bool) -> None:
+def test_a_request_that_the_struct_refuses_is_never_accepted(fields: dict[str, Any], typed: bool) -> None:
     """An accepted value that a message cannot hold would become a dead letter."""
     body = msgspec.json.encode({**fields, "type": "mock_process"} if typed else fields)
     try:
@@ -203,7 +203,7 @@ def test_what_the_struct_refuses_is_never_accepted(fields: dict[str, Any], typed
             job_request(body, KNOWN, NO_CALLBACKS)
 
 
-def test_a_field_without_a_sentence_of_its_own_is_named_with_what_is_wrong() -> None:
+def test_an_error_of_a_field_without_its_own_sentence_names_the_field() -> None:
     class Labeled(JobBody, frozen=True, forbid_unknown_fields=True):
         label: str | None = None
 

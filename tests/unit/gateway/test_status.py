@@ -73,7 +73,7 @@ def check(answers: list[tuple[int, Snapshot]]) -> None:
 
 @pytest.mark.parametrize("replicated", [False, True], ids=["one node", "a leader that lags"])
 @pytest.mark.parametrize("hundred", range(0, 1000, 100))
-async def test_no_answer_is_older_than_one_given_before_while_postgres_and_the_store_come_and_go(
+async def test_no_response_is_older_than_an_earlier_one_through_outages_of_postgres_and_the_store(
     hundred: int, replicated: bool
 ) -> None:
     for seed in range(hundred, hundred + 100):
@@ -83,7 +83,7 @@ async def test_no_answer_is_older_than_one_given_before_while_postgres_and_the_s
 
 @pytest.mark.parametrize("replicated", [False, True], ids=["one node", "a leader that lags"])
 @pytest.mark.parametrize("hundred", range(0, 1000, 100))
-async def test_no_answer_is_older_than_another_gateways_while_the_store_keeps_up(
+async def test_no_response_is_older_than_another_gateways_while_the_store_keeps_up(
     hundred: int, replicated: bool
 ) -> None:
     for seed in range(hundred, hundred + 100):
@@ -92,14 +92,14 @@ async def test_no_answer_is_older_than_another_gateways_while_the_store_keeps_up
         check(await play(world, gateway_count=2))
 
 
-async def test_a_job_that_postgres_does_not_have_yet_is_found_in_the_stream() -> None:
+async def test_a_job_that_postgres_does_not_have_yet_is_read_from_the_stream() -> None:
     world = settled(Writer().events, recorded=0)
     found = await reads(world).job(world.job_id, DEFAULT_TENANT)
     assert found is not None
     assert found.status == "pending"
 
 
-async def test_a_job_is_found_in_the_stream_while_postgres_is_down() -> None:
+async def test_a_job_is_read_from_the_stream_while_postgres_is_down() -> None:
     world = settled(Writer().events, recorded=0)
     world.postgres_up = False
     found = await reads(world).job(world.job_id, DEFAULT_TENANT)
@@ -107,7 +107,7 @@ async def test_a_job_is_found_in_the_stream_while_postgres_is_down() -> None:
     assert found.status == "pending"
 
 
-async def test_an_ended_job_is_told_from_postgres_while_nats_is_down() -> None:
+async def test_a_finished_job_is_read_from_postgres_while_nats_is_down() -> None:
     writer = Writer()
     writer.fail()
     world = settled(writer.events, recorded=2)
@@ -115,7 +115,7 @@ async def test_an_ended_job_is_told_from_postgres_while_nats_is_down() -> None:
     assert found == world.row
 
 
-async def test_an_unfinished_job_is_not_told_while_nats_is_down_since_another_gateway_may_have_told_more() -> None:
+async def test_an_unfinished_job_is_an_error_while_nats_is_down() -> None:
     world = settled(Writer().events, recorded=1)
     with pytest.raises(StateUnavailable):
         await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
@@ -125,7 +125,7 @@ async def test_an_unfinished_job_is_not_told_while_nats_is_down_since_another_ga
 @pytest.mark.parametrize("postgres_up", [True, False])
 @pytest.mark.parametrize("nats_up", [True, False])
 @pytest.mark.parametrize("completes", [True, False])
-async def test_another_tenants_job_is_answered_as_one_that_never_was(
+async def test_another_tenants_job_is_like_one_that_does_not_exist(
     recorded: int, postgres_up: bool, nats_up: bool, completes: bool
 ) -> None:
     writer = Writer()
@@ -159,20 +159,20 @@ async def test_an_unknown_job_is_none_when_both_answer() -> None:
     assert await reads(world).job(world.job_id, DEFAULT_TENANT) is None
 
 
-async def test_nothing_is_told_of_a_job_without_a_row_while_nats_is_down() -> None:
+async def test_a_job_without_a_row_is_an_error_while_nats_is_down() -> None:
     world = settled(Writer().events, recorded=0)
     with pytest.raises(StateUnavailable):
         await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
-async def test_nothing_is_told_while_both_are_down() -> None:
+async def test_every_job_is_an_error_while_both_are_down() -> None:
     world = settled(Writer().events, recorded=1)
     world.postgres_up = False
     with pytest.raises(StateUnavailable):
         await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
 
 
-async def test_nothing_is_told_of_an_ended_job_when_only_postgres_had_it_and_is_down() -> None:
+async def test_a_finished_job_that_only_postgres_has_is_an_error_while_it_is_down() -> None:
     writer = Writer()
     writer.fail()
     world = settled(writer.events, recorded=2)
@@ -182,7 +182,7 @@ async def test_nothing_is_told_of_an_ended_job_when_only_postgres_had_it_and_is_
         await reads(world).job(world.job_id, DEFAULT_TENANT)
 
 
-async def test_a_tick_is_told_by_postgres_only_since_it_may_be_gone_from_its_stream_a_moment_later() -> None:
+async def test_a_tick_is_read_from_postgres_only_because_the_stream_may_lose_it() -> None:
     writer = Writer()
     writer.tick(0.6)
     tick = snapshot(writer.events[-1])
@@ -200,7 +200,7 @@ async def test_a_tick_is_told_by_postgres_only_since_it_may_be_gone_from_its_str
         await reads(world).job(world.job_id, DEFAULT_TENANT)
 
 
-async def test_a_strangers_message_in_the_stream_is_no_answer() -> None:
+async def test_a_message_of_another_job_in_the_stream_is_ignored() -> None:
     class Stranger(BrokenBroker):
         async def last_message(self, stream: str, *_: Any, **__: Any) -> Any:
             from heimdex_contracts.runtime.jetstream.connection import Stored
@@ -211,7 +211,7 @@ async def test_a_strangers_message_in_the_stream_is_no_answer() -> None:
     assert await reads(world, Stranger()).job(world.job_id, DEFAULT_TENANT) is None
 
 
-async def test_the_end_of_a_run_is_not_told_by_a_leader_that_does_not_know_the_next_run_yet() -> None:
+async def test_a_terminal_state_from_a_leader_that_lacks_the_next_run_is_not_returned() -> None:
     writer = Writer()
     writer.fail()
     failed = writer.events[-1]

@@ -28,7 +28,7 @@ async def unread(watch: Subscription) -> list[AnyMessage]:
     return found
 
 
-async def test_a_caller_who_reads_slowly_is_told_every_event_and_the_newest_tick_between_two() -> None:
+async def test_a_slow_reader_gets_every_event_and_the_newest_tick_between_two_events() -> None:
     writer, watch = Writer(), Subscription()
     for fraction in range(1000):
         writer.tick(fraction / 1000)
@@ -47,7 +47,7 @@ async def test_a_caller_who_reads_slowly_is_told_every_event_and_the_newest_tick
     assert await unread(watch) == [event for event in writer.events if event not in ticks_behind]
 
 
-async def test_what_came_before_an_interruption_is_told_before_it() -> None:
+async def test_events_before_an_interruption_are_sent_before_it() -> None:
     writer, watch = Writer(), Subscription()
     await hear(watch, writer.events)
     watch.interrupt()

@@ -144,7 +144,7 @@ TEXTS = {"NUL": "nul \x00 inside", "surrogate": "lone surrogate \ud800", "long":
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttempt, kind: str) -> None:
+async def test_an_errors_text_can_be_stored_whatever_it_contains(attempt: MakeAttempt, kind: str) -> None:
     outcome = await ended(attempt(raises(ValueError(TEXTS[kind]))[0]))
     assert isinstance(outcome, Errored)
     try:
@@ -156,7 +156,7 @@ async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttem
 
 
 @pytest.mark.parametrize("reason", [RuntimeError("not telling"), OddError("not telling")], ids=["error", "odd error"])
-async def test_an_error_that_cannot_be_shown_is_an_error_all_the_same(
+async def test_an_exception_whose_text_cannot_be_read_is_still_an_error(
     attempt: MakeAttempt, reason: BaseException
 ) -> None:
     class Unspeakable(Exception):
@@ -239,7 +239,9 @@ async def test_a_time_out_counts_from_the_moment_the_function_is_called() -> Non
     assert await running == Finished()
 
 
-async def test_a_thread_that_cannot_be_had_is_an_error(attempt: MakeAttempt, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_cannot_be_started_is_an_error(
+    attempt: MakeAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await ended(attempt(lambda ctx: None)) == Finished()
     start = threading.Thread.start
 
@@ -259,7 +261,7 @@ async def test_a_function_faster_than_its_time_out_is_finished(attempt: MakeAtte
 
 
 @pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("supersede", Superseded())])
-async def test_a_running_attempt_ends_as_it_was_told(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
+async def test_a_running_attempt_ends_as_requested(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
     started = asyncio.Event()
 
     async def waits(ctx: StageContext) -> None:
@@ -273,7 +275,7 @@ async def test_a_running_attempt_ends_as_it_was_told(attempt: MakeAttempt, end: 
     assert await running == outcome
 
 
-async def test_a_blocking_stage_hears_of_its_interruption_when_it_reports(attempt: MakeAttempt) -> None:
+async def test_a_blocking_stage_is_interrupted_when_it_reports(attempt: MakeAttempt) -> None:
     started, heard = threading.Event(), threading.Event()
 
     def blocking(ctx: StageContext) -> None:
@@ -293,7 +295,7 @@ async def test_a_blocking_stage_hears_of_its_interruption_when_it_reports(attemp
     assert await asyncio.to_thread(heard.wait, 20)
 
 
-async def test_a_deaf_stage_that_is_interrupted_is_handed_back_all_the_same(attempt: MakeAttempt) -> None:
+async def test_an_interrupted_stage_that_does_not_react_is_still_handed_back(attempt: MakeAttempt) -> None:
     deaf = Deaf()
 
     async def function(ctx: StageContext) -> None:
@@ -309,7 +311,7 @@ async def test_a_deaf_stage_that_is_interrupted_is_handed_back_all_the_same(atte
     assert running.result() == Interrupted()
 
 
-async def test_an_attempt_told_to_end_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
+async def test_an_attempt_that_is_ended_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
     called = []
     made = attempt(called.append)
     made.supersede()
@@ -340,7 +342,7 @@ async def test_fail_at_stage_is_an_error_at_the_start_of_that_stage_only(attempt
     assert await ended(attempt(called.append, ctx=context("sculpting"))) == Finished()
 
 
-def test_load_stage_finds_the_function() -> None:
+def test_load_stage_returns_the_function() -> None:
     from heimdex_stage_worker.stages import analyzing
 
     assert load_stage("heimdex_stage_worker.stages.analyzing:run") is analyzing.run
@@ -349,6 +351,6 @@ def test_load_stage_finds_the_function() -> None:
 @pytest.mark.parametrize(
     "code", ["no.such.module:run", "heimdex_stage_worker.stages.analyzing:gone", "json:__name__", "json", "", ":run"]
 )
-def test_load_stage_refuses_code_that_is_no_function(code: str) -> None:
+def test_load_stage_refuses_code_that_is_not_a_function(code: str) -> None:
     with pytest.raises(SettingsError):
         load_stage(code)

@@ -64,7 +64,7 @@ async def ended(attempt: IsolatedAttempt) -> Outcome:
 
 @pytest.mark.parametrize("function", ["raise_blocking", "raise_async"])
 @pytest.mark.parametrize("name", isolatable.ODD)
-async def test_no_exception_of_a_stage_hangs_its_process_or_lets_it_vanish(function: str, name: str) -> None:
+async def test_no_exception_of_a_stage_hangs_its_process_or_ends_it_without_a_report(function: str, name: str) -> None:
     outcome = await ended(isolated(function, name))
     assert isinstance(outcome, Errored), f"instead: {outcome!r}"
     assert not outcome.vanished
@@ -74,7 +74,7 @@ async def test_no_exception_of_a_stage_hangs_its_process_or_lets_it_vanish(funct
 
 @pytest.mark.parametrize("end", ["dies", "returns"])
 @pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
-async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_it_leaves(
+async def test_the_attempt_is_over_when_its_process_ends_whatever_child_it_leaves(
     child: ChildProcess, how: str, end: str
 ) -> None:
     outcome = await ended(isolated("leave_child", f"{how}-{end}"))
@@ -94,7 +94,7 @@ async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_i
 
 @pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("supersede", Superseded())])
 @pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
-async def test_an_attempt_told_to_end_frees_its_slot_whatever_child_it_leaves(
+async def test_an_attempt_that_is_ended_frees_its_slot_whatever_child_it_leaves(
     child: ChildProcess, how: str, end: str, outcome: Outcome
 ) -> None:
     slots = asyncio.Semaphore(1)
@@ -109,7 +109,7 @@ async def test_an_attempt_told_to_end_frees_its_slot_whatever_child_it_leaves(
 
 
 @pytest.mark.parametrize("turns", [0, 10], ids=["before it runs", "while it waits"])
-async def test_an_attempt_told_to_end_before_it_has_a_slot_waits_for_none(turns: int) -> None:
+async def test_an_attempt_that_is_ended_before_it_has_a_slot_does_not_wait_for_one(turns: int) -> None:
     slots = asyncio.Semaphore(0)
     made = isolated("return_at_once", slots=slots)
     running = asyncio.create_task(ended(made))

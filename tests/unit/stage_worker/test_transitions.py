@@ -19,7 +19,7 @@ def ended(job: Due, attempt: int = 1, percent: int = 20, seconds: float = 2.0, r
     return Ended(attempt, 17, "$JS.ACK.some", started_at, time.monotonic() - seconds, percent, ran)
 
 
-def test_a_finished_stage_hands_over_to_the_next_with_what_is_done() -> None:
+def test_a_finished_stage_hands_over_to_the_next_with_the_finished_stages() -> None:
     job = due(trace=TRACE, fail_at_stage="indexing")
     following = completed_or_next(job, PIPELINE, ended(job, attempt=2))
     assert isinstance(following, Due)
@@ -62,7 +62,7 @@ def test_a_successor_is_never_written_before_the_message_that_it_follows() -> No
         assert following.at >= job.at
 
 
-def test_a_failed_job_keeps_its_stage_its_error_and_how_far_it_was() -> None:
+def test_a_failed_job_keeps_its_stage_its_error_and_its_progress() -> None:
     job = due(stage="analyzing", step=1, progress=33, started=True)
     message = failed(job, ended(job, attempt=4, percent=50), "The stage analyzing failed: oh")
     assert (message.step, message.stage, message.attempt, message.progress) == (2, "analyzing", 4, 50)
@@ -71,13 +71,13 @@ def test_a_failed_job_keeps_its_stage_its_error_and_how_far_it_was() -> None:
     assert message.seconds is not None
 
 
-def test_a_job_failed_by_a_worker_that_ran_nothing_tells_no_times_of_an_attempt() -> None:
+def test_a_job_failed_by_a_worker_that_ran_no_attempt_has_no_attempt_times() -> None:
     job = due(stage="analyzing", step=1, progress=33, started=True)
     message = failed(job, ended(job, attempt=5, percent=60, ran=False), "The stage analyzing failed: worker lost")
     assert (message.started_at, message.seconds, message.progress) == (None, None, 60)
 
 
-def test_a_hand_back_is_the_same_work_anew_without_counting_the_interrupted_attempt() -> None:
+def test_a_hand_back_repeats_the_work_without_counting_the_interrupted_attempt() -> None:
     job = due(stage="analyzing", step=1, progress=33, started=True)
     again = handed_back(job, ended(job, attempt=3, percent=60))
     assert (again.step, again.stage, again.reason, again.attempts, again.progress) == (
@@ -90,13 +90,13 @@ def test_a_hand_back_is_the_same_work_anew_without_counting_the_interrupted_atte
     assert again.finished == job.finished
 
 
-def test_a_job_handed_back_before_anything_was_run_is_still_pending() -> None:
+def test_a_job_handed_back_before_an_attempt_began_is_still_pending() -> None:
     job = due()
     assert snapshot(handed_back(job, ended(job, percent=0, ran=False))).status == "pending"
     assert snapshot(handed_back(job, ended(job, percent=0))).status == "processing"
 
 
-def test_every_successor_knows_whom_to_call_back() -> None:
+def test_every_successor_has_the_callback_url() -> None:
     job = due(callback_url="https://shop.example/hooks")
     held = ended(job)
     for following in (completed_or_next(job, PIPELINE, held), failed(job, held, "oh"), handed_back(job, held)):
@@ -122,7 +122,7 @@ def test_every_successor_outranks_its_predecessor_and_its_ticks() -> None:
         assert snapshot(following).rank > told.rank
 
 
-def test_every_successor_is_the_same_tenants() -> None:
+def test_every_successor_has_the_same_tenant() -> None:
     job = due(tenant="acme")
     for following in (completed_or_next(job, PIPELINE, ended(job)), failed(job, ended(job), "oh")):
         assert following.tenant == "acme"

@@ -63,7 +63,7 @@ def test_event_rows_are_one_for_everything_but_ticks() -> None:
     ]
 
 
-def test_an_event_row_tells_of_the_attempt_that_it_ended() -> None:
+def test_an_event_row_has_the_attempt_that_the_event_ended() -> None:
     writer = Writer()
     writer.fail_attempt()
     writer.finish_stage()
@@ -83,7 +83,7 @@ def test_an_event_row_tells_of_the_attempt_that_it_ended() -> None:
 
 
 @given(run_of_a_job())
-def test_the_history_has_one_row_a_key_so_that_a_repeat_changes_nothing(events: list[AnyMessage]) -> None:
+def test_the_history_has_one_row_per_key_so_that_a_repeat_changes_nothing(events: list[AnyMessage]) -> None:
     def key(row: EventRow) -> tuple[str, int, int]:
         return (row.job_id, row.step, row.attempt)
 
@@ -91,7 +91,7 @@ def test_the_history_has_one_row_a_key_so_that_a_repeat_changes_nothing(events: 
     assert set(event_rows([*events, *events])) == set(event_rows(events))
 
 
-def test_of_two_ends_of_a_run_the_first_one_counts_in_any_order() -> None:
+def test_the_first_of_two_terminal_events_of_a_run_wins_in_any_order() -> None:
     writer = Writer()
     writer.cancel()
     due, canceled = writer.events

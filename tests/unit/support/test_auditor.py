@@ -67,7 +67,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_found_and_only_its_own_allowance_passes_over_it(kind: str) -> None:
+def test_each_kind_is_reported_unless_its_own_allowance_is_set(kind: str) -> None:
     lines = FAULTS[kind].lines
     assert FAULTS[kind].kinds == [kind]
     allowing, others = Auditor(), Auditor()
@@ -78,7 +78,7 @@ def test_each_kind_is_found_and_only_its_own_allowance_passes_over_it(kind: str)
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_cause_passes_over_what_it_may_explain_and_over_nothing_else(cause: str) -> None:
+def test_a_cause_allows_the_kinds_that_it_explains_and_no_others(cause: str) -> None:
     auditor = Auditor()
     auditor.allow(cause)
     passed_over = {kind for kind, logs in FAULTS.items() if not auditor.look(logs.lines)}
@@ -99,7 +99,7 @@ def test_a_cause_passes_over_what_it_may_explain_and_over_nothing_else(cause: st
         Logs().begin(1).say("attempt_failed", job_id="a", stage="analyzing", attempt=1, error=ASKED_FOR[1]).begin(2),
     ],
 )
-def test_a_stage_that_begins_again_without_a_reason_is_found(logs: Logs) -> None:
+def test_a_stage_that_begins_again_without_a_reason_is_reported(logs: Logs) -> None:
     assert logs.kinds == ["repeated"]
 
 
@@ -120,11 +120,11 @@ def test_a_stage_that_begins_again_without_a_reason_is_found(logs: Logs) -> None
         Logs().say("callback_handed_back", stopping=True, job_id="a"),
     ],
 )
-def test_what_the_test_asked_for_is_no_finding(logs: Logs) -> None:
+def test_effects_that_the_test_requested_are_not_findings(logs: Logs) -> None:
     assert logs.kinds == []
 
 
-def test_services_that_start_together_make_the_streams_and_one_that_starts_later_finds_them() -> None:
+def test_only_services_that_start_together_may_create_the_streams() -> None:
     logs = Logs().say("starting", "one").say("starting", "two").say("stream_created", "one").say("ready", "one")
     logs.say("consumer_configured", "two").say("ready", "two")
     assert logs.kinds == []
@@ -132,14 +132,14 @@ def test_services_that_start_together_make_the_streams_and_one_that_starts_later
     assert logs.say("starting", "three").say("consumer_configured", "three").kinds == ["topology"] * 2
 
 
-def test_an_allowance_with_fields_is_for_the_entries_that_have_them() -> None:
+def test_an_allowance_with_fields_covers_only_entries_with_these_fields() -> None:
     auditor = Auditor()
     auditor.allow("stray", "dropped", job_id="a")
     logs = Logs().say("delivery_dropped", job_id="a").say("delivery_dropped", job_id="b").say("stray_removed")
     assert [finding.line for finding in auditor.look(logs.lines)] == logs.lines[1:]
 
 
-def test_an_unknown_kind_is_refused_and_so_is_an_allowance_of_nothing() -> None:
+def test_an_unknown_kind_and_an_empty_allowance_are_refused() -> None:
     for kinds in (("superseeded",), ("dropped", "everything"), ()):
         with pytest.raises(ValueError, match=r"superseeded|everything|must name at least one"):
             Auditor().allow(*kinds)
@@ -147,7 +147,7 @@ def test_an_unknown_kind_is_refused_and_so_is_an_allowance_of_nothing() -> None:
         known(["lots"])
 
 
-def test_the_lines_of_processes_that_go_on_are_put_in_order_over_several_looks() -> None:
+def test_the_lines_of_running_processes_are_ordered_across_several_audits() -> None:
     logs = Logs().begin(1).fail(1).begin(2)
     auditor = Auditor()
     began, failed, again = logs.lines
@@ -158,7 +158,7 @@ def test_the_lines_of_processes_that_go_on_are_put_in_order_over_several_looks()
     assert [finding.kind for finding in auditor.look(Logs().begin(2).lines)] == ["repeated"]
 
 
-def test_every_error_that_is_asked_for_is_one_that_a_pipeline_of_the_tests_or_a_worker_says() -> None:
+def test_every_requested_error_is_one_that_a_test_pipeline_or_a_worker_raises() -> None:
     folders = (ROOT / "tests" / "support" / "pipelines", ROOT / "stage-workers" / "heimdex_stage_worker")
     texts = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
     for said in ASKED_FOR:
@@ -183,9 +183,7 @@ def _service(folder: Path, *events: str) -> Service:
 
 
 @pytest.mark.allows("stray")
-async def test_a_systems_logs_are_audited_while_it_runs_and_each_line_once(
-    new_system: NewSystem, scratch: Path
-) -> None:
+async def test_a_systems_logs_are_audited_while_it_runs_each_line_once(new_system: NewSystem, scratch: Path) -> None:
     system = new_system("nats://127.0.0.1:1", "postgresql://nobody@127.0.0.1:1/none")
     system.services.append(_service(scratch, "stray_removed", "delivery_dropped"))
     await eventually(lambda: len(system.services[0].logs) == 2)
@@ -202,7 +200,7 @@ async def test_a_systems_logs_are_audited_while_it_runs_and_each_line_once(
         system.check_logs()
 
 
-def test_findings_are_told_by_kind_with_their_number_and_who_logged_what() -> None:
+def test_findings_are_described_by_kind_with_their_count_and_the_log_entries() -> None:
     strays = [Finding("stray", Line("<gateway 17>", {"event": "stray_removed", "sequence": n})) for n in range(40)]
     said = describe([*strays, Finding("dropped", Line("<extracting 18>", {"event": "delivery_dropped"}))])
     assert f"stray (40): {KINDS['stray']}" in said
