@@ -95,27 +95,27 @@ def table(results: dict[tuple[str, bool], list[Rush]]) -> str:
 
 def main() -> None:
     """Exit code 1 for anything that must not have happened."""
-    wanted = options()
-    spinners = {"on": [True], "off": [False], "both": [True, False]}[wanted.spinner]
+    arguments = options()
+    spinners = {"on": [True], "off": [False], "both": [True, False]}[arguments.spinner]
     results: dict[tuple[str, bool], list[Rush]] = {}
     failed = 0
     with folder() as path:
         postgres = servers.start_postgres(path)
         try:
-            for version in wanted.versions:
+            for version in arguments.versions:
                 nats_server(version)  # downloaded before anything is measured
                 for busy in spinners:
-                    for number in range(1, wanted.rounds + 1):
+                    for number in range(1, arguments.rounds + 1):
                         place = Path(tempfile.mkdtemp(dir=path))
                         database_url = servers.new_database(postgres)
                         try:
-                            found = uvloop.run(go(version, busy, wanted.jobs, wanted.sync, database_url, place))
+                            result = uvloop.run(go(version, busy, arguments.jobs, arguments.sync, database_url, place))
                         except AssertionError as error:
                             failed += 1
                             print(f"round {number} of {version} did not end: {error}", file=sys.stderr, flush=True)
                             continue
-                        results.setdefault((version, busy), []).append(found)
-                        state = f"round {number} of {version}, {'busy' if busy else 'idle'}: {found}"
+                        results.setdefault((version, busy), []).append(result)
+                        state = f"round {number} of {version}, {'busy' if busy else 'idle'}: {result}"
                         print(state, file=sys.stderr, flush=True)
                         shutil.rmtree(place, ignore_errors=True)
         finally:

@@ -17,11 +17,11 @@ async def published(seen: Observer, jobs: Iterable[str], token: str = "completed
         await eventually(last, timeout or PATIENCE_SECONDS, f"{job_id} is {token}")
 
 
-async def told(follower: Follower, jobs: Iterable[str], **wanted: object) -> None:
+async def wait_until_returned(follower: Follower, jobs: Iterable[str], **expected: object) -> None:
     """Wait until the API has returned each of these jobs to the follower with these fields."""
     for job_id in jobs:
 
         def matches(job_id: str = job_id) -> bool:
-            return wanted.items() <= follower.seen(job_id).items() and bool(follower.seen(job_id))
+            return expected.items() <= follower.seen(job_id).items() and bool(follower.seen(job_id))
 
-        await eventually(matches, what=lambda job_id=job_id: f"{job_id} has {wanted}; it is {follower.seen(job_id)}")
+        await eventually(matches, what=lambda job_id=job_id: f"{job_id} has {expected}; it is {follower.seen(job_id)}")

@@ -16,8 +16,8 @@ from tests.support.receiver import SECRET, Receiver
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """Answers 204 unless told otherwise."""
-    with Receiver() as made:
-        yield made
+    with Receiver() as receiver:
+        yield receiver
 
 
 @pytest_asyncio.fixture

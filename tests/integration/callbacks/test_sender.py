@@ -302,6 +302,6 @@ async def test_at_most_64_addresses_of_a_name_are_used(monkeypatch: pytest.Monke
     many = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (str(IPv4Address(0x08000000 + n)), 80)) for n in range(4000)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: many)
     resolver = Resolver(1)
-    found = await resolver.addresses("many.example", 80)
+    addresses = await resolver.addresses("many.example", 80)
     resolver.close()
-    assert found == [ip_address(0x08000000 + n) for n in range(64)]
+    assert addresses == [ip_address(0x08000000 + n) for n in range(64)]

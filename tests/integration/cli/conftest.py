@@ -43,14 +43,14 @@ def processes_below() -> Callable[[Path], list[str]]:
     """The processes whose command line or working directory names this folder."""
 
     def find(path: Path) -> list[str]:
-        found = []
+        processes = []
         for process in psutil.process_iter():
             try:
                 line = " ".join(process.cmdline())
                 if str(path) in line or Path(process.cwd()).is_relative_to(path):
-                    found.append(f"{process.pid} {line}")
+                    processes.append(f"{process.pid} {line}")
             except psutil.Error:
                 pass
-        return found
+        return processes
 
     return find

@@ -25,25 +25,25 @@ HEALTHY = (200, b'{"status":"ok"}')
 
 @pytest.fixture
 def health(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """What /healthz says: `health.says` may be changed; `health.asked` counts."""
+    """A server whose /healthz returns `health.answer`; `health.requests` counts the requests."""
     monkeypatch.setattr(disk_full_recovery, "POLL_SECONDS", 0.05)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = said.says
+            status, body = server_state.answer
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
-            said.asked += 1
+            server_state.requests += 1
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    said = SimpleNamespace(says=HEALTHY, asked=0, url=f"http://127.0.0.1:{server.server_port}")
+    server_state = SimpleNamespace(answer=HEALTHY, requests=0, url=f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield said
+    yield server_state
     server.shutdown()
     thread.join()
     server.server_close()
@@ -59,23 +59,23 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
 def test_only_a_server_that_stopped_serving_a_stream_is_ended_and_only_once_space_is_free(
     folder: Path, health: Any, process: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch, eventually
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     server: Any = SimpleNamespace(monitor_url=health.url, pid=process.pid, directory=folder)
-    watch = FullDiskWatch(server, said.append)
+    watch = FullDiskWatch(server, messages.append)
     watch.start()
     for answer in (HEALTHY, RECOVERING):
-        health.says, asked = answer, health.asked
-        eventually(lambda asked=asked: health.asked > asked + 2)
+        health.answer, asked = answer, health.requests
+        eventually(lambda asked=asked: health.requests > asked + 2)
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     monkeypatch.setattr(disk_full_recovery, "MIN_FREE_BYTES", 2 * free)
-    health.says, asked = WRITE_ERROR, health.asked
-    eventually(lambda: health.asked > asked + 2)
+    health.answer, asked = WRITE_ERROR, health.requests
+    eventually(lambda: health.requests > asked + 2)
     assert process.poll() is None
-    assert said == []
+    assert messages == []
     monkeypatch.setattr(disk_full_recovery, "MIN_FREE_BYTES", 1)
     eventually(lambda: process.poll() == -15)
     watch.stop()
-    assert "disk was full" in said[0]
+    assert "disk was full" in messages[0]
 
 
 def test_a_server_without_monitoring_is_left_alone(folder: Path) -> None:

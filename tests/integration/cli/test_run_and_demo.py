@@ -77,16 +77,16 @@ def test_run_prints_all_addresses_and_stops_completely_at_ctrl_c(folder: Path, c
         assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
 
         second = _start(folder, commands, "run", **ports)
-        said, _ = second.communicate(timeout=30)
+        output, _ = second.communicate(timeout=30)
         assert second.returncode == 2
-        assert f"running already on the data in {folder.resolve()}/.heimdex (process {process.pid})" in said
-        assert said.count("\n") == 1
+        assert f"running already on the data in {folder.resolve()}/.heimdex (process {process.pid})" in output
+        assert output.count("\n") == 1
 
         (folder / "elsewhere").mkdir()
         third = _start(folder / "elsewhere", commands, "run", **ports)
-        said, _ = third.communicate(timeout=30)
+        output, _ = third.communicate(timeout=30)
         assert third.returncode == 2
-        assert said == f"heimdex: Port {ports['HEIMDEX_PORT']} is in use: set HEIMDEX_PORT to choose another one.\n"
+        assert output == f"heimdex: Port {ports['HEIMDEX_PORT']} is in use: set HEIMDEX_PORT to choose another one.\n"
 
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(30) == 0

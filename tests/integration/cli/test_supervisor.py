@@ -17,9 +17,9 @@ def _service(folder: Path, code: str, name: str = "worker") -> Service:
 
 
 def test_a_service_that_dies_is_restarted_and_this_is_reported(folder: Path, eventually) -> None:
-    service, said = _service(folder, FOR_EVER), []
+    service, messages = _service(folder, FOR_EVER), []
     service.start()
-    supervisor = Supervisor([service], said.append, lambda: None)
+    supervisor = Supervisor([service], messages.append, lambda: None)
     supervisor.start()
     first = service.pid
     assert first is not None
@@ -27,16 +27,16 @@ def test_a_service_that_dies_is_restarted_and_this_is_reported(folder: Path, eve
     eventually(lambda: service.pid not in (None, first))
     supervisor.stop()
     service.child.stop()
-    assert len(said) == 1
-    assert said[0].startswith("worker ended unexpectedly (killed by SIGKILL); starting it again in 0.5 s")
-    assert str(folder / "worker.log") in said[0]
+    assert len(messages) == 1
+    assert messages[0].startswith("worker ended unexpectedly (killed by SIGKILL); starting it again in 0.5 s")
+    assert str(folder / "worker.log") in messages[0]
 
 
 def test_a_service_that_was_stopped_on_purpose_stays_down(folder: Path, eventually) -> None:
-    killed, other, said = _service(folder, FOR_EVER), _service(folder, FOR_EVER, "other"), []
+    killed, other, messages = _service(folder, FOR_EVER), _service(folder, FOR_EVER, "other"), []
     killed.start()
     other.start()
-    supervisor = Supervisor([killed, other], said.append, lambda: None)
+    supervisor = Supervisor([killed, other], messages.append, lambda: None)
     supervisor.start()
     killed.kill()
     # The supervisor's attention to the other one shows that it has looked at both since.
@@ -45,33 +45,33 @@ def test_a_service_that_was_stopped_on_purpose_stays_down(folder: Path, eventual
     os.kill(first, signal.SIGKILL)
     eventually(lambda: other.pid not in (None, first))
     assert killed.pid is None
-    assert [sentence.split()[0] for sentence in said] == ["other"]
+    assert [sentence.split()[0] for sentence in messages] == ["other"]
     supervisor.stop()
     other.child.stop()
 
 
 def test_the_delay_grows_while_a_service_keeps_dying(folder: Path, eventually) -> None:
-    service, said = _service(folder, "import sys; sys.exit(7)"), []
+    service, messages = _service(folder, "import sys; sys.exit(7)"), []
     service.start()
-    supervisor = Supervisor([service], said.append, lambda: None)
+    supervisor = Supervisor([service], messages.append, lambda: None)
     supervisor.start()
-    eventually(lambda: len(said) >= 3)
+    eventually(lambda: len(messages) >= 3)
     supervisor.stop()
-    assert [sentence.partition("again in ")[2].split()[0] for sentence in said[:3]] == ["0.5", "1", "2"]
-    assert "exit code 7" in said[0]
+    assert [sentence.partition("again in ")[2].split()[0] for sentence in messages[:3]] == ["0.5", "1", "2"]
+    assert "exit code 7" in messages[0]
     assert supervisor.most_failing() is service
 
 
 def test_a_start_that_fails_is_tried_again(folder: Path, eventually) -> None:
-    service, said = _service(folder, FOR_EVER), []
+    service, messages = _service(folder, FOR_EVER), []
     service.start()
     interpreter = service.child.argv[0]
     service.child.argv[0] = str(folder / "missing")
-    supervisor = Supervisor([service], said.append, lambda: None)
+    supervisor = Supervisor([service], messages.append, lambda: None)
     supervisor.start()
     assert service.pid is not None
     os.kill(service.pid, signal.SIGKILL)
-    eventually(lambda: any("could not be started again" in sentence for sentence in said))
+    eventually(lambda: any("could not be started again" in sentence for sentence in messages))
     service.child.argv[0] = interpreter
     eventually(lambda: service.pid is not None)
     supervisor.stop()

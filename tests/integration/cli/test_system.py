@@ -31,8 +31,8 @@ with EmbeddedSystem(Path(sys.argv[1]), commands=Path(sys.argv[2])) as system:
 def test_it_becomes_ready_restarts_what_dies_and_leaves_nothing(
     folder: Path, commands: Path, eventually, processes_below
 ) -> None:
-    said: list[str] = []
-    with EmbeddedSystem(folder / "data", commands=commands, announce=said.append) as system:
+    messages: list[str] = []
+    with EmbeddedSystem(folder / "data", commands=commands, announce=messages.append) as system:
         assert list(system.services) == SERVICES
         eventually(lambda: _starts(system, "analyzing") == 1)
         for supervised in (system.services["analyzing"], system.nats, system.postgres):
@@ -42,7 +42,7 @@ def test_it_becomes_ready_restarts_what_dies_and_leaves_nothing(
             eventually(lambda it=supervised, was=first: it.pid not in (None, was))
         system.wait_until_ready()
         for name in ("analyzing", "nats", "postgres"):
-            assert any(sentence.startswith(f"{name} ended unexpectedly (killed by SIGKILL)") for sentence in said)
+            assert any(sentence.startswith(f"{name} ended unexpectedly (killed by SIGKILL)") for sentence in messages)
         eventually(lambda: _starts(system, "analyzing") == 2)
     assert processes_below(folder / "data") == []
     assert all(service.pid is None for service in system.services.values())
@@ -98,19 +98,20 @@ def test_leftover_processes_are_ended_when_the_watchdog_was_killed_too(folder: P
         for pid in _guardians_of(owner.pid):
             os.kill(pid, signal.SIGKILL)
         owner.kill()
-    said: list[str] = []
-    with EmbeddedSystem(data, commands=commands, announce=said.append):
-        assert f"Stopped the processes that an earlier run left running: {', '.join(SERVICES)}, nats, postgres." in said
+    messages: list[str] = []
+    with EmbeddedSystem(data, commands=commands, announce=messages.append):
+        names = ", ".join((*SERVICES, "nats", "postgres"))
+        assert f"Stopped the processes that an earlier run left running: {names}." in messages
 
 
 def test_a_stubborn_service_is_killed_after_its_grace(
     folder: Path, commands: Path, eventually, processes_below
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     environ = {"STANDIN_STUBBORN": "indexing", "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "0.1"}
-    with EmbeddedSystem(folder / "data", commands=commands, environ=environ, announce=said.append) as system:
+    with EmbeddedSystem(folder / "data", commands=commands, environ=environ, announce=messages.append) as system:
         eventually(lambda: _starts(system, "indexing") == 1)
-    assert "indexing did not stop in time and is killed." in said
+    assert "indexing did not stop in time and is killed." in messages
     assert processes_below(folder / "data") == []
 
 
@@ -157,17 +158,17 @@ def test_a_callback_secret_is_generated_once_unless_one_is_set(
     folder: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HEIMDEX_CALLBACK_SECRET", raising=False)
-    told = []
+    secrets = []
     for environ in ({}, {}, {"HEIMDEX_CALLBACK_SECRET": "whsec_given"}):
         with EmbeddedSystem(folder / "data", commands=commands, environ=environ) as system:
             pid = system.services["gateway"].pid
             pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
-            told += [pair.partition("=")[2] for pair in pairs if pair.startswith("HEIMDEX_CALLBACK_SECRET=")]
+            secrets += [pair.partition("=")[2] for pair in pairs if pair.startswith("HEIMDEX_CALLBACK_SECRET=")]
     kept = folder / "data" / "callback-secret"
-    made = kept.read_text().strip()
-    assert told == [made, made, "whsec_given"]
+    generated = kept.read_text().strip()
+    assert secrets == [generated, generated, "whsec_given"]
     assert kept.stat().st_mode & 0o077 == 0
-    assert len(base64.b64decode(made.removeprefix("whsec_"), validate=True)) == 32
+    assert len(base64.b64decode(generated.removeprefix("whsec_"), validate=True)) == 32
 
 
 def _owner(data: Path, commands: Path) -> "subprocess.Popen[str]":

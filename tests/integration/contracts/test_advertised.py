@@ -18,15 +18,15 @@ from tests.support.waiting import eventually
 @asynccontextmanager
 async def silent_port() -> AsyncIterator[tuple[int, list[int]]]:
     """Where connections are taken and nothing is ever said; the list grows with each."""
-    found: list[int] = []
+    ports: list[int] = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        found.append(len(found))
+        ports.append(len(ports))
         await reader.read()
         writer.close()
 
     async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], found
+        yield server.sockets[0].getsockname()[1], ports
 
 
 def start(folder: Path, name: str, port: int, advertised: int, own_route: int, other_route: int) -> ChildProcess:
@@ -42,8 +42,8 @@ def start(folder: Path, name: str, port: int, advertised: int, own_route: int, o
     return server
 
 
-async def told(port: int, advertised: int) -> bool:
-    """Whether this server tells new clients of that port."""
+async def is_advertised(port: int, advertised: int) -> bool:
+    """Whether this server advertises that port to new clients."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -62,7 +62,7 @@ async def test_only_the_configured_servers_are_connected_to(scratch: Path, journ
         broker = Broker(Settings(nats_url=f"nats://127.0.0.1:{ports[0]}"), "test", cast("Any", journal))
         try:
             for number in range(3):
-                await eventually(lambda: told(ports[0], advertised), what="the address is told")
+                await eventually(lambda: is_advertised(ports[0], advertised), what="the address is advertised")
                 if number == 0:
                     await broker.connect()
                 first.kill()

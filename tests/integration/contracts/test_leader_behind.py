@@ -41,8 +41,8 @@ class HeldBack(Broker):
         return await super().publish(subject, payload, headers, timeout)
 
     async def last_message(self, *arguments: Any, **named: Any) -> Stored | None:
-        found = await super().last_message(*arguments, **named)
-        return None if self._behind and found is not None and found.sequence > self.known else found
+        message = await super().last_message(*arguments, **named)
+        return None if self._behind and message is not None and message.sequence > self.known else message
 
     async def last_sequence(self, stream: str) -> int:
         sequence = await super().last_sequence(stream)

@@ -28,8 +28,8 @@ def port(server: NatsServer) -> int:
 
 @pytest_asyncio.fixture
 async def link(nats: NatsServer) -> AsyncIterator[Link]:
-    async with Link(port(nats)) as made:
-        yield made
+    async with Link(port(nats)) as link:
+        yield link
 
 
 @pytest_asyncio.fixture
@@ -129,10 +129,10 @@ async def test_a_puller_requests_no_more_than_its_capacity_after_any_number_of_r
     await eventually(lambda: len(held) >= 10)
     await linked.flush(10)
 
-    async def told() -> bool:
+    async def are_delivered() -> bool:
         return int((await consumer(ready, "extracting"))["num_ack_pending"]) == 10
 
-    await eventually(told)
+    await eventually(are_delivered)
     assert len(held) == 10
     await puller.stop()
 
@@ -141,16 +141,16 @@ async def test_a_puller_requests_no_more_than_its_capacity_after_any_number_of_r
 async def test_work_that_fails_after_a_reconnection_is_repeated(
     link: Link, linked: Broker, journal: RecordingLogger
 ) -> None:
-    tries: list[int] = []
+    attempts: list[int] = []
 
     async def work() -> None:
-        tries.append(len(tries))
-        if len(tries) == 1:
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
             raise ZeroDivisionError
 
     linked.on_reconnect.append(work)
     link.cut()
-    await eventually(lambda: len(tries) == 2)
+    await eventually(lambda: len(attempts) == 2)
     assert journal.of("reconnection_broken")
 
 

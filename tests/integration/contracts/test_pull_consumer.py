@@ -61,14 +61,14 @@ MakeOwner = Callable[[int], Owner]
 
 @pytest_asyncio.fixture
 async def owner(holder: Holder, journal: RecordingLogger) -> AsyncIterator[MakeOwner]:
-    made: list[Owner] = []
+    owners: list[Owner] = []
 
     def make(capacity: int) -> Owner:
-        made.append(Owner(holder, capacity, journal))
-        return made[-1]
+        owners.append(Owner(holder, capacity, journal))
+        return owners[-1]
 
     yield make
-    for each in made:
+    for each in owners:
         await each.puller.stop()
 
 

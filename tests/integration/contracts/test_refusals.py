@@ -57,8 +57,8 @@ def err(text: str) -> bytes:
 
 @pytest_asyncio.fixture
 async def link(nats: NatsServer) -> AsyncIterator[Link]:
-    async with Link(port(nats)) as made:
-        yield made
+    async with Link(port(nats)) as link:
+        yield link
 
 
 @pytest_asyncio.fixture

@@ -40,16 +40,16 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest_asyncio.fixture
 async def gateway(connection: asyncpg.Connection, database_url: str) -> AsyncIterator[Database]:
-    found = Database(database_url)
-    yield found
-    await found.close()
+    database = Database(database_url)
+    yield database
+    await database.close()
 
 
 async def insert(connection: asyncpg.Connection, rows: list[Row]) -> None:
     await connection.execute(INSERT, *(list(column) for column in zip(*rows, strict=True)))
 
 
-def made(random: Random, count: int) -> list[Row]:
+def random_rows(random: Random, count: int) -> list[Row]:
     """Many of them created in the same microsecond as others."""
     return [
         (
@@ -63,7 +63,7 @@ def made(random: Random, count: int) -> list[Row]:
     ]
 
 
-def wanted(**fields: Any) -> JobQuery:
+def query(**fields: Any) -> JobQuery:
     nothing = dict.fromkeys(("status", "type", "created_after", "created_before", "cursor"))
     return JobQuery(**{**nothing, "limit": 50, **fields})
 
@@ -77,20 +77,20 @@ def expected(rows: list[Row], tenant: str, asked: JobQuery) -> list[str]:
         lambda row: asked.created_before is None or row[4] < asked.created_before,
         lambda row: asked.cursor is None or (row[4], row[0]) < (asked.cursor.created_at, asked.cursor.id),
     ]
-    found = [row for row in rows if all(check(row) for check in checks)]
-    return [row[0] for row in sorted(found, key=lambda row: (row[4], row[0]), reverse=True)[: asked.limit + 1]]
+    matching = [row for row in rows if all(check(row) for check in checks)]
+    return [row[0] for row in sorted(matching, key=lambda row: (row[4], row[0]), reverse=True)[: asked.limit + 1]]
 
 
 async def test_every_filter_and_cursor_returns_exactly_the_matching_jobs_in_order(
     connection: asyncpg.Connection, gateway: Database
 ) -> None:
     random = Random(7)
-    rows = made(random, 600)
+    rows = random_rows(random, 600)
     await insert(connection, rows)
     for _ in range(400):
         place, other = random.choice(rows), random.choice(rows)
         moments = [None, place[4], other[4], START - timedelta(1), START + timedelta(1)]
-        asked = wanted(
+        asked = query(
             type=random.choice([None, *TYPES, "unheard_of"]),
             status=random.choice([None, *STATUSES]),
             created_after=random.choice(moments),
@@ -99,9 +99,9 @@ async def test_every_filter_and_cursor_returns_exactly_the_matching_jobs_in_orde
             cursor=random.choice([None, Cursor(place[4], place[0]), Cursor(other[4], other[0])]),
         )
         tenant = random.choice([*TENANTS, "nobody"])
-        found = await gateway.jobs(asked, tenant)
-        assert [job.job_id for job in found] == expected(rows, tenant, asked), asked
-        assert {job.tenant for job in found} <= {tenant}
+        jobs = await gateway.jobs(asked, tenant)
+        assert [job.job_id for job in jobs] == expected(rows, tenant, asked), asked
+        assert {job.tenant for job in jobs} <= {tenant}
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,10 +138,10 @@ async def test_a_page_of_a_large_table_reads_only_its_own_index_entries_with_a_g
     arguments += ["mock_process"] if kinds == repository.ONE_KIND else []
     (row,) = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}", *arguments)
     plan = json.loads(row[0])[0]["Plan"]
-    found = nodes(plan)
+    plan_nodes = nodes(plan)
     assert plan["Actual Rows"] == 51
-    assert not [node for node in found if node["Node Type"] == "Seq Scan"]
-    scans = [node for node in found if "Index Name" in node]
+    assert not [node for node in plan_nodes if node["Node Type"] == "Seq Scan"]
+    scans = [node for node in plan_nodes if "Index Name" in node]
     assert {node["Index Name"] for node in scans} == {"jobs_listed", "jobs_pkey"}
     assert not [node for node in scans if node.get("Rows Removed by Filter")]
     read = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
@@ -149,8 +149,8 @@ async def test_a_page_of_a_large_table_reads_only_its_own_index_entries_with_a_g
 
 
 async def test_a_job_is_returned_to_its_own_tenant_only(connection: asyncpg.Connection, gateway: Database) -> None:
-    rows = made(Random(1), 30)
+    rows = random_rows(Random(1), 30)
     await insert(connection, rows)
     for job_id, tenant, *_ in rows:
-        found = await asyncio.gather(*(gateway.job(job_id, one) for one in TENANTS))
-        assert [job is not None for job in found] == [one == tenant for one in TENANTS]
+        jobs = await asyncio.gather(*(gateway.job(job_id, one) for one in TENANTS))
+        assert [job is not None for job in jobs] == [one == tenant for one in TENANTS]

@@ -35,14 +35,14 @@ def journal() -> RecordingLogger:
 
 @pytest_asyncio.fixture
 async def new_database(database_url: str, journal: RecordingLogger) -> AsyncIterator[NewDatabase]:
-    made: list[Database] = []
+    databases: list[Database] = []
 
     def make() -> Database:
-        made.append(Database(database_url, cast("Any", journal)))
-        return made[-1]
+        databases.append(Database(database_url, cast("Any", journal)))
+        return databases[-1]
 
     yield make
-    for database in made:
+    for database in databases:
         await database.close()
 
 
@@ -54,8 +54,8 @@ async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def tables(admin: asyncpg.Connection) -> set[str]:
-    found = await admin.fetch("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
-    return {entry["table_name"] for entry in found}
+    rows = await admin.fetch("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+    return {entry["table_name"] for entry in rows}
 
 
 def recording(writer: Writer) -> Callable[[asyncpg.Connection], Awaitable[int]]:
@@ -152,8 +152,8 @@ async def test_a_long_migration_is_not_restarted_and_rows_can_be_read_meanwhile(
         waited = "SELECT max(now() - query_start) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
         async def for_long() -> bool:
-            found = await admin.fetchval(f"{waited} AND query ~ 'jobs_listed' AND datname = current_database()")
-            return found is not None and found.total_seconds() > timeout + 1
+            backend = await admin.fetchval(f"{waited} AND query ~ 'jobs_listed' AND datname = current_database()")
+            return backend is not None and backend.total_seconds() > timeout + 1
 
         await eventually(for_long)
         assert await admin.fetchval("SELECT count(*) FROM job_status") == 1

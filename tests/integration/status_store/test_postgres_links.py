@@ -71,8 +71,8 @@ async def many_connections(database: gateway_database.Database, url: str) -> set
         reading += [asyncio.create_task(database.job(new_id(), "default")) for _ in range(SIDE_BY_SIDE)]
 
         async def enough() -> set[int]:
-            found = {row["pid"] for row in await fetch(url, BACKENDS, "heimdex-gateway")}
-            return found if len(found) >= SIDE_BY_SIDE else set()
+            pids = {row["pid"] for row in await fetch(url, BACKENDS, "heimdex-gateway")}
+            return pids if len(pids) >= SIDE_BY_SIDE else set()
 
         backends = await eventually(enough)
     for task in reading:

@@ -36,13 +36,13 @@ async def write(connection: asyncpg.Connection, events: Iterable[AnyMessage]) ->
 
 
 async def row(connection: asyncpg.Connection, job_id: str) -> dict[str, Any] | None:
-    found = await connection.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE id = $1", job_id)
-    return dict(found) if found else None
+    record = await connection.fetchrow(f"SELECT {COLUMNS} FROM jobs WHERE id = $1", job_id)
+    return dict(record) if record else None
 
 
 async def history(connection: asyncpg.Connection, job_id: str) -> list[tuple[Any, ...]]:
-    found = await connection.fetch("SELECT * FROM job_events WHERE job_id = $1 ORDER BY step, attempt", job_id)
-    return [tuple(entry)[1:] for entry in found]
+    records = await connection.fetch("SELECT * FROM job_events WHERE job_id = $1 ORDER BY step, attempt", job_id)
+    return [tuple(entry)[1:] for entry in records]
 
 
 def of_another_job(events: list[AnyMessage]) -> list[AnyMessage]:
@@ -108,12 +108,12 @@ def test_an_unfinished_run_keeps_its_newest_message_in_whatever_order_events_arr
             assert not rest, "nothing comes again for ever"
             merged = reduce(merge, map(snapshot, in_order))
             newest = max((event for event in in_order if isinstance(event, JobMessage)), key=lambda event: event.step)
-            found = await connection.fetchrow(
+            record = await connection.fetchrow(
                 "SELECT step, attempt, status, message::text FROM jobs WHERE id = $1", in_order[0].job_id
             )
-            assert (found["step"], found["attempt"], found["status"]) == (merged.step, merged.attempt, merged.status)
+            assert (record["step"], record["attempt"], record["status"]) == (merged.step, merged.attempt, merged.status)
             kept = None if isinstance(newest, Completed) else newest
-            assert (messages.decode_stored(found["message"].encode()) if found["message"] else None) == kept
+            assert (messages.decode_stored(record["message"].encode()) if record["message"] else None) == kept
         finally:
             await connection.close()
 
@@ -134,10 +134,10 @@ async def test_the_row_is_the_merge_of_a_jobs_events(connection: asyncpg.Connect
         for event in writer.events:
             await write(connection, [event])
         merged = reduce(merge, map(snapshot, writer.events))
-        found = await row(connection, writer.due.job_id)
-        assert found is not None
+        record = await row(connection, writer.due.job_id)
+        assert record is not None
         for name in ("run", "step", "progress", "status", "stage", "error", "created_at", "updated_at"):
-            assert found[name] == getattr(merged, name), name
+            assert record[name] == getattr(merged, name), name
 
 
 async def test_a_replay_changes_nothing_and_counts_as_no_change(connection: asyncpg.Connection) -> None:
@@ -157,9 +157,9 @@ async def test_a_tick_with_the_same_percent_moves_updated_at(connection: asyncpg
     writer.tick(0.5)
     for event in writer.events:
         await write(connection, [event])
-    found = await row(connection, writer.due.job_id)
-    assert found is not None
-    assert found["updated_at"] == writer.events[-1].at
+    record = await row(connection, writer.due.job_id)
+    assert record is not None
+    assert record["updated_at"] == writer.events[-1].at
 
 
 async def test_a_tick_alone_creates_no_row_and_a_tick_of_another_step_changes_none(
@@ -281,11 +281,11 @@ async def test_the_reconciler_sees_unfinished_jobs_written_with_a_clock_ahead(co
         new = "UPDATE jobs SET updated_at = now() + $2 WHERE id = $1"
         await connection.execute(new, writer.due.job_id, timedelta(seconds=ahead))
 
-    async def found(rest: timedelta | None) -> set[str]:
+    async def unfinished(rest: timedelta | None) -> set[str]:
         return {jobs[row.job_id] for row in await queries.unfinished(connection, None, rest, 10)}
 
-    assert await found(None) == set(seconds)
-    assert await found(timedelta(seconds=60)) == {"rested", "far ahead"}
+    assert await unfinished(None) == set(seconds)
+    assert await unfinished(timedelta(seconds=60)) == {"rested", "far ahead"}
 
 
 @pytest.mark.containers

@@ -85,8 +85,8 @@ async def all_recorded(broker: Broker) -> bool:
 async def statuses(url: str) -> dict[str, int]:
     connection = await asyncpg.connect(url)
     try:
-        found = await connection.fetch("SELECT status, count(*) FROM jobs GROUP BY status")
-        return {entry["status"]: entry["count"] for entry in found}
+        rows = await connection.fetch("SELECT status, count(*) FROM jobs GROUP BY status")
+        return {entry["status"]: entry["count"] for entry in rows}
     finally:
         await connection.close()
 

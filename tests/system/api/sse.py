@@ -39,14 +39,14 @@ async def listen(api: Api, job_id: str, after: str | None = None) -> AsyncIterat
 
 async def entries(api: Api, job_id: str, after: str | None = None, most: int | None = None) -> list[Sent]:
     """What one connection tells but for ticks: to its end, or `most`, after which the caller hangs up."""
-    found: list[Sent] = []
+    events: list[Sent] = []
     async with aclosing(listen(api, job_id, after)) as stream:
         async for sent in stream:
             if sent.id is not None:
-                found.append(sent)
-                if len(found) == most:
+                events.append(sent)
+                if len(events) == most:
                     break
-    return found
+    return events
 
 
 async def history(api: Api, job_id: str) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ class Resuming:
     """
 
     def __init__(self, api: Api, job_id: str) -> None:
-        self.told: list[Sent] = []
+        self.events: list[Sent] = []
         self.ticks: list[Sent] = []
         self.connections = 0
         self._api = api
@@ -73,16 +73,16 @@ class Resuming:
 
     async def follow(self) -> None:
         """Until the event that ends the job."""
-        while not (self.told and self.told[-1].event in TERMINAL):
+        while not (self.events and self.events[-1].event in TERMINAL):
             self.connections += 1
             try:
-                async for sent in listen(self._api, self._job_id, self.told[-1].id if self.told else None):
-                    (self.ticks if sent.id is None else self.told).append(sent)
+                async for sent in listen(self._api, self._job_id, self.events[-1].id if self.events else None):
+                    (self.ticks if sent.id is None else self.events).append(sent)
             except (httpx.HTTPError, AssertionError):
                 continue
 
     def check(self, whole: list[dict[str, Any]]) -> None:
         """Everything was told once and in order."""
-        assert [sent.data for sent in self.told] == whole
-        places = [sent.place for sent in self.told]
+        assert [sent.data for sent in self.events] == whole
+        places = [sent.place for sent in self.events]
         assert places == sorted(set(places))

@@ -53,12 +53,12 @@ async def test_a_job_whose_cancel_races_with_its_run_gets_exactly_one_terminal_e
     answers = await asyncio.gather(*(http.http.post(f"/jobs/{job_id}/cancel") for job_id in jobs))
     for job_id, answer in zip(jobs, answers, strict=True):
         assert answer.status_code in {200, 202, 409}, answer.text
-        wanted = "completed" if answer.status_code == 409 else "canceled"
-        await http.wait_until(job_id, wanted)
+        expected = "completed" if answer.status_code == 409 else "canceled"
+        await http.wait_until(job_id, expected)
         await eventually(lambda job_id=job_id: TERMINAL & set(stored.subjects("heimdex-stored.jobs", job_id)))  # type: ignore[misc]
         ends = [token for token in stored.subjects("heimdex-stored.jobs", job_id) if token in TERMINAL]
-        assert ends == [wanted]
-        assert [entry["event"] for entry in await history(http, job_id)][-1] == wanted
+        assert ends == [expected]
+        assert [entry["event"] for entry in await history(http, job_id)][-1] == expected
 
 
 async def test_one_of_many_concurrent_cancels_ends_the_job_and_the_others_are_409(http: Api, stored: Observer) -> None:

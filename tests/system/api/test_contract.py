@@ -45,19 +45,19 @@ async def run(folder: Path, *argv: str) -> str:
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        said = (await process.communicate())[0].decode(errors="replace")
+        output = (await process.communicate())[0].decode(errors="replace")
     except asyncio.CancelledError:
         process.kill()
         raise
-    assert process.returncode == 0, said
-    return said
+    assert process.returncode == 0, output
+    return output
 
 
 async def document(api: Api) -> dict[str, Any]:
     response = await api.http.get("/schema/openapi.json")
     assert response.status_code == 200
-    found: dict[str, Any] = response.json()
-    return found
+    openapi: dict[str, Any] = response.json()
+    return openapi
 
 
 @pytest.mark.timeout(300)
@@ -73,7 +73,7 @@ async def test_schemathesis_passes_with_all_checks_and_links(
         system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.1"}
     system.start_all()
     await system.ready()
-    said = await run(
+    output = await run(
         tmp_path,
         str(Path(sys.executable).parent / "st"),
         "--config-file",
@@ -87,7 +87,7 @@ async def test_schemathesis_passes_with_all_checks_and_links(
         "--seed=1",
         "--output-truncate=false",
     )
-    assert "No issues found" in said, said
+    assert "No issues found" in output, output
     async with Api(system.url, KEYS["acme"] if doors == "keyed" else "") as caller:
         assert (await caller.http.get("/jobs")).json()["jobs"], "it was let in"
 
@@ -111,34 +111,34 @@ async def test_the_document_links_each_response_with_a_job_to_the_operations_on_
 async def test_every_response_of_every_operation_has_an_example_that_matches_its_schema(
     served: System, api: Api
 ) -> None:
-    found = await document(api)
-    for path, operations in found["paths"].items():
+    openapi = await document(api)
+    for path, operations in openapi["paths"].items():
         for method, operation in operations.items():
             assert "500" in operation["responses"] or not path.startswith("/jobs"), f"{method} {path}"
             for status, answer in operation["responses"].items():
                 media = answer["content"]["application/json"]
                 assert media.get("examples"), f"{method} {path} {status}"
                 name = media["schema"]["$ref"].removeprefix("#/components/schemas/")
-                shape = found["components"]["schemas"][name]
+                shape = openapi["components"]["schemas"][name]
                 for example in media["examples"].values():
                     assert set(shape["required"]) <= set(example["value"]) <= set(shape["properties"])
 
 
 async def test_cancel_and_retry_each_have_their_own_example_of_a_conflict(served: System, api: Api) -> None:
     paths = (await document(api))["paths"]
-    for change, said in (("cancel", "can be canceled"), ("retry", "can be retried")):
+    for change, words in (("cancel", "can be canceled"), ("retry", "can be retried")):
         answer = paths[f"/jobs/{{job_id}}/{change}"]["post"]["responses"]["409"]
-        assert said in answer["content"]["application/json"]["examples"]["error"]["value"]["detail"]
+        assert words in answer["content"]["application/json"]["examples"]["error"]["value"]["detail"]
 
 
 async def test_the_document_describes_what_is_sent_to_a_callback_url(served: System, api: Api) -> None:
-    found = await document(api)
-    submit = found["paths"]["/jobs"]["post"]
+    openapi = await document(api)
+    submit = openapi["paths"]["/jobs"]["post"]
     (operation,) = [path["post"] for path in submit["callbacks"]["jobEnded"].values()]
     assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobObject")
     headers = [parameter["name"] for parameter in operation["parameters"]]
     assert headers == ["webhook-id", "webhook-timestamp", "webhook-signature"]
-    assert "callback_url" in found["components"]["schemas"]["JobRequest"]["properties"]
+    assert "callback_url" in openapi["components"]["schemas"]["JobRequest"]["properties"]
     examples = submit["requestBody"]["content"]["application/json"]["examples"]
     assert any("callback_url" in example["value"] for example in examples.values())
 
@@ -160,8 +160,8 @@ async def test_a_client_generated_from_the_document_can_call_every_operation(
 
     models = module("models")
     async with module("client").Client(base_url=served.url, timeout=60) as client:
-        wanted = models.JobRequest(type_=models.JobRequestType.MOCK_PROCESS)
-        accepted = await module("api.jobs.submit_job").asyncio(client=client, body=wanted)
+        request = models.JobRequest(type_=models.JobRequestType.MOCK_PROCESS)
+        accepted = await module("api.jobs.submit_job").asyncio(client=client, body=request)
         assert isinstance(accepted, models.JobAccepted)
         job = await module("api.jobs.get_job").asyncio(accepted.job_id, client=client, wait=30)
         assert isinstance(job, models.JobObject)
@@ -201,10 +201,10 @@ async def test_the_document_describes_keys_and_limits_and_where_a_key_is_require
         system.start("gateway", env={"HEIMDEX_API_KEYS": keys})
         async with Api(system.url) as api:
             await eventually(api.is_up)
-            found = await document(api)
-        assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-        assert found.get("security") == ([{"key": []}] if keys else None)
-        for path, operations in found["paths"].items():
+            openapi = await document(api)
+        assert openapi["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+        assert openapi.get("security") == ([{"key": []}] if keys else None)
+        for path, operations in openapi["paths"].items():
             for operation in operations.values():
                 assert ({"401", "429"} <= set(operation["responses"])) == path.startswith("/jobs")
                 assert operation.get("security") == (None if path.startswith("/jobs") else [])

@@ -49,10 +49,10 @@ async def test_a_gateway_without_keys_warns_and_one_with_keys_does_not_and_neith
             await api.http.get("/jobs", headers=held(api, holder))
         await api.http.get("/jobs", headers={"Authorization": "Bearer not-a-key-of-ours"})
         assert await system["gateway"].terminate() == 0
-    said = system["gateway"].stderr
-    assert "no_keys" not in said
+    log = system["gateway"].stderr
+    assert "no_keys" not in log
     for secret in (*KEYS.values(), *(entry.split(":")[1] for entry in entries().split(",")), "not-a-key-of-ours"):
-        assert secret not in said
+        assert secret not in log
 
 
 async def test_while_postgres_is_down_a_job_is_returned_from_the_stream_to_its_own_tenant_only(
@@ -102,8 +102,8 @@ async def test_a_job_that_is_restored_after_nats_lost_its_disk_keeps_its_tenant(
             for stage in ("extracting", "analyzing", "indexing"):
                 system.start(stage)
             await acme.wait_until(job_id, "completed")
-            found = seen.payloads("heimdex.jobs", job_id)
-            assert {one["tenant"] for one in found} == {"acme"}
+            payloads = seen.payloads("heimdex.jobs", job_id)
+            assert {one["tenant"] for one in payloads} == {"acme"}
         assert (await beta.http.get(f"/jobs/{job_id}")).status_code == 404
 
 

@@ -105,9 +105,9 @@ async def test_json_that_is_not_a_job_is_422_naming_the_field_and_what_is_allowe
     shared_api: Api, body: Any, names: list[str]
 ) -> None:
     response = await shared_api.http.post("/jobs", content=json.dumps(body).encode(), headers=JSON)
-    said = detail(response, 422)
+    text = detail(response, 422)
     for name in names:
-        assert name in said
+        assert name in text
 
 
 @pytest.mark.parametrize("size", [1024 * 1024 + 1, 3 * 1024 * 1024])

@@ -14,7 +14,7 @@ from tests.system.api.sse import history
 KEYS = ["id", "event", "run", "stage", "at", "ended", "error", "retry_in_seconds", "traceback"]
 
 
-def told(events: list[dict[str, Any]]) -> list[tuple[str, str, str | None]]:
+def summary(events: list[dict[str, Any]]) -> list[tuple[str, str, str | None]]:
     return [(entry["id"], entry["event"], entry["stage"]) for entry in events]
 
 
@@ -45,7 +45,7 @@ async def test_the_history_of_a_completed_job_has_each_hand_over_with_its_attemp
     job = await http.wait_until(job_id, "completed")
     events = await history(http, job_id)
     check(events)
-    assert told(events) == [
+    assert summary(events) == [
         ("0.0", "submitted", "preparing"),
         ("1.0", "handed_over", "grinding"),
         ("2.0", "handed_over", "closing"),
@@ -66,7 +66,7 @@ async def test_the_history_has_every_failed_attempt_with_its_error_and_the_delay
     job = await http.wait_until(job_id, "failed")
     events = await history(http, job_id)
     check(events)
-    assert told(events) == [
+    assert summary(events) == [
         ("0.0", "submitted", "preparing"),
         ("1.0", "handed_over", "grinding"),
         ("1.1", "attempt_failed", "grinding"),
@@ -87,7 +87,7 @@ async def test_the_history_has_both_attempts_of_a_stage_that_succeeds_on_its_sec
     await http.wait_until(job_id, "completed")
     events = await history(http, job_id)
     check(events)
-    assert told(events)[:3] == [
+    assert summary(events)[:3] == [
         ("0.0", "submitted", "preparing"),
         ("0.1", "attempt_failed", "preparing"),
         ("1.0", "handed_over", "grinding"),
@@ -101,21 +101,21 @@ async def test_a_permanent_error_is_one_attempt(http: Api, live: Live) -> None:
     await http.wait_until(job_id, "failed")
     events = await history(http, job_id)
     check(events)
-    assert told(events) == [("0.0", "submitted", "preparing"), ("1.0", "failed", "preparing")]
+    assert summary(events) == [("0.0", "submitted", "preparing"), ("1.0", "failed", "preparing")]
     assert attempts(events) == [None, ("preparing", 1)]
 
 
 async def test_a_job_that_was_just_accepted_has_its_history_at_once(http: Api) -> None:
     for _ in range(20):
         job_id = await http.submit()
-        assert told(await history(http, job_id)) == [("0.0", "submitted", "extracting")]
+        assert summary(await history(http, job_id)) == [("0.0", "submitted", "extracting")]
 
 
 async def test_an_attempt_in_the_history_of_a_running_job_is_there_before_the_job_ends(http: Api, live: Live) -> None:
     live.script.write("preparing", "raise", "gate")
     job_id = await http.submit("scripted")
     await eventually(lambda: len(live.script.runs("preparing", job_id)) == 2)
-    assert told(await history(http, job_id))[1:] == [("0.1", "attempt_failed", "preparing")]
+    assert summary(await history(http, job_id))[1:] == [("0.1", "attempt_failed", "preparing")]
     live.script.open_gate()
     await http.wait_until(job_id, "completed")
 

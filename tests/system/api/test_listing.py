@@ -23,10 +23,10 @@ async def page(api: Api, **query: Any) -> dict[str, Any]:
 
 async def pages(api: Api, **query: Any) -> list[list[dict[str, Any]]]:
     """All of them, from the first on."""
-    found = [await page(api, **query)]
-    while found[-1]["next_cursor"] is not None:
-        found.append(await page(api, **query, cursor=found[-1]["next_cursor"]))
-    return [one["jobs"] for one in found]
+    all_pages = [await page(api, **query)]
+    while all_pages[-1]["next_cursor"] is not None:
+        all_pages.append(await page(api, **query, cursor=all_pages[-1]["next_cursor"]))
+    return [one["jobs"] for one in all_pages]
 
 
 async def mark(api: Api) -> str:
@@ -46,12 +46,12 @@ async def listed(api: Api, count: int, **query: Any) -> list[dict[str, Any]]:
 
 async def test_the_list_shows_each_job_as_get_does_newest_first(http: Api) -> None:
     since = await mark(http)
-    made = [await http.submit("scripted") for _ in range(5)]
-    for job_id in made:
+    submitted = [await http.submit("scripted") for _ in range(5)]
+    for job_id in submitted:
         await http.wait_until(job_id, "completed")
-    await http.wait_until_listed(made, status="completed")
+    await http.wait_until_listed(submitted, status="completed")
     jobs = await listed(http, 5, created_after=since)
-    assert [job["id"] for job in jobs] == list(reversed(made))
+    assert [job["id"] for job in jobs] == list(reversed(submitted))
     for job in jobs:
         assert list(job) == KEYS
         assert job == await http.get(job["id"])
@@ -60,35 +60,35 @@ async def test_the_list_shows_each_job_as_get_does_newest_first(http: Api) -> No
 @pytest.mark.parametrize("limit", [1, 2, 3, 6, 7, 8])
 async def test_pages_of_any_size_list_every_job_once_and_in_order(http: Api, limit: int) -> None:
     since = await mark(http)
-    made = await asyncio.gather(*(http.submit() for _ in range(7)))
+    submitted = await asyncio.gather(*(http.submit() for _ in range(7)))
     whole = await listed(http, 7, created_after=since)
-    found = await pages(http, created_after=since, limit=limit)
-    assert [len(one) for one in found[:-1]] == [limit] * (len(found) - 1), "only the last page is short"
-    assert found[-1], "no page is empty"
-    flat = [job for one in found for job in one]
+    all_pages = await pages(http, created_after=since, limit=limit)
+    assert [len(one) for one in all_pages[:-1]] == [limit] * (len(all_pages) - 1), "only the last page is short"
+    assert all_pages[-1], "no page is empty"
+    flat = [job for one in all_pages for job in one]
     assert [job["id"] for job in flat] == [job["id"] for job in whole]
-    assert {job["id"] for job in flat} == set(made)
+    assert {job["id"] for job in flat} == set(submitted)
     places = [(job["created_at"], job["id"]) for job in flat]
     assert places == sorted(places, reverse=True)
 
 
 async def test_pages_stay_as_they_are_while_jobs_arrive(http: Api) -> None:
     since = await mark(http)
-    made = [await http.submit() for _ in range(9)]
+    submitted = [await http.submit() for _ in range(9)]
     await listed(http, 9, created_after=since)
     seen: list[str] = []
     cursor: str | None = None
     arrived = 0
     while True:
-        found = await page(http, created_after=since, limit=2, **({"cursor": cursor} if cursor else {}))
-        seen += [job["id"] for job in found["jobs"]]
-        cursor = found["next_cursor"]
+        answer = await page(http, created_after=since, limit=2, **({"cursor": cursor} if cursor else {}))
+        seen += [job["id"] for job in answer["jobs"]]
+        cursor = answer["next_cursor"]
         if cursor is None:
             break
         await asyncio.gather(*(http.submit() for _ in range(3)))
         arrived += 3
         await listed(http, 9 + arrived, created_after=since)
-    assert seen == list(reversed(made)), "what came later is on no later page, and nothing is told twice"
+    assert seen == list(reversed(submitted)), "what came later is on no later page, and nothing is told twice"
 
 
 async def test_a_cursor_returns_the_same_page_however_often_it_is_used(http: Api) -> None:
@@ -105,8 +105,8 @@ async def test_a_cursor_returns_the_same_page_however_often_it_is_used(http: Api
 async def test_the_lowest_and_the_highest_possible_cursor_are_valid(http: Api, cursor: str) -> None:
     job_id = await http.submit()
     await http.wait_until_listed([job_id])
-    found = await page(http, cursor=cursor, limit=1000)
-    assert (job_id in [job["id"] for job in found["jobs"]]) == cursor.startswith("9")
+    answer = await page(http, cursor=cursor, limit=1000)
+    assert (job_id in [job["id"] for job in answer["jobs"]]) == cursor.startswith("9")
 
 
 async def test_filters_select_by_status_type_and_time_and_all_must_match(http: Api, live: Live) -> None:

@@ -199,9 +199,9 @@ async def rewrite_key(nats: NatsServer, key: str, others: Sequence[str] = (), **
     async with Observer(nats.url) as seen:
         subject = "$KV.HEIMDEX_IDEMPOTENCY." + hashlib.sha256(key.encode()).hexdigest()
         answer = await seen.api("STREAM.MSG.GET.KV_HEIMDEX_IDEMPOTENCY", {"last_by_subj": subject})
-        made = json.loads(base64.b64decode(answer["message"]["data"]))
-        made["stored"] = False
-        made["job"] |= job
-        made["others"] = others
-        await seen.nc.publish(subject, json.dumps(made).encode())
+        record = json.loads(base64.b64decode(answer["message"]["data"]))
+        record["stored"] = False
+        record["job"] |= job
+        record["others"] = others
+        await seen.nc.publish(subject, json.dumps(record).encode())
         await seen.nc.flush()

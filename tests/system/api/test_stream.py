@@ -29,26 +29,26 @@ async def test_a_stream_sends_the_history_then_each_change_and_ends_after_the_te
     live.script.write("grinding", "gate")
     job_id = await http.submit("scripted")
     await eventually(lambda: live.script.runs("grinding", job_id))
-    told: list[Sent] = []
+    received: list[Sent] = []
     async for sent in listen(http, job_id):
         if sent.id is None:
             continue
-        told.append(sent)
+        received.append(sent)
         if sent.data["stage"] == "grinding":
             # What was before the stream was opened has been told; what follows is live.
-            assert [one.event for one in told] == ["submitted", "handed_over"]
+            assert [one.event for one in received] == ["submitted", "handed_over"]
             live.script.open_gate()
-    assert [one.event for one in told] == ["submitted", "handed_over", "handed_over", "completed"]
-    assert [one.data for one in told] == await history(http, job_id), "the same entries as in the history"
-    assert [one.event for one in told] == [one.data["event"] for one in told]
+    assert [one.event for one in received] == ["submitted", "handed_over", "handed_over", "completed"]
+    assert [one.data for one in received] == await history(http, job_id), "the same entries as in the history"
+    assert [one.event for one in received] == [one.data["event"] for one in received]
 
 
 async def test_a_stream_has_failed_attempts_and_all_runs_and_ends_after_the_last_terminal_event(
     http: Api, live: Live
 ) -> None:
     job_id = await finished(http, live)
-    told = await entries(http, job_id)
-    assert [(sent.data["run"], sent.event) for sent in told] == [
+    received = await entries(http, job_id)
+    assert [(sent.data["run"], sent.event) for sent in received] == [
         (1, "submitted"),
         (1, "attempt_failed"),
         (1, "handed_over"),
@@ -58,7 +58,7 @@ async def test_a_stream_has_failed_attempts_and_all_runs_and_ends_after_the_last
         (2, "handed_over"),
         (2, "completed"),
     ]
-    places = [sent.place for sent in told]
+    places = [sent.place for sent in received]
     assert places == sorted(set(places))
 
 
@@ -88,10 +88,10 @@ async def test_a_caller_who_reconnects_after_every_event_gets_each_event_once(ht
     live.script.write("preparing", "raise", "raise", "ok")
     live.script.write("grinding", "raise", "ok")
     job_id = await http.submit("scripted")
-    told: list[Sent] = []
-    while not told or told[-1].event != "completed":
-        told += await entries(http, job_id, after=told[-1].id if told else None, most=1)
-    assert [sent.data for sent in told] == await history(http, job_id)
+    received: list[Sent] = []
+    while not received or received[-1].event != "completed":
+        received += await entries(http, job_id, after=received[-1].id if received else None, most=1)
+    assert [sent.data for sent in received] == await history(http, job_id)
 
 
 async def test_a_stream_that_is_cut_at_any_byte_resumes_without_gap_or_repeat(http: Api, live: Live) -> None:
@@ -143,9 +143,9 @@ async def test_many_callers_of_a_stream_get_the_same_events(http: Api, live: Liv
     listening = [asyncio.create_task(entries(http, job_id)) for _ in range(20)]
     await eventually(lambda: live.script.runs("preparing", job_id))
     live.script.open_gate()
-    told = await asyncio.wait_for(asyncio.gather(*listening), 60)
-    assert all(one == told[0] for one in told)
-    assert told[0][-1].event == "completed"
+    received = await asyncio.wait_for(asyncio.gather(*listening), 60)
+    assert all(one == received[0] for one in received)
+    assert received[0][-1].event == "completed"
 
 
 async def test_a_stream_has_its_content_type_and_its_reconnection_delay(http: Api, live: Live) -> None:
@@ -188,12 +188,12 @@ async def test_the_accept_header_chooses_between_the_stream_and_json(
 
 async def test_a_canceled_job_ends_its_stream(http: Api) -> None:
     job_id = await http.submit("mock_process")
-    told: list[Sent] = []
+    received: list[Sent] = []
     async for sent in listen(http, job_id):
-        told.append(sent)
+        received.append(sent)
         if sent.event == "submitted":
             assert (await http.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
-    assert [sent.event for sent in told] == ["submitted", "canceled"]
+    assert [sent.event for sent in received] == ["submitted", "canceled"]
 
 
 async def test_callers_who_disconnect_do_not_affect_others(http: Api, live: Live) -> None:

@@ -29,20 +29,20 @@ async def at_the_gate(api: Api, script: Script) -> str:
 
 async def test_live_events_come_from_nats_and_need_no_status_store(running: System, api: Api, script: Script) -> None:
     job_id = await at_the_gate(api, script)
-    told: list[Sent] = []
+    received: list[Sent] = []
     async for sent in listen(api, job_id):
         if sent.id is not None:
-            told.append(sent)
+            received.append(sent)
             if sent.data["stage"] == "grinding":
                 running["status-store"].freeze()
                 script.open_gate()
-    assert [sent.event for sent in told] == ["submitted", "handed_over", "handed_over", "completed"]
+    assert [sent.event for sent in received] == ["submitted", "handed_over", "handed_over", "completed"]
     running["status-store"].thaw()
-    await eventually(lambda: _recorded(api, job_id, told))
+    await eventually(lambda: _recorded(api, job_id, received))
 
 
-async def _recorded(api: Api, job_id: str, told: list[Sent]) -> bool:
-    return await history(api, job_id) == [sent.data for sent in told]
+async def _recorded(api: Api, job_id: str, received: list[Sent]) -> bool:
+    return await history(api, job_id) == [sent.data for sent in received]
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
@@ -54,10 +54,10 @@ async def test_a_history_that_is_not_recorded_yet_has_no_gap(
     script.open_gate()
     await running["closing"].wait_log("stage_finished", job_id=job_id)
     if accept == "application/json":
-        told = [(entry["id"], entry["event"]) for entry in await history(api, job_id)]
+        entries_now = [(entry["id"], entry["event"]) for entry in await history(api, job_id)]
     else:
-        told = [(str(sent.id), sent.event) for sent in await entries(api, job_id)]
-    assert told == [("0.0", "submitted"), ("1.0", "handed_over"), ("2.0", "handed_over"), ("3.0", "completed")]
+        entries_now = [(str(sent.id), sent.event) for sent in await entries(api, job_id)]
+    assert entries_now == [("0.0", "submitted"), ("1.0", "handed_over"), ("2.0", "handed_over"), ("3.0", "completed")]
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
@@ -67,7 +67,7 @@ async def test_a_stream_resumes_without_a_gap_at_another_gateway(
     job_id = await at_the_gate(api, script)
     caller = Resuming(api, job_id)
     following = asyncio.create_task(caller.follow())
-    await eventually(lambda: len(caller.told) == 2)
+    await eventually(lambda: len(caller.events) == 2)
     if how == "SIGTERM":
         assert await running["gateway"].terminate() == 0, "an open stream does not keep it from ending"
     else:
@@ -87,7 +87,7 @@ async def test_a_stream_resumes_without_a_gap_after_a_restart_of_nats(
     job_id = await at_the_gate(api, script)
     caller = Resuming(api, job_id)
     following = asyncio.create_task(caller.follow())
-    await eventually(lambda: len(caller.told) == 2)
+    await eventually(lambda: len(caller.events) == 2)
     await asyncio.to_thread(nats.kill)
     await asyncio.to_thread(nats.start)
     script.open_gate()
@@ -105,9 +105,9 @@ async def test_the_stream_has_the_hand_back_of_a_stopping_worker(running: System
     assert await running["grinding"].terminate() == 0
     script.open_gate()
     running.start("grinding")
-    told = await asyncio.wait_for(listening, 60)
-    assert [sent.event for sent in told] == ["submitted", "handed_over", "handed_back", "handed_over", "completed"]
-    assert [sent.data for sent in told] == await history(api, job_id)
+    received = await asyncio.wait_for(listening, 60)
+    assert [sent.event for sent in received] == ["submitted", "handed_over", "handed_back", "handed_over", "completed"]
+    assert [sent.data for sent in received] == await history(api, job_id)
 
 
 async def test_while_postgres_is_down_the_list_and_a_recorded_history_are_500_with_a_sentence(

@@ -59,7 +59,7 @@ async def callers(keyed_url: str, live: Live) -> AsyncIterator[Callers]:
 async def operations(api: Api) -> list[tuple[str, str]]:
     """Every method and path of the document that is about jobs."""
     paths = (await api.http.get("/schema/openapi.json")).json()["paths"]
-    return [(method.upper(), path) for path, found in paths.items() for method in found if path not in OPEN]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods if path not in OPEN]
 
 
 async def ask(api: Api, method: str, path: str, job_id: str = "", **rest: Any) -> tuple[int, bytes, dict[str, str]]:
@@ -73,9 +73,9 @@ async def ask(api: Api, method: str, path: str, job_id: str = "", **rest: Any) -
 
 async def test_without_a_key_or_with_an_unknown_one_every_operation_on_jobs_is_401(callers: Callers) -> None:
     job_id = await callers.acme.submit()
-    found = await operations(callers.nobody)
-    assert len(found) >= 8
-    for method, path in found:
+    all_operations = await operations(callers.nobody)
+    assert len(all_operations) >= 8
+    for method, path in all_operations:
         for headers in ({}, {"Authorization": "Bearer unknown"}, {"Authorization": f"Basic {KEYS['acme']}"}):
             response = await callers.nobody.http.request(
                 method, path.format(job_id=job_id), headers=headers, json=BODIES.get(path)
@@ -116,15 +116,15 @@ async def test_on_every_route_another_tenants_job_is_like_one_that_does_not_exis
     job_id = await acme.submit(kind, **({"delay_seconds": 3600} if state == "later" else {}))
     if state == "canceled":
         assert (await acme.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
-    wanted = "pending" if state == "later" else state
-    await acme.wait_until(job_id, wanted)
+    status = "pending" if state == "later" else state
+    await acme.wait_until(job_id, status)
     if state == "processing":
         await eventually(lambda: live.script.runs("preparing", job_id))
     before = await acme.get(job_id)
-    found = [(method, path) for method, path in await operations(acme) if "{job_id}" in path]
-    assert len(found) >= 4
+    routes = [(method, path) for method, path in await operations(acme) if "{job_id}" in path]
+    assert len(routes) >= 4
     variants: list[tuple[str, str, dict[str, Any]]] = [
-        *((method, path, {}) for method, path in found),
+        *((method, path, {}) for method, path in routes),
         ("GET", "/jobs/{job_id}?wait=0.3", {}),
         ("GET", "/jobs/{job_id}/events", {"headers": {"Accept": "text/event-stream"}}),
         ("GET", "/jobs/{job_id}/events", {"headers": {"Accept": "text/event-stream", "Last-Event-ID": "0.0"}}),
@@ -175,17 +175,17 @@ async def test_all_messages_of_a_job_have_its_tenant_and_the_default_tenant_is_o
             assert (await api.http.post(f"/jobs/{job_id}/retry")).status_code == 200
             await api.wait_until(job_id, "failed")
         for tenant, job_id in ids.items():
-            found = [*seen.payloads("heimdex.jobs", job_id), *seen.payloads("heimdex.attempts", job_id)]
-            found += seen.payloads("heimdex.progress", job_id)
-            assert {"due", "failed"} <= {one.get("event") for one in found}
-            assert any("delay_seconds" in one for one in found)
-            assert {one.get("tenant") for one in found} == {None if tenant == "default" else tenant}
+            payloads = [*seen.payloads("heimdex.jobs", job_id), *seen.payloads("heimdex.attempts", job_id)]
+            payloads += seen.payloads("heimdex.progress", job_id)
+            assert {"due", "failed"} <= {one.get("event") for one in payloads}
+            assert any("delay_seconds" in one for one in payloads)
+            assert {one.get("tenant") for one in payloads} == {None if tenant == "default" else tenant}
             rows = await fetch(
                 live.system.env["HEIMDEX_DATABASE_URL"] or "",
-                "SELECT tenant, message->>'tenant' AS told FROM jobs WHERE id = $1::text::uuid",
+                "SELECT tenant, message->>'tenant' AS stored FROM jobs WHERE id = $1::text::uuid",
                 job_id,
             )
-            assert rows == [{"tenant": tenant, "told": None if tenant == "default" else tenant}]
+            assert rows == [{"tenant": tenant, "stored": None if tenant == "default" else tenant}]
 
 
 async def listed(api: Api, **query: Any) -> list[str]:
@@ -206,8 +206,8 @@ async def test_a_list_has_the_tenants_own_jobs_whatever_the_filter_or_the_cursor
         await api.wait_until_listed(own)
     for query in ({}, {"status": "pending"}, {"type": "mock_process"}, {"created_after": "2020-01-01T00:00:00Z"}):
         seen = [set(await listed(api, **query)) for api in (callers.acme, callers.beta, callers.unkeyed)]
-        for own, found in zip((mine, theirs, open_ones), seen, strict=True):
-            assert set(own) <= found
+        for own, listed_ids in zip((mine, theirs, open_ones), seen, strict=True):
+            assert set(own) <= listed_ids
         assert not seen[0] & seen[1]
         assert not seen[0] & seen[2]
         assert not seen[1] & seen[2]
@@ -270,8 +270,8 @@ async def test_a_live_stream_of_a_tenants_job_is_sent_to_the_tenants_key(callers
     stream = asyncio.create_task(sse_entries(callers.acme_new, job_id))
     await eventually(lambda: live.script.runs("grinding", job_id))
     live.script.open_gate()
-    found = await asyncio.wait_for(stream, 40)
-    assert [sent.event for sent in found] == ["submitted", "handed_over", "handed_over", "completed"]
+    received = await asyncio.wait_for(stream, 40)
+    assert [sent.event for sent in received] == ["submitted", "handed_over", "handed_over", "completed"]
 
 
 async def test_a_401_to_a_large_body_does_not_break_the_connection(callers: Callers) -> None:

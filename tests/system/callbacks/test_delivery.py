@@ -1,4 +1,4 @@
-"""A job's end is told to its callback_url: signed, once for each end, and its history says so."""
+"""A terminal event is called back to the job's callback_url: signed, once per run, and shown in its history."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from tests.support.waiting import eventually
 from tests.support.watching import Observer
 from tests.system.api.asking import cancel, retry
 from tests.system.api.sse import entries, history
-from tests.system.callbacks.histories import callbacks_of, told
+from tests.system.callbacks.histories import callbacks_of, wait_for_callback
 
 SOON = LAUNCHERS / "gateway_that_calls_soon.py"
 CALLBACKS = "HEIMDEX_CALLBACKS"
@@ -38,7 +38,7 @@ async def test_each_terminal_state_is_called_back_once_with_the_job_object_of_ge
         failed = await api.submit(callback_url=receiver.url, fail_at_stage="analyzing")
         plain = await api.submit()
         for job_id in (canceled, completed, failed):
-            (entry,) = await told(api, job_id)
+            (entry,) = await wait_for_callback(api, job_id)
             assert entry["id"].endswith(".1")
             assert (entry["error"], entry["retry_in_seconds"], entry["ended"]) == (None, None, None)
         await api.wait_until(plain, "completed")
@@ -61,7 +61,7 @@ async def test_failed_attempts_are_repeated_with_the_same_id_and_are_in_the_hist
     await start(calling)
     async with Observer(nats.url) as seen:
         job_id = await api.submit(callback_url=receiver.url)
-        events = await told(api, job_id)
+        events = await wait_for_callback(api, job_id)
         assert seen.subjects("heimdex.callbacks", job_id) == ["due", "failed", "failed", "delivered"]
         await eventually(lambda: seen.empty(CALLBACKS))
     assert [entry["event"] for entry in events] == ["callback_failed", "callback_failed", "callback_delivered"]
@@ -79,9 +79,9 @@ async def test_a_callback_to_a_receiver_that_was_down_is_delivered_when_it_is_up
     with Receiver() as away:
         pass
     job_id = await api.submit(callback_url=away.url)
-    await told(api, job_id, "callback_failed")
+    await wait_for_callback(api, job_id, "callback_failed")
     with away:
-        events = await told(api, job_id)
+        events = await wait_for_callback(api, job_id)
         assert [call.job["id"] for call in away.calls] == [job_id]
     assert {entry["event"] for entry in events[:-1]} == {"callback_failed"}
     assert "cannot be reached" in events[0]["error"]
@@ -93,13 +93,13 @@ async def test_a_callback_is_given_up_after_the_last_attempt_and_at_once_after_a
     await start(calling)
     receiver.answers = [500]
     job_id = await api.submit(callback_url=receiver.url)
-    events = await told(api, job_id, "callback_given_up")
+    events = await wait_for_callback(api, job_id, "callback_given_up")
     assert [entry["id"] for entry in events] == [f"3.{number}" for number in range(1, 9)]
     assert (events[-1]["error"], events[-1]["retry_in_seconds"]) == ("The receiver answered 500.", None)
     assert len(receiver.calls) == 8
     receiver.answers = [410]
     job_id = await api.submit(callback_url=receiver.url)
-    (entry,) = await told(api, job_id, "callback_given_up")
+    (entry,) = await wait_for_callback(api, job_id, "callback_given_up")
     assert "410" in entry["error"]
     async with Observer(nats.url) as seen:
         await eventually(lambda: seen.empty(CALLBACKS))
@@ -108,14 +108,14 @@ async def test_a_callback_is_given_up_after_the_last_attempt_and_at_once_after_a
 async def test_each_run_of_a_job_has_a_callback_with_its_terminal_state(
     calling: System, api: Api, receiver: Receiver
 ) -> None:
-    # The first run's end is still being told when the second run has ended otherwise.
+    # The callback of the first run is still pending when the second run reaches another terminal state.
     receiver.answers = [500, 500, 500, 500, 204]
     await start(calling)
     job_id = await api.submit(callback_url=receiver.url, fail_at_stage="indexing")
     first = await api.wait_until(job_id, "failed")
     await retry(api, job_id)
-    await told(api, job_id, run=2)
-    await told(api, job_id, run=1)
+    await wait_for_callback(api, job_id, run=2)
+    await wait_for_callback(api, job_id, run=1)
     jobs = {call.id: call.job for call in receiver.of(job_id)}
     assert len(jobs) == 2
     assert jobs.pop(f"{job_id}-3") == first
@@ -145,7 +145,7 @@ async def test_the_live_stream_ends_after_the_terminal_event_whatever_callbacks_
     calling.start_all()
     await calling.ready()
     job_id = await api.submit(callback_url=receiver.url)
-    await told(api, job_id)
+    await wait_for_callback(api, job_id)
     whole = await history(api, job_id)
     assert [entry["id"] for entry in whole] == ["0.0", "1.0", "2.0", "3.0", "3.1"]
     assert [sent.data for sent in await entries(api, job_id)] == whole[:-1]
@@ -164,12 +164,12 @@ async def test_a_receiver_that_does_not_respond_delays_no_other(calling: System,
             await eventually(lambda: len(silent.calls) == 16, what="as many calls as one receiver gets at once")
             began = time.monotonic()
             job_id = await api.submit(callback_url=receiver.url)
-            await eventually(lambda: receiver.of(job_id), what="the other receiver is told")
-            print(f"\ntold beside 600 that wait, {time.monotonic() - began:.2f} s after its POST")
+            await eventually(lambda: receiver.of(job_id), what="the other receiver is called")
+            print(f"\ncalled back while 600 wait, {time.monotonic() - began:.2f} s after its POST")
             assert len(silent.calls) == 16
         finally:
             over.set()
-        await eventually(lambda: len(silent.calls) == 600, 90, what=lambda: f"all are told, not {len(silent.calls)}")
+        await eventually(lambda: len(silent.calls) == 600, 90, what=lambda: f"all are called, not {len(silent.calls)}")
 
 
 async def test_a_job_with_a_forbidden_callback_url_is_refused(calling: System, api: Api) -> None:
@@ -203,13 +203,13 @@ async def test_a_removed_allowance_applies_to_callbacks_that_are_due_already(
     calling.start("gateway", {"HEIMDEX_CALLBACK_ALLOW": None}, launcher=SOON)
     calling.start("indexing")
     await calling.ready()
-    events = await told(api, job_id, "callback_failed")
+    events = await wait_for_callback(api, job_id, "callback_failed")
     assert events[0]["error"] == "The callback_url must lead to a public address, not to 127.0.0.1."
     assert not receiver.calls
     await calling["gateway"].terminate()
     calling.start("gateway", launcher=SOON)
     await calling.ready()
-    await told(api, job_id)
+    await wait_for_callback(api, job_id)
     assert len(receiver.calls) == 1
 
 
@@ -230,5 +230,5 @@ async def test_a_due_callback_waits_for_a_gateway_with_the_secret(
     await calling["gateway"].terminate()
     calling.start("gateway")
     await calling.ready()
-    await told(api, job_id)
+    await wait_for_callback(api, job_id)
     assert len(receiver.calls) == 1

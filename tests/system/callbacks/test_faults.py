@@ -1,4 +1,4 @@
-"""Callbacks when things break: each end is told at least once, under one id, and no restart uses up a try."""
+"""Callbacks under faults: each terminal event is called back at least once, with one id, and no attempt is lost."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from tests.support.rows import events, fetch
 from tests.support.services import LAUNCHERS, System
 from tests.support.waiting import eventually
 from tests.support.watching import Observer
-from tests.system.callbacks.histories import callbacks_of, told
+from tests.system.callbacks.histories import callbacks_of, wait_for_callback
 
 SOON = LAUNCHERS / "gateway_that_calls_soon.py"
 CALLBACKS = "HEIMDEX_CALLBACKS"
@@ -36,7 +36,7 @@ async def test_an_attempt_of_a_killed_gateway_is_repeated_by_another_with_the_sa
         calling["gateway"].kill()
         calling.start("gateway")
         await calling.ready()
-        (entry,) = await told(api, job_id)
+        (entry,) = await wait_for_callback(api, job_id)
         assert entry["id"] == "3.1", "the try that was lost is made again, and is no further one"
     finally:
         over.set()
@@ -56,7 +56,7 @@ async def test_an_attempt_whose_success_a_killed_gateway_did_not_publish_is_repe
     assert await first.ended() == -9
     calling.start("gateway")
     await calling.ready()
-    await told(api, job_id)
+    await wait_for_callback(api, job_id)
     assert [call.id for call in receiver.calls] == [f"{job_id}-3"] * 2
 
 
@@ -74,7 +74,7 @@ async def test_a_callback_is_made_although_the_store_was_killed_before_it_acknow
         assert seen.subjects("heimdex.callbacks", job_id)[:1] == ([] if point == "before" else ["due"])
         calling.start("status-store")
         # The end comes again after the store's ack wait of 30 s.
-        await told(api, job_id, timeout=60)
+        await wait_for_callback(api, job_id, timeout=60)
         await eventually(seen.empty, 60)
         await eventually(lambda: seen.empty(CALLBACKS))
     assert [call.id for call in receiver.calls] == [f"{job_id}-3"]
@@ -104,7 +104,7 @@ async def test_a_stopping_gateway_hands_back_an_attempt_that_it_cannot_finish(
         assert first.logged("callback_handed_back", job_id=job_id)
         calling.start("gateway")
         await calling.ready()
-        (entry,) = await told(api, job_id)
+        (entry,) = await wait_for_callback(api, job_id)
         assert entry["id"] == "3.1"
     finally:
         over.set()
@@ -136,7 +136,7 @@ async def test_callbacks_survive_a_restart_of_nats_without_a_gateway(
     await calling.ready()
     receiver.answers = [500, 204]
     tried = await api.submit(callback_url=receiver.url)
-    await told(api, tried, "callback_failed")
+    await wait_for_callback(api, tried, "callback_failed")
     await calling["gateway"].terminate()
     async with Observer(nats.url) as seen:
         await asyncio.to_thread(nats.kill)
@@ -145,7 +145,7 @@ async def test_callbacks_survive_a_restart_of_nats_without_a_gateway(
         assert await seen.count(CALLBACKS) == 1
     calling.start("gateway")
     await calling.ready()
-    assert [entry["id"] for entry in await told(api, tried)] == ["3.1", "3.2"]
+    assert [entry["id"] for entry in await wait_for_callback(api, tried)] == ["3.1", "3.2"]
     assert [call.id for call in receiver.calls] == [f"{tried}-3"] * 2
 
 
@@ -158,14 +158,14 @@ async def test_a_terminal_event_recorded_as_nats_goes_down_is_called_back_after_
     await calling.ready()
     jobs = [{"type": "mock_process", "callback_url": receiver.url}] * 40
     response = await api.http.post("/jobs/batch", json={"jobs": jobs})
-    await eventually(lambda: receiver.calls, what="the first are told")
+    await eventually(lambda: receiver.calls, what="the first are called")
     await asyncio.to_thread(nats.kill)
     await asyncio.to_thread(nats.start)
     expected = {f"{job_id}-3" for job_id in response.json()["job_ids"]}
     # What was held when NATS went comes again after the store's ack wait of 30 s.
     await eventually(lambda: {call.id for call in receiver.calls} == expected, 80)
     for job_id in response.json()["job_ids"]:
-        await told(api, job_id, timeout=60)
+        await wait_for_callback(api, job_id, timeout=60)
 
 
 @pytest.mark.allows("nats_killed", "callbacks_restored")
@@ -175,18 +175,18 @@ async def test_due_callbacks_are_restored_after_nats_lost_its_disk(
     calling.start_all()
     await calling.ready()
     done = await api.submit(callback_url=receiver.url)
-    await told(api, done)
+    await wait_for_callback(api, done)
     receiver.answers = [500]
     completed = await api.submit(callback_url=receiver.url)
     failed = await api.submit(callback_url=receiver.url, fail_at_stage="analyzing")
     for job_id in (completed, failed):
-        await told(api, job_id, "callback_failed")
+        await wait_for_callback(api, job_id, "callback_failed")
     receiver.answers = [204]
     await asyncio.to_thread(nats.kill)
     nats.wipe()
     await asyncio.to_thread(nats.start)
     for job_id in (completed, failed):
-        last = (await told(api, job_id))[-1]
+        last = (await wait_for_callback(api, job_id))[-1]
         assert last["id"].endswith(".2"), "its tries are counted on"
     assert len(receiver.of(done)) == 1
     rows = await fetch(database_url, "SELECT id::text FROM jobs WHERE status = 'completed' AND message IS NULL")
@@ -209,7 +209,7 @@ async def test_a_stream_that_accepts_no_callbacks_delays_no_job_and_loses_no_cal
         assert await callbacks_of(api, owed) == []
         assert (await api.http.get("/readyz")).json()["nats"]["detail"].startswith(CALLBACKS)
         await seen.api(f"STREAM.DELETE.{CALLBACKS}")
-        await told(api, owed)
+        await wait_for_callback(api, owed)
         await eventually(seen.empty)
     assert [call.id for call in receiver.calls] == [f"{owed}-3"]
 
@@ -225,6 +225,6 @@ async def test_malformed_callback_messages_become_dead_letters_and_delay_no_call
             for payload in (b"", b"{", b'{"event": "due"}', b"[" * 100_000):
                 await seen.nc.publish(f"heimdex.callbacks.{token}.some-id", payload)
         job_id = await api.submit(callback_url=receiver.url)
-        await told(api, job_id)
+        await wait_for_callback(api, job_id)
         await eventually(lambda: seen.empty(CALLBACKS), what="nothing is left")
         assert await seen.count("HEIMDEX_UNUSABLE") == 16

@@ -16,7 +16,7 @@ from tests.support.keys import KEYS, entries
 from tests.support.receiver import SECRET, Receiver, Stranger
 from tests.support.services import LAUNCHERS, System
 from tests.support.waiting import eventually
-from tests.system.callbacks.histories import told
+from tests.system.callbacks.histories import wait_for_callback
 
 SOON = LAUNCHERS / "gateway_that_calls_soon.py"
 FLOOD = b"HTTP/1.1 100 Continue\r\n\r\n" * 1000
@@ -56,7 +56,7 @@ async def test_sixteen_concurrent_floods_delay_no_other_request(calling: System,
         while stranger.calls < 16 * 8 and sum(during) < 20:
             during.append(await seconds_of_a_get(api, other))
         for job_id in response.json()["job_ids"]:
-            *_, last = await told(api, job_id, "callback_given_up")
+            *_, last = await wait_for_callback(api, job_id, "callback_given_up")
             assert last["error"].startswith("The receiver sent more than 256 pieces, ")
     after = [await seconds_of_a_get(api, other) for _ in range(100)]
     usual = max(statistics.median(before), statistics.median(after))
@@ -89,8 +89,8 @@ async def test_silent_receivers_of_one_tenant_leave_calls_for_another_tenant(
                 lambda: held() > 100, what=lambda: f"half of the gateway's 256 calls are theirs, not {most}"
             )
             job_id = await beta.submit(callback_url=receiver.url)
-            await eventually(lambda: held() and receiver.of(job_id), what="the other tenant is told")
-            await told(beta, job_id)
+            await eventually(lambda: held() and receiver.of(job_id), what="the other tenant is called back")
+            await wait_for_callback(beta, job_id)
         # A receiver may see that a call has ended after the next one began.
         assert most < 200
 
@@ -108,7 +108,7 @@ async def test_a_silent_name_server_delays_the_calls_of_no_other_tenant(calling:
         for job_id in response.json()["job_ids"][-10:]:
             await acme.wait_until(job_id, "completed")
         job_id = await beta.submit(callback_url=f"http://shop.example:{receiver.port}/")
-        (entry,) = await told(beta, job_id)
+        (entry,) = await wait_for_callback(beta, job_id)
         assert entry["event"] == "callback_delivered"
 
 

@@ -35,7 +35,7 @@ class Story:
     """Writes down what one run of a job says, as gateway and workers would: times and progress never fall."""
 
     def __init__(self) -> None:
-        self.told: list[AnyMessage] = []
+        self.events: list[AnyMessage] = []
         self._created = datetime(2026, 1, 1, tzinfo=UTC)
         self._at = self._created
         self._job: dict[str, Any] = {"job_id": str(uuid.uuid4()), "type": PIPELINE.type, "created_at": self._created}
@@ -43,12 +43,12 @@ class Story:
         self.progress = 0
         self.started = False
 
-    def tell(self, kind: type[Any], progress: int | None = None, *, on_jobs: bool = True, **fields: Any) -> None:
+    def add(self, kind: type[Any], progress: int | None = None, *, on_jobs: bool = True, **fields: Any) -> None:
         """The next event; those on HEIMDEX_JOBS count as steps."""
         self._at += timedelta(milliseconds=10)
         self.progress = max(self.progress, progress or 0)
-        step = self.step if on_jobs or not self.told else self.step - 1
-        self.told.append(kind(**self._job, step=step, at=self._at, progress=self.progress, **fields))
+        step = self.step if on_jobs or not self.events else self.step - 1
+        self.events.append(kind(**self._job, step=step, at=self._at, progress=self.progress, **fields))
         self.step += on_jobs
 
     @property
@@ -58,13 +58,13 @@ class Story:
 
 @st.composite
 def runs(draw: st.DrawFn) -> list[AnyMessage]:
-    """A run that ended: retries, hand-backs, ticks, and any of the three ends."""
+    """A finished run: retries, hand-backs, ticks, and any of the three terminal events."""
     story = Story()
     end = draw(st.sampled_from(["completed", "failed", "canceled"]))
     last = draw(st.integers(0, len(NAMES) - 1)) if end != "completed" else len(NAMES) - 1
     for index, stage in enumerate(NAMES[: last + 1]):
         reason = "handed_over" if index else "submitted"
-        story.tell(
+        story.add(
             Due,
             routes.progress_along(PIPELINE.stage_names, PIPELINE, stage),
             stage=stage,
@@ -77,9 +77,9 @@ def runs(draw: st.DrawFn) -> list[AnyMessage]:
             story.started = True
             for fraction in draw(st.lists(st.floats(0, 1), max_size=3)):
                 percent = routes.progress_along(PIPELINE.stage_names, PIPELINE, stage, fraction)
-                story.tell(Progress, percent, on_jobs=False, stage=stage, attempt=attempt)
+                story.add(Progress, percent, on_jobs=False, stage=stage, attempt=attempt)
             if draw(st.booleans()):
-                story.tell(
+                story.add(
                     AttemptFailed,
                     on_jobs=False,
                     stage=stage,
@@ -90,30 +90,30 @@ def runs(draw: st.DrawFn) -> list[AnyMessage]:
                 )
             else:
                 attempt -= 1
-                story.tell(Due, stage=stage, reason="handed_back", attempts=attempt, started=True)
+                story.add(Due, stage=stage, reason="handed_back", attempts=attempt, started=True)
         story.started = True
     match end:
         case "completed":
-            story.tell(Completed, 100, stage=NAMES[last], result={"stages_completed": NAMES})
+            story.add(Completed, 100, stage=NAMES[last], result={"stages_completed": NAMES})
         case "failed":
-            story.tell(Failed, stage=NAMES[last], attempt=attempt + 1, error="it failed")
+            story.add(Failed, stage=NAMES[last], attempt=attempt + 1, error="it failed")
         case "canceled":
-            story.tell(Canceled, stage=NAMES[last])
-    return story.told
+            story.add(Canceled, stage=NAMES[last])
+    return story.events
 
 
 @st.composite
 def tellings(draw: st.DrawFn) -> tuple[list[AnyMessage], list[list[AnyMessage]]]:
     """A run, and a telling of it: in any order, some of it again, in batches of any size."""
-    told = draw(runs())
-    again = draw(st.lists(st.sampled_from(told), max_size=len(told)))
-    shuffled = draw(st.permutations([*told, *again]))
+    run_events = draw(runs())
+    again = draw(st.lists(st.sampled_from(run_events), max_size=len(run_events)))
+    shuffled = draw(st.permutations([*run_events, *again]))
     batches = []
     while shuffled:
         size = draw(st.integers(1, len(shuffled)))
         batches.append(list(shuffled[:size]))
         shuffled = shuffled[size:]
-    return told, batches
+    return run_events, batches
 
 
 @pytest.fixture
@@ -141,11 +141,11 @@ async def history(connection: asyncpg.Connection, job_id: str) -> list[tuple[Any
 async def test_any_order_of_a_runs_events_gives_the_same_row_and_no_poller_sees_an_older_state(
     connection: asyncpg.Connection, telling: tuple[list[AnyMessage], list[list[AnyMessage]]]
 ) -> None:
-    told, batches = telling
+    run_events, batches = telling
     row = None
-    for event in told:
+    for event in run_events:
         row = await record(connection, [event])
-    wanted = row, await history(connection, told[0].job_id)
+    expected = row, await history(connection, run_events[0].job_id)
     await connection.execute("DELETE FROM jobs")
     await connection.execute("DELETE FROM job_events")
 
@@ -161,7 +161,7 @@ async def test_any_order_of_a_runs_events_gives_the_same_row_and_no_poller_sees_
             assert after["created_at"] == before["created_at"]
             assert (after["step"], after["attempt"]) >= (before["step"], before["attempt"])
         before = after
-    assert (before, await history(connection, told[0].job_id)) == wanted
+    assert (before, await history(connection, run_events[0].job_id)) == expected
     await connection.execute("DELETE FROM jobs")
     await connection.execute("DELETE FROM job_events")
 

@@ -16,9 +16,9 @@ MANY = 64
 @pytest.fixture
 def blocking(scratch: Path, system: System) -> Blocking:
     """The job types of `blocking`, known to every service of `system`."""
-    made = Blocking(scratch / "blocking")
-    system.env |= made.env
-    return made
+    blocking = Blocking(scratch / "blocking")
+    system.env |= blocking.env
+    return blocking
 
 
 async def test_a_stage_that_raises_an_exception_that_futures_refuse_fails_after_its_retries(
@@ -64,9 +64,9 @@ async def test_functions_that_never_return_use_no_slot_and_too_many_of_them_end_
     # Beside as many functions that go on as the worker may have jobs.
     await eventually(lambda: (patient, 1, worker.pid) in blocking.runs(), what="its function is called all the same")
     assert await worker.ended() == 1
-    told = worker.logged("thread_abandoned", level="warning", stage=STAGE, attempt=1)
-    assert {entry["job_id"] for entry in told} == set(stuck)
-    assert [entry["abandoned"] for entry in told] == [1, 2]
+    warnings = worker.logged("thread_abandoned", level="warning", stage=STAGE, attempt=1)
+    assert {entry["job_id"] for entry in warnings} == set(stuck)
+    assert [entry["abandoned"] for entry in warnings] == [1, 2]
     assert worker.logged("too_many_threads_abandoned", level="error")
     assert worker.logged("job_handed_back", job_id=patient)
     blocking.open_gate()

@@ -34,12 +34,12 @@ MAX_DELAY_SECONDS = 30
 
 @pytest_asyncio.fixture
 async def cluster(scratch: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(scratch / "cluster")
+    cluster = Cluster(scratch / "cluster")
     try:
-        await made.start()
-        yield made
+        await cluster.start()
+        yield cluster
     finally:
-        made.end()
+        cluster.end()
 
 
 @pytest.fixture
@@ -201,9 +201,9 @@ async def test_on_a_busy_machine_no_job_is_handed_over_twice_or_lost(
     new_system: NewSystem, cluster: Cluster, database_url: str
 ) -> None:
     system = new_system(cluster.url, database_url)
-    found = await rush(system, cluster, database_url, jobs=300, busy=True)
-    print(f"\n{found}, {found.per_second:.0f} jobs/s")
-    assert not found.wrong, found
+    result = await rush(system, cluster, database_url, jobs=300, busy=True)
+    print(f"\n{result}, {result.per_second:.0f} jobs/s")
+    assert not result.wrong, result
 
 
 @pytest.mark.full
@@ -217,8 +217,8 @@ async def test_no_job_of_many_is_handed_over_twice_or_lost(
     system = new_system(cluster.url, database_url)
     try:
         await cluster.start()
-        found = await rush(system, cluster, database_url, jobs=1400, busy=busy, timeout=300)
+        result = await rush(system, cluster, database_url, jobs=1400, busy=busy, timeout=300)
     finally:
         cluster.end()
-    print(f"\n{found}, {found.per_second:.0f} jobs/s")
-    assert not found.wrong, found
+    print(f"\n{result}, {result.per_second:.0f} jobs/s")
+    assert not result.wrong, result

@@ -91,26 +91,26 @@ async def check(traffic: Traffic, system: System, begun: Begun, cluster: Cluster
 
     async def ended() -> dict[str, str]:
         rows = await fetch(database_url, "SELECT id::text, status FROM jobs")
-        found = {row["id"]: row["status"] for row in rows}
-        missing = [job_id for job_id in traffic.accepted if job_id not in found]
-        stuck = [job_id for job_id, status in found.items() if status in {"pending", "processing"}]
+        by_job = {row["id"]: row["status"] for row in rows}
+        missing = [job_id for job_id in traffic.accepted if job_id not in by_job]
+        stuck = [job_id for job_id, status in by_job.items() if status in {"pending", "processing"}]
         assert not missing, f"{len(missing)} accepted jobs have no row: {missing[:5]}"
         assert not stuck, f"{len(stuck)} jobs are stuck: {stuck[:5]}"
-        return found
+        return by_job
 
     for job_id in traffic.cancel_asked:
         system.allow("superseded", job_id=job_id)
     async with Observer(cluster.url) as seen:
         await eventually(seen.empty, PATIENCE, what="the stream is empty")
-    found = await eventually(ended, PATIENCE, "all have ended")
+    by_job = await eventually(ended, PATIENCE, "all have ended")
     assert not traffic.wrong, f"{len(traffic.wrong)} wrong answers: {traffic.wrong[:5]}"
     traffic.follower.check()
     restoring = [text for text in traffic.unanswered if "being restored" in text]
     assert not restoring, f"said of jobs that nothing has happened to: {restoring}"
-    statuses = {job_id: found[job_id] for job_id in traffic.canceled}
+    statuses = {job_id: by_job[job_id] for job_id in traffic.canceled}
     assert set(statuses.values()) <= {"canceled"}, f"a cancel that was answered did not hold: {statuses}"
     for kind in ("plain", "keyed", "later", "called"):
-        ends = {job_id: found[job_id] for job_id in traffic.jobs[kind] if found[job_id] != "completed"}
+        ends = {job_id: by_job[job_id] for job_id in traffic.jobs[kind] if by_job[job_id] != "completed"}
         assert not ends, f"{kind}: {ends}"
     runs = await fetch(database_url, "SELECT job_id::text, max(run) AS run FROM job_events GROUP BY job_id")
     again = {row["job_id"] for row in runs if row["run"] >= 2}

@@ -33,20 +33,20 @@ SOON = LAUNCHERS / "store_that_compares_soon.py"
 
 async def id_of(database_url: str) -> str | None:
     """The installation that this database is of."""
-    found = await fetch(database_url, "SELECT id FROM job_installation")
-    return found[0]["id"] if found else None
+    rows = await fetch(database_url, "SELECT id FROM job_installation")
+    return rows[0]["id"] if rows else None
 
 
 async def database_of(database_url: str) -> str:
     """The database's own id."""
-    found: str = (await fetch(database_url, "SELECT database FROM job_installation"))[0]["database"]
-    return found
+    database: str = (await fetch(database_url, "SELECT database FROM job_installation"))[0]["database"]
+    return database
 
 
 async def mark_of(seen: Observer) -> str | None:
     answer = await seen.api(f"STREAM.INFO.{JOBS}")
-    found: str | None = answer["config"].get("metadata", {}).get(INSTALLATION)
-    return found
+    mark: str | None = answer["config"].get("metadata", {}).get(INSTALLATION)
+    return mark
 
 
 async def write_mark(seen: Observer, mark: str | None) -> None:
@@ -72,9 +72,9 @@ async def marked(seen: Observer, database_url: str) -> str:
 async def refusal(store: Service) -> str:
     """The sentence with which it ends."""
     assert await store.ended() == 2
-    (said,) = store.logged("cannot_serve")
-    assert said == store.logs[-1]
-    return str(said["message"])
+    (entry,) = store.logged("cannot_serve")
+    assert entry == store.logs[-1]
+    return str(entry["message"])
 
 
 async def is_refused(api: Api, *named: str) -> None:
@@ -82,8 +82,8 @@ async def is_refused(api: Api, *named: str) -> None:
 
     async def says_why() -> bool:
         ready = await api.http.get("/readyz")
-        told = ready.json()["nats"]["detail"]
-        return ready.status_code == 503 and all(name in told for name in named)
+        reason = ready.json()["nats"]["detail"]
+        return ready.status_code == 503 and all(name in reason for name in named)
 
     await eventually(says_why)
     job = {"type": "mock_process"}
@@ -127,10 +127,10 @@ async def test_a_second_installation_is_refused_and_the_first_one_is_unharmed(
 
         # A new database, while the first one's store lives.
         second.start("gateway")
-        said = await refusal(second.start("status-store", launcher=SOON))
-        assert ours in said
-        assert await database_of(urls[0]) in said
-        assert await database_of(urls[1]) in said
+        entry = await refusal(second.start("status-store", launcher=SOON))
+        assert ours in entry
+        assert await database_of(urls[0]) in entry
+        assert await database_of(urls[1]) in entry
         await is_refused(other, ours, await database_of(urls[1]))
         assert await id_of(urls[1]) is None
         assert await mark_of(seen) == ours
@@ -138,10 +138,10 @@ async def test_a_second_installation_is_refused_and_the_first_one_is_unharmed(
         # A database that is of another installation already.
         theirs = str(uuid.uuid4())
         await execute(urls[1], f"UPDATE installation SET id = '{theirs}'")
-        said = await refusal(second.start("status-store"))
-        assert ours in said
-        assert theirs in said
-        assert "--take-over" in said
+        entry = await refusal(second.start("status-store"))
+        assert ours in entry
+        assert theirs in entry
+        assert "--take-over" in entry
         await is_refused(other, ours, theirs)
 
         assert await fetch(urls[1], "SELECT id FROM jobs") == []
@@ -162,13 +162,13 @@ async def test_after_a_take_over_the_streams_belong_to_the_other_and_the_first_o
     await first.ready()
     async with Observer(nats.url) as seen, Api(first.url) as api, Api(second.url) as other:
         ours = await marked(seen, urls[0])
-        said = await asyncio.to_thread(take_over, second)
+        entry = await asyncio.to_thread(take_over, second)
         theirs = await marked(seen, urls[1])
-        assert ours in said
-        assert theirs in said
-        said = await refusal(first["status-store"])
-        assert ours in said
-        assert theirs in said
+        assert ours in entry
+        assert theirs in entry
+        entry = await refusal(first["status-store"])
+        assert ours in entry
+        assert theirs in entry
         await is_refused(api, ours, theirs)
         second.start_all()
         await second.ready()
@@ -210,23 +210,23 @@ async def test_a_copy_of_the_database_is_another_database_and_gets_its_own_id_by
     async with Observer(nats.url) as seen:
         ours = await marked(seen, database_url)
         await system["status-store"].terminate()
-        of, name = urlsplit(database_url).path.strip("/"), f"copy_{uuid.uuid4().hex}"
+        original, name = urlsplit(database_url).path.strip("/"), f"copy_{uuid.uuid4().hex}"
         copy, server = (urlunsplit(urlsplit(database_url)._replace(path=f"/{path}")) for path in (name, "postgres"))
-        await execute(server, f"CREATE DATABASE {name} TEMPLATE {of}")
+        await execute(server, f"CREATE DATABASE {name} TEMPLATE {original}")
         await system.start("status-store").wait_log("ready")
         second = new_system(nats.url, copy)
         second.start("gateway")
-        said = await refusal(second.start("status-store", launcher=SOON))
+        entry = await refusal(second.start("status-store", launcher=SOON))
         databases = [await database_of(url) for url in (copy, database_url)]
-        assert all(database in said for database in databases)
+        assert all(database in entry for database in databases)
         async with Api(second.url) as api:
             await is_refused(api, *databases)
         await asyncio.to_thread(take_over, second)
         theirs = await marked(seen, copy)
         assert theirs != ours
-        said = await refusal(system["status-store"])
-        assert ours in said
-        assert theirs in said
+        entry = await refusal(system["status-store"])
+        assert ours in entry
+        assert theirs in entry
         await second.start("status-store").wait_log("ready")
 
 
@@ -323,9 +323,9 @@ async def test_when_the_streams_mark_changes_a_running_store_exits_and_its_gatew
 
         await eventually(pulls_callbacks)
         await write_mark(seen, "another")
-        said = await refusal(system["status-store"])
-        assert ours in said
-        assert "another" in said
+        entry = await refusal(system["status-store"])
+        assert ours in entry
+        assert "another" in entry
         await is_refused(api, ours, "another")
         await eventually(pulls_none)
         # What is stored now is nobody's here.
@@ -342,12 +342,12 @@ async def test_when_the_streams_mark_changes_a_running_store_exits_and_its_gatew
 async def test_a_worker_logs_that_two_installations_share_the_account(system: System, nats: Any) -> None:
     async with Observer(nats.url) as seen:
         for name in ("one", "two"):
-            told = {INSTALLATION: name, DATABASE: f"database of {name}"}
-            await micro.add_service(seen.nc, name="heimdex-status-store", version="0.0.1", metadata=told)
+            metadata = {INSTALLATION: name, DATABASE: f"database of {name}"}
+            await micro.add_service(seen.nc, name="heimdex-status-store", version="0.0.1", metadata=metadata)
         system.start("extracting", launcher=LAUNCHERS / "worker_that_compares_soon.py")
-        said = await system["extracting"].wait_log("installations_mixed")
-        assert said["installations"] == ["one", "two"]
-        assert said["databases"] == ["database of one", "database of two"]
+        entry = await system["extracting"].wait_log("installations_mixed")
+        assert entry["installations"] == ["one", "two"]
+        assert entry["databases"] == ["database of one", "database of two"]
 
 
 def test_the_command_prints_its_usage() -> None:
@@ -362,8 +362,8 @@ def test_the_command_prints_its_usage() -> None:
         )
         return done.returncode, done.stdout, done.stderr
 
-    code, usage, said = run("--help")
-    assert (code, said) == (0, "")
+    code, usage, errors = run("--help")
+    assert (code, errors) == (0, "")
     assert "--take-over" in usage
     for wrong in (("--takeover",), ("--take-over", "now"), ("",)):
         assert run(*wrong) == (2, "", usage)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.api import Api
-from tests.support.ends import told
+from tests.support.ends import wait_until_returned
 from tests.support.following import Follower
 from tests.support.load import Load
 from tests.support.pipelines.behaviours import STAGES, Behaviours
@@ -123,13 +123,13 @@ async def test_jobs_continue_from_their_stage_when_nats_comes_back_with_an_empty
         jobs = [await api.submit("scripted") for _ in range(5)]
         follower.add(*jobs)
         await eventually(lambda: len(script.runs("grinding")) == 5, what="all are in the second stage")
-        await told(follower, jobs, stage="grinding")
+        await wait_until_returned(follower, jobs, stage="grinding")
         await api.wait_until_listed(jobs, stage="grinding")
         system["grinding"].kill()
         await restart(nats, wipe=True)
         script.open_gate()
         system.start("grinding")
-        await told(follower, jobs, status="completed")
+        await wait_until_returned(follower, jobs, status="completed")
         await emptied(nats)
     follower.check()
     assert len(script.runs("preparing")) == 5, "no stage that was done is done again"
@@ -164,8 +164,8 @@ async def test_old_deliveries_settle_nothing_in_the_stream_that_replaced_the_los
         await eventually(seen.empty)
 
 
-async def _count(database_url: str, wanted: int) -> bool:
-    return len(await fetch(database_url, "SELECT FROM jobs")) == wanted
+async def _count(database_url: str, expected: int) -> bool:
+    return len(await fetch(database_url, "SELECT FROM jobs")) == expected
 
 
 async def _accepts(api: Api) -> bool:

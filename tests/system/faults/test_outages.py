@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 AT_MOST_SECONDS = 5 + 3
 
 
-async def submit_and_look(url: str, jobs: int) -> list[str]:
+async def submit_and_get(url: str, jobs: int) -> list[str]:
     """One client: submit a job, look at it at once; again."""
     async with Api(url) as api:
         job_ids = []
@@ -32,7 +32,7 @@ async def submit_and_look(url: str, jobs: int) -> list[str]:
 async def test_a_job_is_returned_to_its_submitter_as_soon_as_it_is_accepted(system: System) -> None:
     system.start_all()
     await system.ready()
-    await asyncio.gather(*(submit_and_look(system.url, 10) for _ in range(15)))
+    await asyncio.gather(*(submit_and_get(system.url, 10) for _ in range(15)))
 
 
 async def test_a_job_is_returned_at_once_while_the_status_store_is_stopped_and_completes_later(
@@ -41,9 +41,9 @@ async def test_a_job_is_returned_at_once_while_the_status_store_is_stopped_and_c
     system.start_all()
     await system.ready()
     await system["status-store"].terminate()
-    found = await asyncio.gather(*(submit_and_look(system.url, 5) for _ in range(10)))
+    submitted = await asyncio.gather(*(submit_and_get(system.url, 5) for _ in range(10)))
     system.start("status-store")
-    for job_id in [job_id for job_ids in found for job_id in job_ids]:
+    for job_id in [job_id for job_ids in submitted for job_id in job_ids]:
         await api.wait_until(job_id, "completed")
 
 
@@ -54,19 +54,19 @@ async def test_a_job_is_returned_at_once_while_postgres_is_stopped_and_completes
     system.start_all()
     await system.ready()
     own_postgres.stop()
-    found = await asyncio.gather(*(submit_and_look(system.url, 5) for _ in range(10)))
+    submitted = await asyncio.gather(*(submit_and_get(system.url, 5) for _ in range(10)))
     own_postgres.start()
     async with Api(system.url) as api:
-        for job_id in [job_id for job_ids in found for job_id in job_ids]:
-            await eventually_found(api, job_id)
+        for job_id in [job_id for job_ids in submitted for job_id in job_ids]:
+            await wait_until_returned(api, job_id)
             await api.wait_until(job_id, "completed")
 
 
-async def eventually_found(api: Api, job_id: str) -> None:
-    async def found() -> bool:
+async def wait_until_returned(api: Api, job_id: str) -> None:
+    async def is_returned() -> bool:
         return (await api.http.get(f"/jobs/{job_id}")).status_code == 200
 
-    await eventually(found)
+    await eventually(is_returned)
 
 
 async def test_responses_never_go_back_when_postgres_goes_down_during_a_job(
@@ -164,7 +164,7 @@ async def test_while_postgres_is_down_readyz_reports_it_and_an_old_job_is_500_in
         assert response.status_code == 500 or response.json() == ended
         assert response.status_code == 200 or response.json()["detail"]
         own_postgres.start()
-        await eventually_found(api, job_id)
+        await wait_until_returned(api, job_id)
         assert await api.get(job_id) == ended
 
 

@@ -190,10 +190,10 @@ async def test_unfinished_jobs_are_recorded_again_after_the_database_was_emptied
 
 async def _known(url: str, jobs: list[str], status: str = "") -> bool:
     try:
-        found = await statuses(url, jobs)
+        known = await statuses(url, jobs)
     except (asyncpg.PostgresError, OSError):
         return False
-    return len(found) == len(jobs) and (not status or set(found.values()) == {status})
+    return len(known) == len(jobs) and (not status or set(known.values()) == {status})
 
 
 async def test_the_progress_of_a_later_attempt_does_not_decrease_while_postgres_is_down(

@@ -57,12 +57,12 @@ def power(nats: Any, scratch: Path) -> Power:
 
 async def submit(api: Api, kind: str, count: int) -> list[str]:
     """So many, as soon as the gateway accepts again."""
-    found: list[str] = []
-    while len(found) < count:
+    job_ids: list[str] = []
+    while len(job_ids) < count:
         response = await api.http.post("/jobs", json={"type": kind})
         if response.status_code == 202:
-            found.append(response.json()["job_id"])
-    return found
+            job_ids.append(response.json()["job_id"])
+    return job_ids
 
 
 async def last_sequence(seen: Observer) -> int:

@@ -20,21 +20,21 @@ BACKOFF = (2.0, 2.0)
 
 async def submit(api: Api, kind: str, count: int) -> list[str]:
     """That many, forty at a time."""
-    found: list[str] = []
+    job_ids: list[str] = []
     for start in range(0, count, 40):
-        found += await asyncio.gather(*(api.submit(kind) for _ in range(min(40, count - start))))
-    return found
+        job_ids += await asyncio.gather(*(api.submit(kind) for _ in range(min(40, count - start))))
+    return job_ids
 
 
 async def seconds_to_complete(api: Api, seen: Observer, count: int) -> list[float]:
     """Of healthy jobs, submitted one after the other: from the POST to the message that says completed."""
-    found = []
+    seconds = []
     for _ in range(count):
         began = time.monotonic()
         job_id = await api.submit("quick")
         await published(seen, [job_id])
-        found.append(time.monotonic() - began)
-    return found
+        seconds.append(time.monotonic() - began)
+    return seconds
 
 
 async def test_jobs_in_back_off_delay_no_healthy_job_and_have_as_many_attempts_as_their_policy_allows(

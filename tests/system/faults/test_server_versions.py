@@ -54,8 +54,8 @@ async def test_the_version_of_an_old_server_is_reported_and_an_upgrade_repairs_i
         nats.stop()
         nats.wipe()  # a store of 2.12 with schedules cannot be read by an older server
         run_version(nats, TOO_OLD)
-    said = await eventually(lambda: refusal(api, TOO_OLD))
-    assert "2.12" in said
+    reason = await eventually(lambda: refusal(api, TOO_OLD))
+    assert "2.12" in reason
     batch = await api.http.post("/jobs/batch", json={"jobs": [{"type": "mock_process"}] * 5})
     assert batch.status_code == 503
     run_version(nats, "")

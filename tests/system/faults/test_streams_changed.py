@@ -185,10 +185,10 @@ async def test_a_change_that_cannot_be_reverted_is_named_by_readyz_and_by_post(
         async def named() -> bool:
             answer = await api.http.post("/jobs", json={"type": "mock_process"})
             ready = await api.http.get("/readyz")
-            said = answer.json().get("detail", "")
+            text = answer.json().get("detail", "")
             both = (answer.status_code, ready.status_code) == (503, 503)
             # Before that NATS' own refusal, and that it is being configured again.
-            return both and JOBS in said and "must be" in said and ready.json()["nats"]["detail"] == said
+            return both and JOBS in text and "must be" in text and ready.json()["nats"]["detail"] == text
 
         await eventually(named, HEALED_WITHIN_SECONDS, "POST and /readyz answer 503 and name the stream")
         # Whoever removes the stream gets one that is as it must be.

@@ -10,7 +10,7 @@ import pytest
 from heimdex_cli.embedded.ports import free_port
 from tests.conftest import NewSystem
 from tests.support.api import Api
-from tests.support.ends import published, told
+from tests.support.ends import published, wait_until_returned
 from tests.support.following import Follower
 from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.receiver import SECRET, Receiver
@@ -28,8 +28,8 @@ def system(new_system: NewSystem, nats: NatsServer, own_postgres: Any) -> System
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as made:
-        yield made
+    with Receiver() as receiver:
+        yield receiver
 
 
 async def test_a_leftover_message_of_a_frozen_store_is_not_returned_as_the_state_while_postgres_is_down(
@@ -98,8 +98,8 @@ async def test_a_cancel_of_a_just_finished_job_is_refused_although_a_leftover_me
         await eventually(lambda: _ended(api, [job_id]))
 
         async def only_the_left_over_is_left() -> bool:
-            found = await seen.api(f"STREAM.MSG.GET.{JOBS}", {"last_by_subj": f"heimdex.jobs.*.{job_id}"})
-            return bool(found["message"]["subject"] == f"heimdex.jobs.working.{job_id}")
+            answer = await seen.api(f"STREAM.MSG.GET.{JOBS}", {"last_by_subj": f"heimdex.jobs.*.{job_id}"})
+            return bool(answer["message"]["subject"] == f"heimdex.jobs.working.{job_id}")
 
         await eventually(only_the_left_over_is_left)
         go_on.touch()
@@ -153,7 +153,7 @@ async def test_two_gateways_return_no_older_state_while_the_store_lags_and_one_o
             follower.add(*jobs)
             await published(seen, [first, *jobs])
             # At least one of the gateways has noticed, and tells what the stream says.
-            await told(follower, jobs, status="completed")
+            await wait_until_returned(follower, jobs, status="completed")
             system.all("gateway")[-1].kill()
             new = system.start("gateway", port=other)
             await new.wait_log("ready")

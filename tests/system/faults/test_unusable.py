@@ -81,9 +81,9 @@ async def test_each_unusable_message_becomes_a_dead_letter_once_with_its_reason_
             data = base64.b64decode(message.get("data", ""))
             assert data == SPOILED[sent[subject]].replace(JOB.encode(), subject[-36:].encode())
     # The count is in the logs, of each process that found some; each message is logged by one of them.
-    said = [entry for service in system.services for entry in service.logged("message_unusable")]
-    assert sorted(entry["subject"] for entry in said) == sorted(sent)
-    assert all(entry["count"] >= 1 and entry["reason"] for entry in said)
+    entries = [entry for service in system.services for entry in service.logged("message_unusable")]
+    assert sorted(entry["subject"] for entry in entries) == sorted(sent)
+    assert all(entry["count"] >= 1 and entry["reason"] for entry in entries)
 
 
 async def test_an_operator_replays_one_dead_letter_and_deletes_another(

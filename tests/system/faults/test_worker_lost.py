@@ -118,8 +118,8 @@ async def test_a_job_that_kills_workers_fails_while_the_status_store_is_down(
             await published(seen, neighbours)
             system.start("status-store")
             await eventually(seen.empty, what="all is recorded")
-        wanted = {killer: "failed", **dict.fromkeys(neighbours, "completed")}
-        assert await statuses(database_url, list(wanted)) == wanted
+        expected = {killer: "failed", **dict.fromkeys(neighbours, "completed")}
+        assert await statuses(database_url, list(expected)) == expected
         assert "worker lost" in (await api.get(killer))["error"]
 
 

@@ -41,20 +41,22 @@ class Guarded:
 def guarded(scratch: Path) -> Iterator[Guarded]:
     port, config = free_port(), scratch / "nats.conf"
     text = (ROOT / "deploy" / "nats.conf").read_text()
-    for written, wanted in (
+    for written, replacement in (
         ("port: 4222", f'host: "127.0.0.1", port: {port}'),
         ("http: 8222", f'http: "127.0.0.1:{free_port()}"'),
         ("store_dir: /data", f'store_dir: "{scratch / "jetstream"}"'),
     ):
         assert written in text
-        text = text.replace(written, wanted)
-    text = re.sub(r"\$HEIMDEX_NATS_([A-Z_]+)_PASSWORD", lambda found: found[1].lower().replace("_", "-"), text)
+        text = text.replace(written, replacement)
+    text = re.sub(r"\$HEIMDEX_NATS_([A-Z_]+)_PASSWORD", lambda match: match[1].lower().replace("_", "-"), text)
     config.write_text(text)
     server = Path(sys.executable).with_name("nats-server")
-    made = Guarded(port, ChildProcess([server, "-c", config], log_path=scratch / "nats.log", stop_seconds=15, rank=1))
-    made.child.start()
-    yield made
-    made.child.kill()
+    guarded = Guarded(
+        port, ChildProcess([server, "-c", config], log_path=scratch / "nats.log", stop_seconds=15, rank=1)
+    )
+    guarded.child.start()
+    yield guarded
+    guarded.child.kill()
 
 
 class Users:
@@ -135,11 +137,11 @@ async def test_every_delivery_held_at_a_reconnection_may_be_read(
             own_postgres.stop()
             await eventually(lambda: len(receiver.calls) == 2, what="the gateway is in the middle of a try")
 
-            async def told() -> bool:
+            async def is_held() -> bool:
                 info = await seen.api("CONSUMER.INFO.HEIMDEX_CALLBACKS.status-store")
                 return int(info["num_ack_pending"]) >= 1
 
-            await eventually(told, what="the status store holds what was told of the first try")
+            await eventually(is_held, what="the status store holds what was told of the first try")
             guarded.restart()
             own_postgres.start()
             silent.set()

@@ -115,10 +115,10 @@ def test_an_invalid_setting_is_one_line_that_names_it_and_exit_code_2(service: s
 
 
 def test_a_stage_that_does_not_exist_is_one_line_that_names_those_that_do_and_exit_code_2() -> None:
-    said = refused("painting")
-    assert "painting" in said
+    errors = refused("painting")
+    assert "painting" in errors
     for stage in MOCK_STAGES:
-        assert stage in said
+        assert stage in errors
 
 
 def test_a_port_in_use_is_one_line_that_names_its_variable_and_exit_code_2() -> None:

@@ -18,26 +18,26 @@ def submit(printed: Printed, *words: str) -> str:
 
 
 def test_list_is_a_table_newest_first_and_follows_the_pages(api: str, capsys: Printed) -> None:
-    made = [submit(capsys) for _ in range(7)]
+    job_ids = [submit(capsys) for _ in range(7)]
     assert call(["list"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["id", "status", "stage", "progress", "created", "took", "error"]
-    assert [row.split()[0] for row in rows] == made[::-1]
+    assert [row.split()[0] for row in rows] == job_ids[::-1]
 
 
 def test_list_with_json_is_one_job_a_line(api: str, capsys: Printed) -> None:
-    made = [submit(capsys) for _ in range(4)]
+    job_ids = [submit(capsys) for _ in range(4)]
     assert call(["list", "--json", "--all"]) == 0
     captured = capsys.readouterr()
-    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == made[::-1]
+    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == job_ids[::-1]
     assert captured.err == ""
 
 
 def test_list_reports_that_there_are_more_jobs_than_its_limit(api: str, capsys: Printed) -> None:
-    made = [submit(capsys) for _ in range(5)]
+    job_ids = [submit(capsys) for _ in range(5)]
     assert call(["list", "--limit", "4", "--json"]) == 0
     captured = capsys.readouterr()
-    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == made[:0:-1]
+    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == job_ids[:0:-1]
     assert captured.err == "There are more jobs: these are the newest 4 (see --limit and --all).\n"
     assert call(["list", "--limit", "5"]) == 0
     assert capsys.readouterr().err == ""
@@ -124,9 +124,9 @@ def test_a_key_that_cannot_be_sent_is_exit_code_2_and_is_not_shown(
 ) -> None:
     monkeypatch.setenv("HEIMDEX_API_KEY", key)
     assert call(["list"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("heimdex: HEIMDEX_API_KEY cannot be sent")
-    assert key not in said
+    errors = capsys.readouterr().err
+    assert errors.startswith("heimdex: HEIMDEX_API_KEY cannot be sent")
+    assert key not in errors
 
 
 def test_an_api_that_is_too_busy_is_exit_code_4(api: str, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,11 @@ def test_a_key_and_its_entry_are_printed_as_the_variables_that_take_them(capsys:
 
 
 def test_no_two_keys_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    made = set()
+    keys = set()
     for _ in range(20):
         assert call(["key", "acme", "--json"]) == 0
-        made.add(json.loads(capsys.readouterr().out)["key"])
-    assert len(made) == 20
+        keys.add(json.loads(capsys.readouterr().out)["key"])
+    assert len(keys) == 20
 
 
 @pytest.mark.parametrize("tenant", ["", "a b", "a:b", "a,b", "-a", "\u00e4", "a" * 65])

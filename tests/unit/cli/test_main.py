@@ -136,9 +136,9 @@ def test_a_password_in_the_url_is_not_shown(
     port = free_port()
     monkeypatch.setenv("HEIMDEX_URL", f"http://user:s3cret@127.0.0.1:{port}/")
     assert call(["list"]) == 4
-    said = capsys.readouterr().err
-    assert f"Nothing answers at http://127.0.0.1:{port} " in said
-    assert "s3cret" not in said
+    errors = capsys.readouterr().err
+    assert f"Nothing answers at http://127.0.0.1:{port} " in errors
+    assert "s3cret" not in errors
 
 
 def test_a_missing_file_of_certificate_authorities_is_exit_code_2(

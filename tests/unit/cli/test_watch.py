@@ -63,27 +63,27 @@ def test_an_api_that_never_responded_is_reported_at_once() -> None:
         _follow(api, Shown())
 
 
-def _told(name: str, **data: Any) -> StreamEvent:
+def _event(name: str, **data: Any) -> StreamEvent:
     return StreamEvent(None, name, {"stage": "indexing", "at": "2025-10-28T12:00:02.000000Z", **data})
 
 
 @pytest.mark.parametrize(
-    ("told", "status", "stage", "progress"),
+    ("event", "status", "stage", "progress"),
     [
-        (_told("progress", progress=60), "processing", "indexing", 60),
-        (_told("progress", progress=30), "processing", "indexing", 40),
-        (_told("handed_over"), "processing", "indexing", 40),
-        (_told("attempt_failed"), "processing", "indexing", 40),
-        (_told("handed_back"), "pending", "analyzing", 40),
-        (_told("retried"), "pending", None, 0),
-        (_told("of a later version"), "pending", "analyzing", 40),
-        (_told("completed"), "pending", "analyzing", 40),
+        (_event("progress", progress=60), "processing", "indexing", 60),
+        (_event("progress", progress=30), "processing", "indexing", 40),
+        (_event("handed_over"), "processing", "indexing", 40),
+        (_event("attempt_failed"), "processing", "indexing", 40),
+        (_event("handed_back"), "pending", "analyzing", 40),
+        (_event("retried"), "pending", None, 0),
+        (_event("of a later version"), "pending", "analyzing", 40),
+        (_event("completed"), "pending", "analyzing", 40),
     ],
 )
 def test_an_event_updates_the_shown_job_and_never_decreases_its_progress(
-    told: StreamEvent, status: str, stage: str | None, progress: int
+    event: StreamEvent, status: str, stage: str | None, progress: int
 ) -> None:
     job = cast(Job, {"status": "pending", "stage": "analyzing", "progress": 40, "updated_at": ""})
-    shown = advanced(job, told)
+    shown = advanced(job, event)
     assert (shown["status"], shown["stage"], shown["progress"]) == (status, stage, progress)
     assert shown["updated_at"] == "2025-10-28T12:00:02.000000Z"

@@ -35,9 +35,9 @@ def test_a_malformed_header_block_has_no_status_and_no_headers(block: bytes) -> 
 
 
 def test_a_deliverys_metadata_are_read_from_its_reply_subject() -> None:
-    wanted = Metadata("HEIMDEX_JOBS", 17, 1763999999000000001, 2)
-    assert metadata_of("$JS.ACK.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3") == wanted
-    assert metadata_of("$JS.ACK.domain.account.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3.token") == wanted
+    expected = Metadata("HEIMDEX_JOBS", 17, 1763999999000000001, 2)
+    assert metadata_of("$JS.ACK.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3") == expected
+    assert metadata_of("$JS.ACK.domain.account.HEIMDEX_JOBS.extracting.2.17.5.1763999999000000001.3.token") == expected
 
 
 @pytest.mark.parametrize(

@@ -42,18 +42,18 @@ def test_a_value_that_json_cannot_encode_is_still_logged() -> None:
 
 
 def test_a_librarys_warning_and_a_python_warning_are_json_too() -> None:
-    found = lines(
+    entries = lines(
         'logging.getLogger("lib").warning("hm %s", 1)\nwarnings.warn("old")\nlogging.getLogger("lib").info("x")'
     )
-    assert [entry["level"] for entry in found] == ["warning", "warning"]
-    assert found[0]["event"] == "hm 1"
+    assert [entry["level"] for entry in entries] == ["warning", "warning"]
+    assert entries[0]["event"] == "hm 1"
 
 
 def test_entries_below_the_log_level_are_omitted() -> None:
-    found = lines('log.debug("a")\nlog.info("b")\nlog.warning("c")', level="warning")
-    assert [entry["event"] for entry in found] == ["c"]
+    entries = lines('log.debug("a")\nlog.info("b")\nlog.warning("c")', level="warning")
+    assert [entry["event"] for entry in entries] == ["c"]
 
 
 def test_a_lone_surrogate_does_not_break_the_log() -> None:
-    found = lines('log.info("before", text="\\ud800")\nlog.info("after")')
-    assert [entry["event"] for entry in found] == ["before", "after"]
+    entries = lines('log.info("before", text="\\ud800")\nlog.info("after")')
+    assert [entry["event"] for entry in entries] == ["before", "after"]

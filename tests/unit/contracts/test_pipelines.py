@@ -177,22 +177,22 @@ def test_a_refusal_is_one_line_of_bounded_length_whatever_the_value() -> None:
 
 
 def test_lists_become_tuples_and_members_of_enums_plain_values() -> None:
-    made = Pipeline(
+    pipeline = Pipeline(
         type=Names.A,
         stages=[stage(name=Names.A, expected_seconds=Number.FIVE)],  # type: ignore[arg-type]
         retry_backoff_seconds=[0, 1.5, Number.FIVE, 365 * 86400],  # type: ignore[arg-type]
     )
-    assert made == declared(
+    assert pipeline == declared(
         type="a", stages=(stage(expected_seconds=5),), retry_backoff_seconds=(0, 1.5, 5, 365 * 86400)
     )
-    assert isinstance(made.stages, tuple)
-    assert isinstance(made.retry_backoff_seconds, tuple)
-    assert [type(value) for value in (made.type, made.stages[0].name, made.stages[0].expected_seconds)] == [
+    assert isinstance(pipeline.stages, tuple)
+    assert isinstance(pipeline.retry_backoff_seconds, tuple)
+    assert [type(value) for value in (pipeline.type, pipeline.stages[0].name, pipeline.stages[0].expected_seconds)] == [
         str,
         str,
         float,
     ]
-    assert type(made.retry_backoff_seconds[2]) is float
+    assert type(pipeline.retry_backoff_seconds[2]) is float
     assert declared(retry_backoff_seconds=()).retry_backoff_seconds == ()
 
 

@@ -130,8 +130,8 @@ def test_an_empty_variable_counts_as_unset(variable: str, empty: str) -> None:
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    found = settings.read({})
-    assert found == Settings(
+    read = settings.read({})
+    assert read == Settings(
         env="local",
         nats_url="nats://localhost:4222",
         database_url="postgresql://heimdex:heimdex@localhost:5432/heimdex",
@@ -148,7 +148,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
 
 
 def test_valid_values_are_read() -> None:
-    found = settings.read(
+    read = settings.read(
         {
             "HEIMDEX_ENV": "production",
             "HEIMDEX_NATS_URL": "nats://user:secret@a:4222, nats://b:4222",
@@ -166,14 +166,14 @@ def test_valid_values_are_read() -> None:
             "HEIMDEX_CALLBACK_SECRET": "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=",
         }
     )
-    assert found.api_keys == (f"acme:{DIGEST}", f"b.e-t_a:{DIGEST[::-1]}", f"acme:{'AB' * 32}")
-    assert found.rate_limit == (0.5, 20)
-    assert found.cors_origins == ("https://app.example.com", "http://localhost:3000", "http://[::1]:3000")
-    assert found.callback_secret == ("whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=",)
-    assert found.nats_servers == ["nats://user:secret@a:4222", "nats://b:4222"]
-    assert found.retry_backoff_seconds == (0.5, 1.0, 2.0)
-    assert (found.port, found.mock_time_scale, found.ack_wait_seconds) == (9000, 0, 1.5)
-    assert (found.stream_replicas, found.shutdown_grace_seconds, found.log_level) == (3, 0, "debug")
+    assert read.api_keys == (f"acme:{DIGEST}", f"b.e-t_a:{DIGEST[::-1]}", f"acme:{'AB' * 32}")
+    assert read.rate_limit == (0.5, 20)
+    assert read.cors_origins == ("https://app.example.com", "http://localhost:3000", "http://[::1]:3000")
+    assert read.callback_secret == ("whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgYWxvbmU=",)
+    assert read.nats_servers == ["nats://user:secret@a:4222", "nats://b:4222"]
+    assert read.retry_backoff_seconds == (0.5, 1.0, 2.0)
+    assert (read.port, read.mock_time_scale, read.ack_wait_seconds) == (9000, 0, 1.5)
+    assert (read.stream_replicas, read.shutdown_grace_seconds, read.log_level) == (3, 0, "debug")
 
 
 def test_a_refused_url_does_not_show_its_password() -> None:
@@ -194,8 +194,8 @@ def test_a_second_secret_signs_too_during_a_rotation() -> None:
 
 
 def test_allowed_receivers_are_a_list_of_names_addresses_and_networks() -> None:
-    found = settings.read({"HEIMDEX_CALLBACK_ALLOW": "10.0.0.0/8, LocalHost,::1 ,192.168.1.7,hooks.corp"})
-    assert found.callback_allow == ("10.0.0.0/8", "LocalHost", "::1", "192.168.1.7", "hooks.corp")
+    read = settings.read({"HEIMDEX_CALLBACK_ALLOW": "10.0.0.0/8, LocalHost,::1 ,192.168.1.7,hooks.corp"})
+    assert read.callback_allow == ("10.0.0.0/8", "LocalHost", "::1", "192.168.1.7", "hooks.corp")
 
 
 def test_variables_of_other_programs_are_ignored() -> None:

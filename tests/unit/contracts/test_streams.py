@@ -42,7 +42,7 @@ def test_a_failed_callback_goes_to_the_status_store_and_to_the_gateways() -> Non
     filters = {
         consumer.name: consumer.config()["filter_subjects"] for consumer in STREAMS["HEIMDEX_CALLBACKS"].consumers
     }
-    assert {name: {subject.split(".")[2] for subject in found} for name, found in filters.items()} == {
+    assert {name: {subject.split(".")[2] for subject in filtered} for name, filtered in filters.items()} == {
         "gateway": {"due", "failed"},
         "status-store": {"failed", "delivered", "given-up"},
     }

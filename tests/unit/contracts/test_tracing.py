@@ -12,10 +12,10 @@ FORM = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def test_start_keeps_the_callers_trace_and_flags_with_a_new_span() -> None:
-    made = tracing.start(PARENT)
-    assert FORM.fullmatch(made)
-    assert tracing.trace_id(made) == TRACE
-    assert made.split("-")[2] != "00f067aa0ba902b7"
+    started = tracing.start(PARENT)
+    assert FORM.fullmatch(started)
+    assert tracing.trace_id(started) == TRACE
+    assert started.split("-")[2] != "00f067aa0ba902b7"
     assert tracing.start(f"00-{TRACE}-00f067aa0ba902b7-00").endswith("-00")
 
 
@@ -43,9 +43,9 @@ def test_start_reads_a_later_versions_header() -> None:
     ],
 )
 def test_start_begins_a_new_trace_when_the_callers_header_is_not_valid(caller: str | None) -> None:
-    made = tracing.start(caller)
-    assert FORM.fullmatch(made)
-    assert tracing.trace_id(made) != TRACE
+    started = tracing.start(caller)
+    assert FORM.fullmatch(started)
+    assert tracing.trace_id(started) != TRACE
 
 
 def test_trace_id_is_none_when_there_is_none() -> None:

@@ -93,7 +93,7 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-class Told(Resolver):
+class KnownNames(Resolver):
     """Knows these names; looks nothing up. A name that is told None never answers."""
 
     def __init__(self, **addresses: list[str] | None) -> None:
@@ -104,14 +104,14 @@ class Told(Resolver):
         self.asked.append(host)
         if host not in self.known:
             raise Unresolved("no such name")
-        found = self.known[host]
-        if found is None:
+        known = self.known[host]
+        if known is None:
             await asyncio.sleep(3600)
-        return [ip_address(text) for text in found or ()]
+        return [ip_address(text) for text in known or ()]
 
 
 def acceptance(*allow: str, **names: list[str] | None) -> CallbackValidation:
-    return CallbackValidation(True, AddressPolicy(allow), Told(**names))
+    return CallbackValidation(True, AddressPolicy(allow), KnownNames(**names))
 
 
 def status_and_field(error: CallbackUrlRefused) -> tuple[int, str]:
@@ -126,11 +126,11 @@ def refused(value: Any, *allow: str) -> CallbackUrlRefused:
     return caught.value
 
 
-@pytest.mark.parametrize(("text", "wanted", "authority"), GOOD)
-def test_a_public_http_url_is_accepted_unchanged(text: str, wanted: Receiver | None, authority: str) -> None:
+@pytest.mark.parametrize(("text", "expected", "authority"), GOOD)
+def test_a_public_http_url_is_accepted_unchanged(text: str, expected: Receiver | None, authority: str) -> None:
     assert acceptance().read(text, "callback_url") == text
-    if wanted is not None:
-        assert parse_url(text) == wanted
+    if expected is not None:
+        assert parse_url(text) == expected
         assert parse_url(text).authority == authority
 
 
@@ -161,7 +161,7 @@ def test_any_text_is_accepted_or_refused_with_a_sentence(text: str) -> None:
 
 
 def test_without_a_secret_a_callback_url_is_refused_with_how_to_enable_callbacks() -> None:
-    disabled = CallbackValidation(False, AddressPolicy(), Told())
+    disabled = CallbackValidation(False, AddressPolicy(), KnownNames())
     with pytest.raises(CallbackUrlRefused) as caught:
         job_request.job(b'{"type": "mock_process", "callback_url": "https://shop.example"}', KNOWN, disabled)
     assert status_and_field(caught.value) == (422, "callback_url")
@@ -201,10 +201,10 @@ def test_an_allowance_covers_only_the_receivers_that_it_names() -> None:
 
 async def test_a_name_that_resolves_to_a_forbidden_address_is_refused_at_submission() -> None:
     names: dict[str, list[str] | None] = {"in.corp": ["93.184.216.34", "10.1.2.3"], "out.example": ["93.184.216.34"]}
-    found = acceptance(**names)
-    await found.look_up([("callback_url", "https://out.example/")])
+    accepted = acceptance(**names)
+    await accepted.look_up([("callback_url", "https://out.example/")])
     with pytest.raises(CallbackUrlRefused) as caught:
-        await found.look_up(
+        await accepted.look_up(
             [("jobs[0].callback_url", "https://out.example/"), ("jobs[1].callback_url", "https://in.corp/")]
         )
     assert caught.value.field == "jobs[1].callback_url"
@@ -220,7 +220,7 @@ async def test_a_name_that_does_not_resolve_now_or_resolves_slowly_is_accepted(m
 
 
 async def test_each_host_of_a_batch_is_resolved_once() -> None:
-    names = Told(**{"out.example": ["93.184.216.34"]})
+    names = KnownNames(**{"out.example": ["93.184.216.34"]})
     await CallbackValidation(True, AddressPolicy(), names).look_up(
         (f"jobs[{n}]", f"https://out.example/{n}") for n in range(1000)
     )

@@ -53,7 +53,7 @@ class Nats:
     async def next_message(self, *_: Any) -> None:
         return None
 
-    async def tell(self, event: AnyJobMessage) -> None:
+    async def deliver(self, event: AnyJobMessage) -> None:
         """As the stream does that stored it."""
         subject = f"{subjects.STORED}.jobs.{messages.token(event)}.{event.job_id}"
         await self.hears[0](Msg(Client(), subject, data=messages.encode(event)))
@@ -123,11 +123,11 @@ async def test_a_stream_sends_nothing_after_a_lost_connection_and_ends_at_the_re
     submitted, missed, heard = handed_over()
     nats = Nats()
     async with history_of(nats, Database())[1].open(JOB, ticks=True) as watch:
-        await nats.tell(submitted)
+        await nats.deliver(submitted)
         for call in nats.on_disconnect:
             call()
-        await nats.tell(missed)  # the subscriptions are back before the work of the reconnection is done
-        await nats.tell(heard)
+        await nats.deliver(missed)  # the subscriptions are back before the work of the reconnection is done
+        await nats.deliver(heard)
         assert await watch.next(0.01) == submitted
         assert await watch.next(0.01) is None
         for call in nats.on_reconnect:
@@ -140,14 +140,14 @@ async def test_a_stream_ends_before_the_first_event_after_a_gap() -> None:
     submitted, missed, heard = handed_over()
     nats = Nats()
     async with history_of(nats, Database(submitted))[0].live(JOB, None) as entries:
-        await nats.tell(heard)
+        await nats.deliver(heard)
         async with asyncio.timeout(5):
-            told = b"".join([piece async for piece in frames(entries)])
-    assert b"id: 0.0\n" in told
-    assert b"id: 2.0\n" not in told
+            sent = b"".join([piece async for piece in frames(entries)])
+    assert b"id: 0.0\n" in sent
+    assert b"id: 2.0\n" not in sent
     nats = Nats()
     async with history_of(nats, Database(submitted, missed))[0].live(JOB, (0, 0)) as entries:
-        await nats.tell(heard)
+        await nats.deliver(heard)
         pieces = frames(entries)
         assert [(await anext(pieces)).split(b"\n")[0] for _ in range(3)] == [b"retry: 1000", b"id: 1.0", b"id: 2.0"]
 

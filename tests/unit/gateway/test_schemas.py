@@ -42,8 +42,8 @@ def refused(body: bytes) -> Problem:
     ],
 )
 def test_a_job_request_is_read(body: bytes, stage: str | None) -> None:
-    wanted = job_request(body, KNOWN, NO_CALLBACKS)
-    assert (wanted.type, wanted.fail_at_stage) == ("mock_process", stage)
+    request = job_request(body, KNOWN, NO_CALLBACKS)
+    assert (request.type, request.fail_at_stage) == ("mock_process", stage)
 
 
 NO_JSON = [b"", b"  ", b"{", b'{"type": }', b"type=mock_process", b"\xff", b'{"type": "\xff"}', b"{'type':1}", b"NaN"]
@@ -145,11 +145,11 @@ def test_a_batch_without_jobs_is_refused_as_missing_or_as_empty(body: Any, says:
 def test_any_bytes_are_a_job_or_a_problem_that_json_can_encode(body: bytes) -> None:
     try:
         # Some bytes are a job: hypothesis tries those that stand in these tests, too.
-        made = job_request(body, KNOWN, NO_CALLBACKS).type
+        job_type = job_request(body, KNOWN, NO_CALLBACKS).type
     except Problem as error:
         problem = error
     else:
-        assert made == "mock_process"
+        assert job_type == "mock_process"
         return
     assert problem.status in {400, 422}
     assert answer(problem.status, problem.detail, **problem.extra).content

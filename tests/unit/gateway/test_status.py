@@ -62,13 +62,13 @@ async def play(world: World, gateway_count: int) -> list[tuple[int, Snapshot]]:
 
 def check(answers: list[tuple[int, Snapshot]]) -> None:
     for (asked, earlier), (name, later) in itertools.pairwise(answers):
-        told = f"gateway {asked} said {earlier}, then gateway {name} said {later}"
-        assert ORDER[later.status] >= ORDER[earlier.status], f"the status went back: {told}"
-        assert later.step >= earlier.step, f"the step went back: {told}"
-        assert later.progress >= earlier.progress, f"the progress went back: {told}"
-        assert later.updated_at >= earlier.updated_at, f"updated_at went back: {told}"
+        difference = f"gateway {asked} said {earlier}, then gateway {name} said {later}"
+        assert ORDER[later.status] >= ORDER[earlier.status], f"the status went back: {difference}"
+        assert later.step >= earlier.step, f"the step went back: {difference}"
+        assert later.progress >= earlier.progress, f"the progress went back: {difference}"
+        assert later.updated_at >= earlier.updated_at, f"updated_at went back: {difference}"
         if earlier.ended:
-            assert (later.status, later.progress) == (earlier.status, earlier.progress), told
+            assert (later.status, later.progress) == (earlier.status, earlier.progress), difference
 
 
 @pytest.mark.parametrize("replicated", [False, True], ids=["one node", "a leader that lags"])
@@ -94,25 +94,25 @@ async def test_no_response_is_older_than_another_gateways_while_the_store_keeps_
 
 async def test_a_job_that_postgres_does_not_have_yet_is_read_from_the_stream() -> None:
     world = settled(Writer().events, recorded=0)
-    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
-    assert found is not None
-    assert found.status == "pending"
+    job = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert job is not None
+    assert job.status == "pending"
 
 
 async def test_a_job_is_read_from_the_stream_while_postgres_is_down() -> None:
     world = settled(Writer().events, recorded=0)
     world.postgres_up = False
-    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
-    assert found is not None
-    assert found.status == "pending"
+    job = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert job is not None
+    assert job.status == "pending"
 
 
 async def test_a_finished_job_is_read_from_postgres_while_nats_is_down() -> None:
     writer = Writer()
     writer.fail()
     world = settled(writer.events, recorded=2)
-    found = await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
-    assert found == world.row
+    job = await reads(world, BrokenBroker()).job(world.job_id, DEFAULT_TENANT)
+    assert job == world.row
 
 
 async def test_an_unfinished_job_is_an_error_while_nats_is_down() -> None:
@@ -137,16 +137,16 @@ async def test_another_tenants_job_is_like_one_that_does_not_exist(
     world = settled(events, len(events) if completes and recorded == 2 else recorded)
     empty = settled(Writer().events, recorded=0)
     empty.streams[subjects.JOBS].kept.clear()
-    said = []
+    errors = []
     for one in (world, empty):
         one.postgres_up = postgres_up
         try:
             answer: Any = await reads(one, None if nats_up else BrokenBroker()).job(one.job_id, DEFAULT_TENANT)
         except StateUnavailable as error:
             answer = str(error)
-        said.append(answer)
-    assert said[0] == said[1]
-    assert said[0] is None or isinstance(said[0], str)
+        errors.append(answer)
+    assert errors[0] == errors[1]
+    assert errors[0] is None or isinstance(errors[0], str)
     if postgres_up and nats_up:
         own = await reads(world).job(world.job_id, "acme")
         assert own is not None
@@ -187,14 +187,14 @@ async def test_a_tick_is_read_from_postgres_only_because_the_stream_may_lose_it(
     writer.tick(0.6)
     tick = snapshot(writer.events[-1])
     world = settled(writer.events, recorded=1)
-    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
-    assert found is not None
-    assert (found.status, found.progress) == ("pending", 0)
+    job = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert job is not None
+    assert (job.status, job.progress) == ("pending", 0)
     world.streams[subjects.PROGRESS].deliver()
     world.record()
-    found = await reads(world).job(world.job_id, DEFAULT_TENANT)
-    assert found is not None
-    assert (found.status, found.progress) == ("processing", tick.progress)
+    job = await reads(world).job(world.job_id, DEFAULT_TENANT)
+    assert job is not None
+    assert (job.status, job.progress) == ("processing", tick.progress)
     world.postgres_up = False
     with pytest.raises(StateUnavailable):
         await reads(world).job(world.job_id, DEFAULT_TENANT)

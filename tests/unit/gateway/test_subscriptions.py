@@ -22,10 +22,10 @@ async def hear(watch: Subscription, events: list[AnyMessage]) -> None:
 
 
 async def unread(watch: Subscription) -> list[AnyMessage]:
-    found: list[AnyMessage] = []
+    unread: list[AnyMessage] = []
     while (event := await watch.next(0.01)) is not None:
-        found.append(event)
-    return found
+        unread.append(event)
+    return unread
 
 
 async def test_a_slow_reader_gets_every_event_and_the_newest_tick_between_two_events() -> None:

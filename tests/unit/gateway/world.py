@@ -195,7 +195,7 @@ class World:
         if stream == subjects.PROGRESS:
             stage = subject_filter.split(".")[2]
             kept = {sequence: event for sequence, event in kept.items() if event.stage == stage}
-        found = None
+        newest = None
         if kept:
             sequence = max(kept)
             event = kept[sequence]
@@ -204,9 +204,9 @@ class World:
             else:
                 assert not isinstance(event, AttemptFailed)
                 subject = subjects.job_subject(messages.token(event), event.job_id)
-            found = Stored(subject, sequence, messages.encode(event), {})
+            newest = Stored(subject, sequence, messages.encode(event), {})
         await self._meanwhile()
-        return found
+        return newest
 
     async def api(self, call: str, body: Any = None, timeout: float = 3.0) -> dict[str, Any]:
         await self._meanwhile()

@@ -268,10 +268,10 @@ async def test_a_running_attempt_ends_as_requested(attempt: MakeAttempt, end: st
         started.set()
         await endless(ctx)
 
-    made = attempt(waits)
-    running = asyncio.create_task(ended(made))
+    current = attempt(waits)
+    running = asyncio.create_task(ended(current))
     await started.wait()
-    getattr(made, end)()
+    getattr(current, end)()
     assert await running == outcome
 
 
@@ -287,10 +287,10 @@ async def test_a_blocking_stage_is_interrupted_when_it_reports(attempt: MakeAtte
             heard.set()
             raise
 
-    made = attempt(blocking)
-    running = asyncio.create_task(ended(made))
+    current = attempt(blocking)
+    running = asyncio.create_task(ended(current))
     assert await asyncio.to_thread(started.wait, 20)
-    made.interrupt()
+    current.interrupt()
     assert await running == Interrupted()
     assert await asyncio.to_thread(heard.wait, 20)
 
@@ -301,10 +301,10 @@ async def test_an_interrupted_stage_that_does_not_react_is_still_handed_back(att
     async def function(ctx: StageContext) -> None:
         await deaf(ctx)
 
-    made = attempt(function)
-    running = asyncio.ensure_future(made.run())
+    current = attempt(function)
+    running = asyncio.ensure_future(current.run())
     await deaf.started.wait()
-    made.interrupt()
+    current.interrupt()
     done, _ = await asyncio.wait({running}, timeout=10)
     await deaf.end()
     assert done, "the interrupted attempt never ended"
@@ -313,23 +313,23 @@ async def test_an_interrupted_stage_that_does_not_react_is_still_handed_back(att
 
 async def test_an_attempt_that_is_ended_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
     called = []
-    made = attempt(called.append)
-    made.supersede()
-    assert await ended(made) == Superseded()
+    running = attempt(called.append)
+    running.supersede()
+    assert await ended(running) == Superseded()
     assert called == []
 
 
 async def test_the_first_reason_to_end_wins_and_a_finished_attempt_stays_finished(attempt: MakeAttempt) -> None:
-    made = attempt(endless)
-    running = asyncio.create_task(ended(made))
+    current = attempt(endless)
+    running = asyncio.create_task(ended(current))
     await asyncio.sleep(0)
-    made.supersede()
-    made.interrupt()
+    current.supersede()
+    current.interrupt()
     assert await running == Superseded()
 
-    made = attempt(finishing)
-    assert await ended(made) == Finished()
-    made.interrupt()
+    current = attempt(finishing)
+    assert await ended(current) == Finished()
+    current.interrupt()
     assert await ended(attempt(finishing)) == Finished()
 
 

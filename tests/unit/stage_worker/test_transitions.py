@@ -116,10 +116,10 @@ def test_every_successor_outranks_its_predecessor_and_its_ticks() -> None:
         at=job.at,
         created_at=job.at,
     )
-    told = merge(snapshot(job), snapshot(tick))
+    latest = merge(snapshot(job), snapshot(tick))
     held = ended(job, attempt=4)
     for following in (completed_or_next(job, PIPELINE, held), failed(job, held, "oh"), handed_back(job, held)):
-        assert snapshot(following).rank > told.rank
+        assert snapshot(following).rank > latest.rank
 
 
 def test_every_successor_has_the_same_tenant() -> None:

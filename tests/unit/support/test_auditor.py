@@ -161,9 +161,9 @@ def test_the_lines_of_running_processes_are_ordered_across_several_audits() -> N
 def test_every_requested_error_is_one_that_a_test_pipeline_or_a_worker_raises() -> None:
     folders = (ROOT / "tests" / "support" / "pipelines", ROOT / "stage-workers" / "heimdex_stage_worker")
     texts = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
-    for said in ASKED_FOR:
-        words = said.removesuffix(" StopIteration")
-        assert any(words in text for text in texts), said
+    for error in ASKED_FOR:
+        words = error.removesuffix(" StopIteration")
+        assert any(words in text for text in texts), error
 
 
 SAYS = """
@@ -202,9 +202,9 @@ async def test_a_systems_logs_are_audited_while_it_runs_each_line_once(new_syste
 
 def test_findings_are_described_by_kind_with_their_count_and_the_log_entries() -> None:
     strays = [Finding("stray", Line("<gateway 17>", {"event": "stray_removed", "sequence": n})) for n in range(40)]
-    said = describe([*strays, Finding("dropped", Line("<extracting 18>", {"event": "delivery_dropped"}))])
-    assert f"stray (40): {KINDS['stray']}" in said
-    assert "<gateway 17> logged {'event': 'stray_removed', 'sequence': 0}" in said
-    assert "dropped (1)" in said
-    assert "<extracting 18>" in said
-    assert len(said.splitlines()) < 10
+    report = describe([*strays, Finding("dropped", Line("<extracting 18>", {"event": "delivery_dropped"}))])
+    assert f"stray (40): {KINDS['stray']}" in report
+    assert "<gateway 17> logged {'event': 'stray_removed', 'sequence': 0}" in report
+    assert "dropped (1)" in report
+    assert "<extracting 18>" in report
+    assert len(report.splitlines()) < 10
