@@ -2,44 +2,26 @@
 
 import asyncio
 import random
-from contextlib import suppress
-from typing import Self
 
 import httpx
 
+from tests.support.background import BackgroundRequests
 from tests.support.load import Load
 
 
-class Cancels:
+class Cancels(BackgroundRequests):
     """Cancels about one job per second, at each of these gateways in turn.
 
     `done` has the jobs whose cancel succeeded. `unknown` has every job for which a cancel was sent: without a response,
-    or with a 500, its result is unknown.
+    or with a 500, its result is unknown. So is the result of a cancel that `stop` drops.
     """
 
     def __init__(self, urls: list[str], load: Load, seed: int) -> None:
+        super().__init__(urls)
         self.done: set[str] = set()
         self.unknown: set[str] = set()
-        self._clients = [httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) for url in urls]
         self._load = load
         self._random = random.Random(seed)
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-        for client in self._clients:
-            await client.aclose()
-
-    async def stop(self) -> None:
-        """Cancel no further job. The result of a cancel without a response by now is unknown."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
 
     async def _run(self) -> None:
         number = 0

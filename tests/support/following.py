@@ -4,12 +4,12 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import httpx
 
 from heimdex_contracts import pipelines
+from tests.support.background import BackgroundRequests
 from tests.support.pipelines import with_pipelines
 
 _ORDER: Final = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
@@ -17,7 +17,7 @@ _ORDER: Final = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "ca
 _GET_SECONDS: Final = 20.0
 
 
-class Follower:
+class Follower(BackgroundRequests):
     """Polls every added job until it is closed, at each of these gateways in turn.
 
     `backwards` collects the contradictions. Responses of 500 and connection errors are only counted, in `unanswered`.
@@ -26,34 +26,21 @@ class Follower:
     """
 
     def __init__(self, urls: Iterable[str], newest: int | None = None, pause: float = 0.05) -> None:
+        super().__init__(urls, _GET_SECONDS)
         self.latest: dict[str, dict[str, Any]] = {}
         self.backwards: list[str] = []
         self.asked = 0
         self.unanswered = 0
         #: The seconds that the slowest response took.
         self.slowest = 0.0
-        self._clients = [httpx.AsyncClient(base_url=url, timeout=_GET_SECONDS, trust_env=False) for url in urls]
         self._jobs: list[str] = []
         #: The gateway and the time of the latest response, by job.
         self._sources: dict[str, str] = {}
         self._began = time.monotonic()
         self._newest = newest
         self._pause = pause
-        self._task: asyncio.Task[None] | None = None
         known = pipelines.load(with_pipelines("behaviours", "scripted", "counted")["HEIMDEX_PIPELINES"].split(","))
         self._stages = {name: index for one in known.by_type.values() for index, name in enumerate(one.stage_names)}
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        for client in self._clients:
-            await client.aclose()
 
     def add(self, *job_ids: str) -> None:
         """Poll these jobs from now on, also in a terminal state."""

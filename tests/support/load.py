@@ -4,17 +4,20 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 
+from tests.support.background import BackgroundRequests
+from tests.support.following import Follower
 from tests.support.rows import statuses
+from tests.support.services import System
 from tests.support.waiting import eventually
 
 
-class Load:
+class Load(BackgroundRequests):
     """Submits `per_second` jobs per second, at each of these gateways in turn, without waiting for responses."""
 
     def __init__(
@@ -24,6 +27,7 @@ class Load:
         bodies: Iterable[dict[str, Any]] = ({"type": "mock_process"},),
         on_accepted: Callable[[str], None] | None = None,
     ) -> None:
+        super().__init__(urls)
         self.accepted: list[str] = []
         #: The accepted jobs that were submitted with `fail_at_stage`.
         self.to_fail: set[str] = set()
@@ -34,28 +38,14 @@ class Load:
         self.details: Counter[str] = Counter()
         #: The seconds that the slowest response took.
         self.slowest = 0.0
-        self._clients = [httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) for url in urls]
         self._bodies = list(bodies)
         self._interval = 1 / per_second
         self._on_accepted = on_accepted or (lambda job_id: None)
         self._posts: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-        for client in self._clients:
-            await client.aclose()
 
     async def stop(self) -> None:
         """Submit no further job, and wait for the pending responses."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await super().stop()
         if self._posts:
             await asyncio.wait(self._posts)
 
@@ -110,3 +100,20 @@ class Load:
         if body.get("fail_at_stage"):
             self.to_fail.add(job_id)
         self._on_accepted(job_id)
+
+
+@asynccontextmanager
+async def followed_load(system: System, newest: int) -> AsyncIterator[tuple[Load, Follower]]:
+    """Start all services, submit 10 jobs per second, and follow the newest ones; begins once 10 jobs are accepted.
+
+    The mock stages take a twentieth of their time.
+    """
+    system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.05"
+    system.start_all()
+    await system.ready()
+    async with (
+        Follower([system.url], newest) as follower,
+        Load([system.url], per_second=10, on_accepted=follower.add) as load,
+    ):
+        await load.more(10)
+        yield load, follower

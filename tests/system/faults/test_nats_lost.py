@@ -9,7 +9,7 @@ import pytest
 from tests.support.api import Api
 from tests.support.ends import wait_until_returned
 from tests.support.following import Follower
-from tests.support.load import Load
+from tests.support.load import Load, followed_load
 from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.pipelines.scripted import STAGES as SCRIPTED
 from tests.support.pipelines.scripted import Script
@@ -81,15 +81,8 @@ async def test_a_half_open_connection_is_detected_and_everything_continues(
 
 
 async def go_through_a_silence(system: System, api: Api, nats: Any, database_url: str, seconds: float) -> None:
-    """NATS is frozen for so long under load: the kernel still takes what is sent to it, and only the silence tells."""
-    system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.05"
-    system.start_all()
-    await system.ready()
-    async with (
-        Follower([system.url], newest=5) as follower,
-        Load([system.url], per_second=10, on_accepted=follower.add) as load,
-    ):
-        await load.more(10)
+    """Freeze NATS under load. The kernel still accepts data for it: only the missing replies show the fault."""
+    async with followed_load(system, newest=5) as (load, follower):
         freeze(nats.child.pid)
         try:
             began = time.monotonic()
@@ -104,7 +97,7 @@ async def go_through_a_silence(system: System, api: Api, nats: Any, database_url
         print(f"\naccepting again {time.monotonic() - began:.1f} s after a silence of {seconds:g} s")
         await load.more(10)
         await load.stop()
-        # What was answered with 500 may have been stored all the same, and then runs: that is what 500 says here.
+        # A job whose POST was answered with 500 may still have been stored, and then runs.
         assert set((await load.all_end(database_url)).values()) == {"completed"}
     await emptied(nats)
     follower.check()

@@ -15,7 +15,7 @@ from tests.conftest import NewSystem
 from tests.support.api import Api
 from tests.support.ends import published
 from tests.support.following import Follower
-from tests.support.load import Load
+from tests.support.load import Load, followed_load
 from tests.support.other_host import OtherPostgres
 from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import execute, fetch, freeze, statuses, thaw
@@ -62,21 +62,13 @@ async def test_post_keeps_working_and_everything_is_recorded_afterwards(
 
 
 async def go_through(system: System, own_postgres: Any, nats: NatsServer, fault: str, seconds: float) -> None:
-    """The fault lasts for so long under load."""
-    system.env["HEIMDEX_MOCK_TIME_SCALE"] = "0.05"
-    system.start_all()
-    await system.ready()
-    async with (
-        Follower([system.url], newest=6) as follower,
-        Load([system.url], per_second=10, on_accepted=follower.add) as load,
-        Observer(nats.url) as seen,
-    ):
-        await load.more(10)
+    """Run a load while this fault lasts."""
+    async with followed_load(system, newest=6) as (load, follower), Observer(nats.url) as seen:
         async with faulty(own_postgres, fault):
             began = time.monotonic()
             await load.more(30)
             await eventually(lambda: time.monotonic() - began > seconds, what="the fault has lasted")
-            # Jobs run to their end all the same.
+            # Jobs still finish.
             last = load.accepted[-1]
             await published(seen, [last])
         began = time.monotonic()
