@@ -276,7 +276,7 @@ class StageWorker:
         )
         suspect = begun is not None and is_suspect(begun.vanished, held.attempt, allowed)
         if suspect and due.fail_at_stage != due.stage:
-            self._log.warning("attempt_isolated", job_id=due.job_id, attempt=held.attempt)
+            self._log_of(held).warning("attempt_isolated")
             held.running = IsolatedAttempt(declared.code, ctx, declared.timeout_seconds, self._isolated)
         else:
             held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
@@ -284,7 +284,7 @@ class StageWorker:
         if begun is not None:
             await self._claim(held, held.reporter, begun)
         held.reporter.start()
-        self._log.debug("attempt_started", job_id=due.job_id, attempt=held.attempt, step=due.step, run=due.run)
+        self._log_of(held).debug("attempt_started", step=due.step, run=due.run)
         try:
             return await held.running.run()
         finally:
@@ -351,7 +351,7 @@ class StageWorker:
             match decision:
                 case settlement.Advance():
                     await self._publish(held, completed_or_next(held.due, held.pipeline, held.ended()))
-                    self._log.debug("stage_finished", job_id=held.due.job_id, attempt=held.attempt)
+                    self._log_of(held).debug("stage_finished")
                 case settlement.GiveUp(error=error, traceback=traceback):
                     await self._publish(held, failed(held.due, held.ended(), error, traceback))
                     self._log_of(held).warning("job_failed", error=error)
@@ -398,7 +398,7 @@ class StageWorker:
         held.delivery.nak(retry.delay_seconds)
 
     def _log_of(self, held: HeldJob) -> Logger:
-        return self._log.bind(job_id=held.due.job_id, attempt=held.attempt)
+        return self._log.bind(job_id=held.due.job_id, stage=held.due.stage, attempt=held.attempt)
 
     async def _publish(self, held: HeldJob, message: messages.AnyJobMessage) -> None:
         while True:

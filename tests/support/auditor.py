@@ -26,6 +26,8 @@ KINDS: Final = {
     "errors": "an attempt failed for a reason that no test had requested",
     "worker_lost": "an attempt or a job failed with 'worker lost'",
     "isolated": "an attempt was suspected of killing its worker, and ran in a subprocess",
+    "refused": "a worker returned a job whose type or stage it does not know",
+    "unclaimed": "an attempt ran without its claim, because the stream of claims did not accept it",
     "topology": "a stream or a consumer was created or changed after the start",
     "defect": "the code reached a state that it does not expect",
     "not_json": "a line of a log is not a JSON object",
@@ -45,6 +47,10 @@ CAUSES: Final = {
 #: The events that are always findings, with their kinds.
 _EVENTS: Final = {
     "delivery_superseded": "superseded",
+    "delivery_declined": "superseded",
+    "attempt_lost": "repeated",
+    "unknown_work": "refused",
+    "claim_not_stored": "unclaimed",
     "job_restored": "restored",
     "jobs_restored": "restored",
     "job_not_restored_yet": "restored",
@@ -61,7 +67,10 @@ _EVENTS: Final = {
     "message_unusable": "unusable",
     "attempt_isolated": "isolated",
     "defect": "defect",
-    **{f"{work}_broken": "defect" for work in ("delivery", "pruning", "reconnection", "request", "sweep", "topology")},
+    **{
+        f"{work}_broken": "defect"
+        for work in ("delivery", "settlement", "pruning", "reconnection", "request", "sweep", "topology")
+    },
     "not_json": "not_json",
 }
 #: The events whose meaning depends on earlier entries, or on their own fields.

@@ -60,6 +60,8 @@ FAULTS = {
     "errors": Logs().begin(1).fail(1, "OSError: no space left"),
     "worker_lost": Logs().say("job_failed", **JOB, attempt=5, error="The stage extracting failed: worker lost (...)."),
     "isolated": Logs().say("attempt_isolated", **JOB),
+    "refused": Logs().say("unknown_work", job_id="a"),
+    "unclaimed": Logs().say("claim_not_stored", job_id="a"),
     "topology": Logs().say("starting").say("ready").say("consumer_configured"),
     "defect": Logs().say("delivery_broken"),
     "not_json": Logs().say("not_json", line="Traceback"),
