@@ -15,7 +15,10 @@ class HeimdexError(Exception):
 
 
 class SettingsError(HeimdexError):
-    """A setting has an invalid value. The text names the environment variable."""
+    """A setting has an invalid value. The text names the environment variable, and is made a single line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 class CannotServe(HeimdexError):

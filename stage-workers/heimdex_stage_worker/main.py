@@ -1,7 +1,8 @@
 """The console script `heimdex-stage-worker STAGE`: reads the settings, loads the stage's code, runs its worker."""
 
+import os
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
 from heimdex_contracts import pipelines
 from heimdex_contracts.errors import SettingsError
@@ -12,7 +13,7 @@ from heimdex_stage_worker.execution.attempt import load_stage
 from heimdex_stage_worker.worker import StageWorker
 
 USAGE = """usage: heimdex-stage-worker STAGE     run the worker of this stage
-       heimdex-stage-worker --list    print the stages of every pipeline, one per line"""
+       heimdex-stage-worker --list    check the code of every stage, and print the stages, one per line"""
 
 #: The interpreter's thread switch interval. The event loop, which renews the leases, competes with one thread per
 #: blocking job and waits for each of them in turn; with Python's default of 5 ms it would wait too long.
@@ -43,12 +44,7 @@ def main() -> None:
         return values
 
     if stage == "--list":
-        try:
-            print("\n".join(pipelines.load(settings.read(service="stage-worker").pipelines).stage_names))
-        except SettingsError as error:
-            print(error, file=sys.stderr)
-            raise SystemExit(process.EXIT_UNUSABLE_SETTINGS) from None
-        raise SystemExit(0)
+        list_stages()
 
     async def serve(running: Process) -> None:
         known = pipelines.load(running.settings.pipelines)
@@ -56,3 +52,27 @@ def main() -> None:
 
     sys.setswitchinterval(TURN_SECONDS)
     process.run(f"heimdex-{stage}", read_settings, serve)
+
+
+def list_stages() -> NoReturn:
+    """Print the stages of every pipeline to stdout, one per line, and exit the process.
+
+    Exit codes: 0, or 2 for an invalid setting or a stage whose code cannot be used (one line each on stderr).
+    """
+    # The list is read by programs. What the imported modules print goes to stderr.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as listed:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        try:
+            known = pipelines.load(settings.read(service="stage-worker").pipelines)
+        except SettingsError as error:
+            process.exit_unusable(error)
+        print("\n".join(known.stage_names), file=listed)
+    code = 0
+    for stage in known.stage_names:
+        try:
+            load_stage(known.code_of(stage))
+        except SettingsError as error:
+            print(f"The stage {stage!r} cannot run. {error}", file=sys.stderr)
+            code = process.EXIT_UNUSABLE_SETTINGS
+    sys.stderr.flush()
+    os._exit(code)  # also if an imported module started threads

@@ -6,8 +6,10 @@
 """
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,13 +24,14 @@ from heimdex_cli.embedded.disk_full_recovery import FullDiskWatch
 from heimdex_cli.embedded.nats_server import EmbeddedNats
 from heimdex_cli.embedded.ports import free_port, is_taken
 from heimdex_cli.embedded.postgres import EmbeddedPostgres
-from heimdex_cli.embedded.supervisor import Service, Supervised, Supervisor
+from heimdex_cli.embedded.supervisor import UNUSABLE_SETTINGS, Service, Supervised, Supervisor
 from heimdex_cli.errors import HeimdexError, NotReady, Unusable, tail
 from heimdex_cli.settings import API_PORT, MONITOR_PORT, NATS_PORT, Addresses, shutdown_grace_seconds
 
 # The time that a service has to exit, after its own grace period for handing back its work.
 _GRACE_MARGIN_SECONDS = 2.0
-_LIST_SECONDS = 60.0
+# The modules of all pipelines and of the code of all stages are imported, one after the other.
+_LIST_SECONDS = 300.0
 
 
 def _never() -> bool:
@@ -79,15 +82,16 @@ class EmbeddedSystem:
     def start(self, cancelled: Callable[[], bool] = _never) -> None:
         """Start every process, without waiting for readiness. Starts no further process once `cancelled()` is true.
 
-        Raises Unusable, before any process starts, when another system uses the folder or a port is in use. Raises
-        ServerFailed, after every process has been stopped again, when NATS or Postgres cannot start.
+        Raises Unusable, before any process starts, when another system uses the folder, a port is in use, or a pipeline
+        or its code cannot be used. Raises ServerFailed, after every process has been stopped again, when NATS or
+        Postgres cannot start.
         """
         self._folder.lock()
         try:
             self._end_leftovers()
             self._choose_ports()
             self._announce(f"Starting NATS, Postgres and the services with the data in {self.directory} ...")
-            self.stages = self._list_stages()
+            self.stages = self._list_stages(cancelled)
             for server in (self.nats, self.postgres):
                 if not cancelled():
                     server.start()
@@ -195,25 +199,50 @@ class EmbeddedSystem:
         self.addresses = replace(addresses, port=addresses.port or free_port(addresses.host))
         self.nats.set_ports(addresses.nats_port, addresses.monitor_port)
 
-    def _list_stages(self) -> list[str]:
+    def _list_stages(self, cancelled: Callable[[], bool]) -> list[str]:
+        """Return the stages of every pipeline, or none once `cancelled()` is true.
+
+        Raises Unusable when a pipeline, or the code of a stage, cannot be used.
+        """
         command = self._commands / "heimdex-stage-worker"
-        try:
-            process = subprocess.run(
-                [str(command), "--list"],
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_LIST_SECONDS,
-                start_new_session=True,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise HeimdexError(f"The stages cannot be listed: {command} could not be run: {error}") from error
-        stages = process.stdout.split()
+        # Files and no pipes: a process that an imported module leaves running keeps a pipe open.
+        with tempfile.TemporaryFile() as listed, tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    [str(command), "--list"],
+                    env=self._environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=listed,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise HeimdexError(f"The stages cannot be listed: {command} could not be run: {error}") from error
+            deadline = time.monotonic() + _LIST_SECONDS
+            try:
+                while process.poll() is None and not cancelled():
+                    if time.monotonic() > deadline:
+                        raise Unusable(
+                            f"The modules that HEIMDEX_PIPELINES and its stages name were not imported within "
+                            f"{_LIST_SECONDS:g} s: move what takes long from a module into a function."
+                        )
+                    time.sleep(0.02)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            if cancelled():
+                return []
+            listed.seek(0)
+            errors.seek(0)
+            stages = listed.read().decode(errors="replace").split()
+            reasons = errors.read().decode(errors="replace").strip()
+        if process.returncode == UNUSABLE_SETTINGS and reasons:
+            raise Unusable(reasons.splitlines()[-1])
         if process.returncode != 0 or not stages:
             raise HeimdexError(
                 f"The stages cannot be listed: `{command.name} --list` ended with exit code {process.returncode}.",
-                process.stderr.strip(),
+                reasons,
             )
         return stages
 

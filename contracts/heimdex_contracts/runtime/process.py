@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import uvloop
 
@@ -27,6 +28,7 @@ EXIT_CANNOT_SERVE = 2
 #: default threshold of 700 allocations costs a process 5 % of its time.
 GC_THRESHOLDS = (20_000, 20, 20)
 EXIT_BROKEN = 1
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass
@@ -68,18 +70,20 @@ class Process:
         return True
 
 
-def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> None:
+def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> NoReturn:
     """Run the service until a stop signal, then exit the process. Never returns.
 
     Exit codes: 0 after a stop signal. 2 for an invalid setting (one line on stderr) or when the service raised
     CannotServe (one log entry on stderr). 1 when the NATS client gave up or the service raised an unexpected error.
     The service may set another one (`Process.exit_code`).
     """
+    for number in _STOP_SIGNALS:
+        # Modules of pipelines and stages may take long to import. Nothing is held yet, so the process need not wait.
+        signal.signal(number, lambda *_: os._exit(0))
     try:
         settings = read_settings()
     except SettingsError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(EXIT_UNUSABLE_SETTINGS) from None
+        exit_unusable(error)
     log = logs.configure(settings.log_level, name)
     gc.collect()
     gc.freeze()  # imported modules stay alive, so the collector need not scan them again
@@ -97,11 +101,17 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
     os._exit(code)
 
 
+def exit_unusable(error: SettingsError) -> NoReturn:
+    """Print the error to stderr and exit with EXIT_UNUSABLE_SETTINGS, also if an imported module started threads."""
+    print(error, file=sys.stderr, flush=True)
+    os._exit(EXIT_UNUSABLE_SETTINGS)
+
+
 async def _live(settings: Settings, name: str, log: Logger, service: Callable[[Process], Awaitable[None]]) -> int:
     broker = Broker(settings, name, log)
     process = Process(settings, name, log, broker)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, process.stopping.set)
     log.info("starting", message="starting", pid=os.getpid())
     health_file = asyncio.create_task(_touch_health_file(process))

@@ -1,0 +1,140 @@
+"""A pipeline that cannot be used is one sentence and exit code 2, from every process that imports it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from heimdex_cli.embedded.ports import free_port
+from tests.support.services import clean_environment, command
+from tests.support.waiting import eventually
+
+SCRIPTS = Path(sys.executable).parent
+PROCESSES = {
+    "gateway": command("gateway"),
+    "worker": command("first"),
+    "store": command("status-store"),
+    "list": command("--list"),
+    "run": [str(SCRIPTS / "heimdex"), "run"],
+    "demo": [str(SCRIPTS / "heimdex"), "demo"],
+}
+GOOD = """
+from heimdex_contracts.pipelines import Pipeline, Stage
+PIPELINES = [Pipeline("good", (Stage("first", 1, "code_of_stages:run"), Stage("second", 1, "code_of_stages:run")))]
+"""
+BAD = {
+    "no tuple": f"{GOOD}PIPELINES = [Pipeline('bad', PIPELINES[0].stages, retry_backoff_seconds=(5))]",
+    "nan": f"{GOOD}Stage('first', float('nan'), 'code_of_stages:run')",
+    "no list": f"{GOOD}PIPELINES = PIPELINES[0]",
+    "exit": "raise SystemExit(0)",
+    "many lines, and a thread": "import threading, time\n"
+    "threading.Thread(target=time.sleep, args=(600,)).start()\nraise KeyboardInterrupt('one\\ntwo')",
+}
+
+
+class Declaring:
+    """Runs processes that import the module `my_pipelines` of this folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.write("my_pipelines", GOOD)
+        self.write("code_of_stages", "def run(ctx): pass")
+
+    def write(self, module: str, source: str) -> None:
+        (self.folder / f"{module}.py").write_text(source)
+
+    def start(self, argv: list[str]) -> "subprocess.Popen[str]":
+        env = clean_environment()
+        env["PYTHONPATH"] = os.pathsep.join([str(self.folder), env["PYTHONPATH"]])
+        names = ("PORT", "EMBEDDED_NATS_PORT", "EMBEDDED_NATS_MONITOR_PORT")
+        env |= {"HEIMDEX_PIPELINES": "my_pipelines", **{f"HEIMDEX_{name}": str(free_port()) for name in names}}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(argv, cwd=self.folder, env=env, stdout=pipe, stderr=pipe, text=True)
+
+    def refused(self, process: str) -> str:
+        """Return the one line on stderr of a process that must end with exit code 2."""
+        with self.start(PROCESSES[process]) as running:
+            try:
+                out, err = running.communicate(timeout=60)
+            finally:
+                running.kill()
+        assert running.returncode == 2, (out, err)
+        assert len(err.splitlines()) == 1, err
+        return err
+
+
+@pytest.fixture
+def declaring(scratch: Path) -> Declaring:
+    return Declaring(scratch)
+
+
+@pytest.mark.parametrize(
+    ("process", "example"),
+    [*(("worker", example) for example in BAD), *((process, "exit") for process in PROCESSES if process != "worker")],
+)
+def test_a_declaration_that_cannot_be_used_is_one_line_and_exit_code_2(
+    declaring: Declaring, process: str, example: str
+) -> None:
+    declaring.write("my_pipelines", BAD[example])
+    said = declaring.refused(process)
+    assert "HEIMDEX_PIPELINES names 'my_pipelines', which cannot be used: " in said
+    assert not (declaring.folder / ".heimdex" / "logs" / "nats.log").exists(), "NATS was started"
+
+
+CODE = {
+    "misspelt": "def rum(ctx): pass",
+    "no function": "run = 5",
+    "broken": "def run(ctx) pass",
+    "missing import": "import no_such_module",
+}
+
+
+@pytest.mark.parametrize(
+    ("process", "example"), [*(("list", example) for example in CODE), ("worker", "misspelt"), ("run", "misspelt")]
+)
+def test_code_of_a_stage_that_cannot_be_used_is_one_line_and_exit_code_2(
+    declaring: Declaring, process: str, example: str
+) -> None:
+    declaring.write("my_pipelines", GOOD.replace("second", "third").replace("code_of_stages:run", "other:run", 1))
+    declaring.write("other", CODE[example])
+    assert "'other:run'" in declaring.refused(process)
+
+
+def test_what_modules_print_is_not_in_the_list_of_stages_and_a_thread_of_theirs_does_not_keep_it(
+    declaring: Declaring,
+) -> None:
+    chatter = "import os, sys, threading, time\nprint('hello from python')\nos.write(1, b'hello from below\\n')\n"
+    thread = "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+    declaring.write("my_pipelines", chatter + thread + GOOD)
+    declaring.write("code_of_stages", f"{chatter}def run(ctx): pass")
+    with declaring.start(PROCESSES["list"]) as listing:
+        out, err = listing.communicate(timeout=60)
+    assert (listing.returncode, out) == (0, "first\nsecond\n")
+    assert err.count("hello from below") == 2
+
+
+SLOW = "import pathlib, time\npathlib.Path('imports').touch()\ntime.sleep(600)\n"
+
+
+@pytest.mark.parametrize(
+    ("process", "number"), [("worker", signal.SIGTERM), ("store", signal.SIGINT), ("run", signal.SIGINT)]
+)
+async def test_a_process_ends_with_0_at_a_signal_while_a_module_is_imported(
+    declaring: Declaring, process: str, number: signal.Signals
+) -> None:
+    declaring.write("my_pipelines", SLOW)
+    with declaring.start(PROCESSES[process]) as importing:
+        try:
+            await eventually((declaring.folder / "imports").exists)
+            began_at = time.monotonic()
+            importing.send_signal(number)
+            out, err = importing.communicate(timeout=60)
+        finally:
+            importing.kill()
+    assert importing.returncode == 0, (out, err)
+    assert err == ""
+    assert time.monotonic() - began_at < 50
