@@ -70,7 +70,7 @@ class Process:
         return True
 
 
-def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> NoReturn:
+def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> None:
     """Run the service until a stop signal, then exit the process. Never returns.
 
     Exit codes: 0 after a stop signal. 2 for an invalid setting (one line on stderr) or when the service raised
