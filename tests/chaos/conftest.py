@@ -1,4 +1,4 @@
-"""The chaos tests share the fixtures of the fault tests, and say first what repeats a run."""
+"""The chaos tests share the fixtures of the fault tests. Each run first prints the seed that repeats it."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from tests.support.servers import NatsServer
 from tests.system.faults.conftest import duties as duties
 from tests.system.faults.test_cluster import cluster as cluster
 
-# In the environment, so that the workers of pytest -n have the one that was told.
+# In the environment, so that the workers of pytest -n use the printed seed.
 if int(os.environ.get("HEIMDEX_CHAOS_SEED") or 0) == 0:
     os.environ["HEIMDEX_CHAOS_SEED"] = str(random.randrange(1, 1_000_000))
 

@@ -163,6 +163,6 @@ async def check_rows(database_url: str, ends: dict[str, str], to_fail: set[str],
             assert job_id not in to_fail
         elif row["status"] == "failed":
             assert "worker lost" in row["error"] or (job_id in to_fail and "fail_at_stage" in row["error"]), row
-    # No stage was run past the policy of one try and three retries. (Giving up may itself take another delivery.)
+    # No stage had more attempts than the policy allows: four. (Giving up may itself take another delivery.)
     worst = await fetch(database_url, "SELECT max(ended_attempt) AS n FROM job_events WHERE kind <> 'failed'")
     assert (worst[0]["n"] or 0) <= 4, worst

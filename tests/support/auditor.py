@@ -98,7 +98,7 @@ ASKED_FOR: Final = (
 
 
 class Line(NamedTuple):
-    """A log entry of one process. told_to_stop: whether the test has asked the process to stop, at any time."""
+    """A log entry of one process. told_to_stop: whether the test has requested the process to stop, at any time."""
 
     process: str
     entry: dict[str, Any]

@@ -15,14 +15,14 @@ from tests.support.receiver import SECRET, Receiver
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """Answers 204 unless told otherwise."""
+    """Answers 204 unless `answers` is set."""
     with Receiver() as receiver:
         yield receiver
 
 
 @pytest_asyncio.fixture
 async def post() -> AsyncIterator[Post]:
-    """Makes a try to a URL, with loopback allowed."""
+    """Makes one attempt to call a URL, with loopback allowed."""
     resolver = Resolver(1)
     poster = Sender([SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 10)
 

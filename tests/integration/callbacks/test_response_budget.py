@@ -67,7 +67,7 @@ def saying(*once: bytes, forever: bytes = b"", pause: float = 0.0) -> Say:
 
 
 async def priced(post: Post, stranger: Stranger, scheme: str = "") -> Answer:
-    """The answer to one try, which must not have kept the event loop busy."""
+    """Return the result of one attempt, which must not have blocked the event loop."""
     began = time.thread_time()
     answer = await post(stranger.url.replace("http:", f"{scheme}:") if scheme else stranger.url)
     assert time.thread_time() - began < MAX_CPU_SECONDS

@@ -1,4 +1,4 @@
-"""One try: connected to an address that was checked, signed, and nothing else followed, asked or read."""
+"""One attempt to call back: the address is checked, the request signed; no redirect is followed, no proxy used."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ from tests.support.services import ROOT
 
 
 class Rebinding(Resolver):
-    """Tells another list of addresses each time it is asked."""
+    """Resolves each request to the next list of addresses."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
@@ -178,7 +178,7 @@ async def test_a_silent_receiver_is_abandoned_after_the_time_out(
 
 
 async def raw(*chunks: bytes, forever: bytes = b"") -> tuple[asyncio.Server, str]:
-    """A server that says this to whoever connects, and the last of it again and again."""
+    """A server that sends these pieces to each client, and repeats the last one."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A child process: its end, wanted or not, and the watchdog that ends it when we cannot."""
+"""A child process: its requested or unexpected exit, and the watchdog that ends it after its owner was killed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The supervisor's pauses and restarts."""
+"""The supervisor's delays and restarts."""
 
 import os
 import signal

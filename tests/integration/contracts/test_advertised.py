@@ -1,4 +1,4 @@
-"""A cluster tells its clients where else it can be reached, often at addresses that clients cannot reach."""
+"""A cluster advertises the addresses of its servers to its clients, often addresses that clients cannot reach."""
 
 import asyncio
 import sys
@@ -17,20 +17,20 @@ from tests.support.waiting import eventually
 
 @asynccontextmanager
 async def silent_port() -> AsyncIterator[tuple[int, list[int]]]:
-    """Where connections are taken and nothing is ever said; the list grows with each."""
-    ports: list[int] = []
+    """A port that accepts connections and sends nothing; the list has one entry for each."""
+    connections: list[int] = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ports.append(len(ports))
+        connections.append(len(connections))
         await reader.read()
         writer.close()
 
     async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1], ports
+        yield server.sockets[0].getsockname()[1], connections
 
 
 def start(folder: Path, name: str, port: int, advertised: int, own_route: int, other_route: int) -> ChildProcess:
-    """One of two servers of a cluster, which tells that its clients reach it at the port `advertised`."""
+    """Start one of two servers of a cluster, which advertises the port `advertised` to its clients."""
     config = folder / f"{name}.conf"
     config.write_text(
         f"server_name: {name}\nlisten: 127.0.0.1:{port}\nclient_advertise: 127.0.0.1:{advertised}\n"

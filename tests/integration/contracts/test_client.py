@@ -34,7 +34,7 @@ async def test_a_request_without_a_subscriber_fails_at_once_and_one_without_a_re
     broker: Broker,
 ) -> None:
     with pytest.raises(BrokerUnavailable):
-        await broker.request("nobody", b"", timeout=60)  # more than the test may take: the server says so itself
+        await broker.request("nobody", b"", timeout=60)  # more than the test may take: the server itself reports it
     await broker.nc.subscribe("silent")
     with pytest.raises(BrokerUnavailable):
         await broker.request("silent", b"", timeout=0.05)

@@ -1,4 +1,4 @@
-"""Unusable messages are set aside once, with their reason, and taken out of the way."""
+"""Unusable messages become dead letters once, with their reason, and leave their stream."""
 
 from typing import Any, cast
 

@@ -118,7 +118,7 @@ async def test_the_newest_message_is_read_only_from_a_leader_that_has_applied_th
 
 
 class HeldBackTopology(HeldBack):
-    """Also where single messages are asked for."""
+    """Also when single messages are read."""
 
     async def api(self, call: str, body: dict[str, Any] | None = None, timeout: float = 3.0) -> dict[str, Any]:
         if call.startswith("STREAM.MSG.GET.") and self._behind and body and body.get("seq", 0) > self.known:

@@ -57,7 +57,7 @@ async def test_a_canceled_flush_does_not_stop_the_reader(linked: Broker) -> None
         with contextlib.suppress(asyncio.CancelledError):
             await flushing
     await eventually(lambda: answers(linked))
-    # One that could not be heard would be found out by the pings, and connected anew.
+    # The pings detect a connection that receives nothing, and the client reconnects.
     assert linked.nc.stats["reconnects"] == 0
 
 

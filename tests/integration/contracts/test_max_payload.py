@@ -55,7 +55,7 @@ async def test_a_limit_that_changes_while_connected_is_noticed_if_lower_or_highe
 ) -> None:
     reload_nats(nats, "max_payload: 10000")
     await eventually(lambda: refused(ready, 20_000))
-    # The server said nothing of it, but ended the connection for the first one.
+    # The server did not report the new limit, but ended the connection at the first message.
     assert ready.nc.stats["reconnects"] == 1
     assert await stored(ready, 9_000)
     reload_nats(nats, "max_payload: 30000")

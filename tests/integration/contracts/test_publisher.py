@@ -1,4 +1,4 @@
-"""One successor: of all who would go on from a job's message, the broker accepts exactly one."""
+"""One successor: of all messages that would follow a job's message, the broker accepts exactly one."""
 
 import asyncio
 from datetime import timedelta

@@ -19,7 +19,7 @@ from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 
 class Owner:
-    """Holds what it is given until told to let go."""
+    """Holds its deliveries until `release`."""
 
     def __init__(self, holder: Holder, capacity: int, journal: RecordingLogger, ack_wait_seconds: float = 20.0) -> None:
         self.may_ask = True
@@ -42,7 +42,7 @@ class Owner:
         self.got.append(msg.metadata.sequence)
         self.most_held = max(self.most_held, len(self.held))
 
-    async def let_go(self, number: int = 1_000_000) -> None:
+    async def release(self, number: int = 1_000_000) -> None:
         """Acknowledge and release this many of those held."""
         for _ in range(min(number, len(self.held))):
             msg = self.held.pop(0)
@@ -52,7 +52,7 @@ class Owner:
     async def serve(self) -> None:
         """Let go of everything, as it comes."""
         while True:
-            await self.let_go()
+            await self.release()
             await asyncio.sleep(0.005)
 
 
@@ -135,8 +135,8 @@ async def test_at_most_the_capacity_is_outstanding_and_each_message_arrives_once
         # The server handles acknowledgements in its own time: what we held and let go may still count for a moment.
         await eventually(lambda: fits(ready, capacity))
         assert len(one.held) <= capacity
-        await one.let_go(1 + len(one.got) % 3)
-    await one.let_go()
+        await one.release(1 + len(one.got) % 3)
+    await one.release()
     assert sorted(one.got) == list(range(1, 61))
     assert one.most_held <= capacity
 
@@ -208,7 +208,7 @@ async def test_stop_loses_no_message_that_the_server_has_sent(ready: Broker, own
         # Every message that the server counts as handed out is in our hands, or was acknowledged by us.
         assert await outstanding(ready) == len(one.held)
         assert one.puller.held == len(one.held)
-        await one.let_go()
+        await one.release()
         await ready.nc.flush()
 
 

@@ -1,4 +1,4 @@
-"""Whatever a server says with an `-ERR`, the client is connected again as soon as the server lets it."""
+"""After any `-ERR` of a server, the client reconnects as soon as the server accepts it."""
 
 from collections.abc import AsyncIterator
 from typing import Any, cast

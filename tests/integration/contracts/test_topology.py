@@ -1,4 +1,4 @@
-"""Streams and consumers on a real server: complete before traffic, made again when gone, mended when changed."""
+"""Streams and consumers on a real server: complete before traffic, created again if removed, repaired if changed."""
 
 import asyncio
 import itertools

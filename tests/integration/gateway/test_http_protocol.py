@@ -99,7 +99,7 @@ patient = pytest.mark.parametrize("server", [BoundedHttpProtocol], indirect=True
 
 
 def refusal(answer: bytes, status: int) -> str:
-    """The sentence of the only, or last, answer, which must be this error and the connection's last word."""
+    """Return the sentence of the last response, which must be this error and end the connection."""
     head, _, body = answer[answer.rindex(b"HTTP/1.1 ") :].partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), answer
     assert b"content-type: application/json" in head

@@ -1,4 +1,4 @@
-"""Lists from a real Postgres: exact for every filter, merged in order, and found without scanning what is left out."""
+"""Lists from a real Postgres: exact for every filter, in order, without a scan of the rows that do not match."""
 
 import asyncio
 import json

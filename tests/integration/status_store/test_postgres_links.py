@@ -82,7 +82,7 @@ async def many_connections(database: gateway_database.Database, url: str) -> set
 
 
 async def failures_until_it_reads(database: gateway_database.Database) -> int:
-    """One read after the other, as of one caller who tries again."""
+    """Read one after the other, as a caller who repeats a request does."""
     for failures in range(20):
         try:
             await database.history(new_id())
@@ -126,7 +126,7 @@ async def test_a_slow_statement_does_not_make_the_gateway_drop_a_connection(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await prepared(database_url)
-    monkeypatch.setattr(gateway_database, "TIMEOUT_SECONDS", 30.0)  # a busy machine may be late to be told
+    monkeypatch.setattr(gateway_database, "TIMEOUT_SECONDS", 30.0)  # a busy machine may notice the time-out late
     backends = BACKENDS + " AND datname = current_database()"
     async with gateway_of(database_url) as database:
         await database.check()
@@ -195,7 +195,7 @@ async def test_a_migration_of_a_lost_store_does_not_block_another_store(
             other_postgres.host.lose_connections()
             await eventually(begun.done, what="it has noticed")
             assert isinstance(begun.exception(), OUTAGE)
-        # The one that is gone has the index by now, and the lock, and says nothing more.
+        # The lost connection has created the index, holds the lock, and sends nothing more.
         assert await patiently(other, recording(Writer())) == 1
     await admin.close()
 
@@ -243,7 +243,7 @@ async def test_a_migration_ignores_the_time_outs_of_the_role(database_url: str, 
 
 
 async def test_a_migration_sets_its_own_time_outs(database_url: str) -> None:
-    """A pooler may give each of its transactions another session, of which nothing was said."""
+    """A pooler may give each transaction another session, whose settings are not known."""
     admin = await asyncpg.connect(database_url)
     await at_revision(admin, "tenants")
     await give_timeouts(database_url)
@@ -297,7 +297,7 @@ async def test_an_idle_connection_ignores_the_time_outs_of_the_role(
 
 
 async def test_a_store_that_may_not_write_waits_until_it_may(database_url: str, journal: RecordingLogger) -> None:
-    """Some providers make a database read-only that is nearly full: that is theirs to end, and is no loss."""
+    """Some providers make a nearly full database read-only. The store waits until they end that, and loses nothing."""
     async with store_of(database_url, journal) as store:
         await store.run(recording(Writer()))
         await give(database_url, default_transaction_read_only="on")

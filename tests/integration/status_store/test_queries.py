@@ -84,7 +84,7 @@ def test_any_order_repetition_and_batching_of_a_run_gives_the_same_row_and_histo
 def test_an_unfinished_run_keeps_its_newest_message_in_whatever_order_events_arrive(
     database_url: str, data: st.DataObject
 ) -> None:
-    """As the status store records it: what tells of an attempt comes again until its hand-over is there."""
+    """Record as the status store does: an attempt event is redelivered until its hand-over is recorded."""
     in_order = of_another_job(data.draw(run_of_a_job(ended=False)))
     waiting = data.draw(st.permutations(in_order))
     sizes = data.draw(st.lists(st.integers(1, 5), min_size=len(waiting), max_size=len(waiting)))
@@ -151,7 +151,7 @@ async def test_a_replay_changes_nothing_and_counts_as_no_change(connection: asyn
 
 
 async def test_a_tick_with_the_same_percent_moves_updated_at(connection: asyncpg.Connection) -> None:
-    """The stream tells its time while Postgres is down; Postgres must not tell an older one afterwards."""
+    """While Postgres is down, GET returns the stream's time; Postgres must not return an older one afterwards."""
     writer = Writer()
     writer.tick(0.5)
     writer.tick(0.5)

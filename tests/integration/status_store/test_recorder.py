@@ -187,7 +187,7 @@ async def test_nothing_is_acknowledged_during_a_postgres_outage_and_nothing_is_l
 async def test_a_tick_that_overtakes_its_hand_over_is_not_lost(
     ready: Broker, start_recorder: StartRecorder, database_url: str
 ) -> None:
-    """A backlog on HEIMDEX_JOBS does not hold up the ticks: what the stream told of them, Postgres must tell too."""
+    """A backlog on HEIMDEX_JOBS does not delay the ticks: Postgres must return a state that the stream has returned."""
     writer = Writer()
     writer.tick(0.5)
     due, tick = writer.events

@@ -38,7 +38,7 @@ async def listen(api: Api, job_id: str, after: str | None = None) -> AsyncIterat
 
 
 async def entries(api: Api, job_id: str, after: str | None = None, most: int | None = None) -> list[Sent]:
-    """What one connection tells but for ticks: to its end, or `most`, after which the caller hangs up."""
+    """Return the events of one connection without ticks: all, or `most`, after which the caller disconnects."""
     events: list[Sent] = []
     async with aclosing(listen(api, job_id, after)) as stream:
         async for sent in stream:
@@ -59,9 +59,9 @@ async def history(api: Api, job_id: str) -> list[dict[str, Any]]:
 
 
 class Resuming:
-    """A caller that comes back after every break, with the last id that it was told; it notes what it is told.
+    """A caller that reconnects after every interruption with its last event id, and collects the events.
 
-    `connections`: how often it had to come.
+    `connections`: the number of its connections.
     """
 
     def __init__(self, api: Api, job_id: str) -> None:
@@ -82,7 +82,7 @@ class Resuming:
                 continue
 
     def check(self, whole: list[dict[str, Any]]) -> None:
-        """Everything was told once and in order."""
+        """Assert that every event was received once and in order."""
         assert [sent.data for sent in self.events] == whole
         places = [sent.place for sent in self.events]
         assert places == sorted(set(places))

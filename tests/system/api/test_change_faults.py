@@ -142,7 +142,7 @@ async def test_a_canceled_scheduled_job_never_starts_although_its_schedule_fires
     scripted: System, api: Api, nats: NatsServer, script: Script, recorded_first: bool
 ) -> None:
     scripted.start_all(stages=STAGES, without=("preparing", "gateway"))
-    # As if it had been killed before it could take the schedule away.
+    # As if it had been killed before it could remove the schedule.
     scripted.start("gateway", launcher=LAUNCHERS / "gateway_removes_nothing.py")
     await scripted.ready()
     store = scripted["status-store"]

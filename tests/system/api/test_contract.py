@@ -67,7 +67,7 @@ async def test_schemathesis_passes_with_all_checks_and_links(
 ) -> None:
     system.env |= CALLBACKS
     if doors == "keyed":
-        # Its key is in schemathesis.toml. The limit is there to be told of in every answer, and high enough.
+        # Its key is in schemathesis.toml. The limit is high: it only adds its headers to every response.
         system.env |= {"HEIMDEX_API_KEYS": entries("acme"), "HEIMDEX_RATE_LIMIT": "100000"}
         system.env["HEIMDEX_CORS_ORIGINS"] = "https://app.example.com"
         system.env |= {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_CALLBACK_ALLOW": "127.0.0.1"}

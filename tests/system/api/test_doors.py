@@ -1,4 +1,4 @@
-"""Keys while something is away, limits, and pages in a browser."""
+"""API keys during outages, rate limits, and requests from a browser."""
 
 import asyncio
 import subprocess

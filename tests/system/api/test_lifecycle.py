@@ -1,4 +1,4 @@
-"""The whole system: a job from its submission to its end, as callers and operators see it."""
+"""The whole system: a job from its submission to its terminal state, as callers and operators see it."""
 
 import re
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""GET /jobs: filters, pages that neither repeat nor leave out, and what is said of a wrong parameter."""
+"""GET /jobs: filters, pages without repeats or gaps, and errors that name a wrong parameter."""
 
 import asyncio
 from typing import Any

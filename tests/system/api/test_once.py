@@ -116,7 +116,7 @@ async def test_fifty_concurrent_callers_of_two_gateways_get_one_job_while_postgr
     async with Api(f"http://127.0.0.1:{port}") as other, Observer(nats.url, "heimdex-stored.>") as stored:
         callers = (gateway.submit(headers=headers) for gateway in (api, other) * 25)
         (job_id,) = set(await asyncio.gather(*callers))
-        # Somebody who comes later, too, though Postgres cannot say what became of it.
+        # A later request gets the same job, although Postgres cannot return its state.
         assert await other.submit(headers=headers) == job_id
         assert stored.subjects("heimdex-stored.jobs", job_id) == ["extracting"]
     own_postgres.start()

@@ -35,7 +35,7 @@ async def test_a_stream_sends_the_history_then_each_change_and_ends_after_the_te
             continue
         received.append(sent)
         if sent.data["stage"] == "grinding":
-            # What was before the stream was opened has been told; what follows is live.
+            # The events from before the connection have been received; what follows is live.
             assert [one.event for one in received] == ["submitted", "handed_over"]
             live.script.open_gate()
     assert [one.event for one in received] == ["submitted", "handed_over", "handed_over", "completed"]
@@ -100,7 +100,7 @@ async def test_a_stream_that_is_cut_at_any_byte_resumes_without_gap_or_repeat(ht
     headers = {"accept": "text/event-stream"}
     raw = (await http.http.get(f"/jobs/{job_id}/events", headers=headers)).content
     for cut in range(0, len(raw), 61):
-        # As a caller's parser does: what is not closed by an empty line was not told.
+        # As a caller's parser does: an event without its closing empty line was not received.
         blocks = raw[:cut].split(b"\n\n")[:-1]
         ids = [line[4:] for block in blocks for line in block.split(b"\n") if line.startswith(b"id: ")]
         after = ids[-1].decode() if ids else None

@@ -1,4 +1,4 @@
-"""The live stream while something is stopped, killed or frozen: no gap, no repeat, and its end is told."""
+"""The live stream while something is stopped, killed or frozen: no gap, no repeat, and the terminal event arrives."""
 
 import asyncio
 from typing import Any
@@ -120,7 +120,7 @@ async def test_while_postgres_is_down_the_list_and_a_recorded_history_are_500_wi
         job_id = await api.submit()
         await api.wait_until(job_id, "completed")
         async with Observer(nats.url) as seen:
-            await eventually(seen.empty)  # what the stream still held would be told
+            await eventually(seen.empty)  # otherwise the events that are still in the stream would be returned
         await asyncio.to_thread(own_postgres.kill)
         for path, accept in (
             ("/jobs", "application/json"),

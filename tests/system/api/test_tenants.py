@@ -213,7 +213,7 @@ async def test_a_list_has_the_tenants_own_jobs_whatever_the_filter_or_the_cursor
         assert not seen[1] & seen[2]
         for one, other in ((callers.unkeyed, callers.default), (callers.acme, callers.acme_new)):
             await eventually(lambda one=one, other=other, query=query: alike(one, other, **query))  # type: ignore[misc]
-    # A cursor says a place, not whose it is.
+    # A cursor contains a position, not a tenant.
     cursor = (await callers.beta.http.get("/jobs", params={"limit": 1})).json()["next_cursor"]
     assert not set(theirs) & set(await listed(callers.acme, cursor=cursor))
 

@@ -94,7 +94,7 @@ async def test_a_wait_ends_when_its_caller_disconnects(http: Api, live: Live, wh
     async with Observer(live.nats.url, "nothing") as broker:
 
         async def is_watched() -> bool:
-            """The server itself tells whether anybody would hear of this job."""
+            """Ask the server itself whether anybody subscribes to this job."""
             try:
                 await broker.nc.request(f"heimdex-stored.jobs.probe.{job_id}", timeout=0.2)
             except nats.errors.NoRespondersError:

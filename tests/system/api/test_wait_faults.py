@@ -20,12 +20,12 @@ async def test_a_terminal_event_that_is_not_recorded_yet_ends_the_wait(
     await eventually(lambda: script.runs("preparing", job_id))
     await api.http.get(f"/jobs/{job_id}/events")  # from Postgres: it has the job
     scripted["gateway"].kill()
-    await scripted.start("gateway").wait_log("ready")  # and it has told nobody anything that Postgres has not
+    await scripted.start("gateway").wait_log("ready")  # and it has returned nothing that Postgres does not have
     await api.get(job_id)
     scripted["status-store"].freeze()
     script.open_gate()
     await scripted["closing"].wait_log("stage_finished", job_id=job_id)
-    # Whoever waits for the message of the end from now on waits in vain: it was told already.
+    # The terminal event was published already: a wait for that message would never end.
     response = await api.http.get(f"/jobs/{job_id}", params={"wait": "120"}, timeout=60)
     assert response.json()["status"] == "completed"
 

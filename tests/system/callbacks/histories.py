@@ -1,4 +1,4 @@
-"""What a job's history says of its callbacks, for the tests."""
+"""Reads the callback entries of a job's history."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ CALLBACKS = "HEIMDEX_CALLBACKS"
 
 
 async def start(system: System) -> None:
-    """Everything, with a gateway that does not wait long between its tries."""
+    """All services, with a gateway whose callback back-off is short."""
     system.start_all(without=("gateway",))
     system.start("gateway", launcher=SOON)
     await system.ready()

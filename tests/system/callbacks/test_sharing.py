@@ -23,13 +23,13 @@ FLOOD = b"HTTP/1.1 100 Continue\r\n\r\n" * 1000
 
 
 def flood(connection: socket.socket) -> None:
-    """Goes on until the caller hangs up."""
+    """Send until the caller disconnects."""
     while True:
         connection.sendall(FLOOD)
 
 
 def until_it_hangs_up(connection: socket.socket) -> None:
-    """Says nothing."""
+    """Send nothing."""
     connection.recv(1)
 
 
@@ -52,7 +52,7 @@ async def test_sixteen_concurrent_floods_delay_no_other_request(calling: System,
         response = await api.http.post("/jobs/batch", json={"jobs": jobs})
         assert response.status_code == 202, response.text
         await eventually(lambda: stranger.calls >= 16)
-        # Eight tries of each. The first sixteen alone went on for 15 s.
+        # Eight attempts to each. The first sixteen alone lasted 15 s.
         while stranger.calls < 16 * 8 and sum(during) < 20:
             during.append(await seconds_of_a_get(api, other))
         for job_id in response.json()["job_ids"]:

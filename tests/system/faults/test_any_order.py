@@ -32,7 +32,7 @@ NAMES = list(PIPELINE.stage_names)
 
 
 class Story:
-    """Writes down what one run of a job says, as gateway and workers would: times and progress never fall."""
+    """Writes the events of one run, as gateway and workers do: times and progress never decrease."""
 
     def __init__(self) -> None:
         self.events: list[AnyMessage] = []
@@ -104,7 +104,7 @@ def runs(draw: st.DrawFn) -> list[AnyMessage]:
 
 @st.composite
 def tellings(draw: st.DrawFn) -> tuple[list[AnyMessage], list[list[AnyMessage]]]:
-    """A run, and a telling of it: in any order, some of it again, in batches of any size."""
+    """Draw a run and its deliveries: in any order, some repeated, in batches of any size."""
     run_events = draw(runs())
     again = draw(st.lists(st.sampled_from(run_events), max_size=len(run_events)))
     shuffled = draw(st.permutations([*run_events, *again]))

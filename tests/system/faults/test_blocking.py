@@ -1,4 +1,4 @@
-"""Blocking stages: however their functions end, or do not, the worker goes on with the others."""
+"""Blocking stages: whether their functions return or not, the worker continues with its other jobs."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ async def test_functions_that_never_return_use_no_slot_and_too_many_of_them_end_
     patient = await api.submit("patient")
     for job_id in stuck:
         assert "time-out" in (await api.wait_until(job_id, "failed"))["error"]
-    # Beside as many functions that go on as the worker may have jobs.
+    # It runs beside as many functions that never return as the worker may hold jobs.
     await eventually(lambda: (patient, 1, worker.pid) in blocking.runs(), what="its function is called all the same")
     assert await worker.ended() == 1
     warnings = worker.logged("thread_abandoned", level="warning", stage=STAGE, attempt=1)

@@ -1,4 +1,4 @@
-"""A job that is canceled while a worker that got it anew has not begun it yet."""
+"""A job that is canceled after its redelivery and before the worker begins the attempt."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A file of JetStream's is damaged while the server is stopped: all goes on by itself, and no job is lost."""
+"""A file of JetStream is damaged while the server is stopped: everything continues by itself, and no job is lost."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.support.services import LAUNCHERS, System
 from tests.support.waiting import eventually
 from tests.support.watching import JOBS, Observer
 
-# A stream or a consumer that the server has forgotten is made again, and its jobs run from their rows.
+# A stream or a consumer that the server dropped is created again, and its jobs continue from their rows.
 pytestmark = pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped", "lost")
 
 

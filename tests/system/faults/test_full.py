@@ -54,7 +54,7 @@ async def test_post_is_503_with_retry_after_while_the_queue_is_full(
         assert int(response.headers["Retry-After"]) > 0
         assert str(MOST) in response.json()["detail"]
         assert len(accepted) == MOST
-        # It goes on refusing, as long as nothing ends, and what it refuses is nowhere.
+        # It keeps refusing until a job finishes, and stores nothing of what it refuses.
         count = await seen.count()
         for _ in range(5):
             assert (await api.http.post("/jobs", json={"type": "gated"})).status_code == 503
@@ -117,7 +117,7 @@ async def test_a_full_disk_under_jetstream_causes_no_wrong_202_and_everything_re
         try:
             refused = load.refused.total()
             await eventually(lambda: load.refused.total() > refused + 5, what="POST refuses while the disk is full")
-            # Its health tells of it, so that whoever runs the server may end it once there is room, and not before.
+            # Its /healthz reports it, so that a watchdog can end the server once space is free, and not before.
             server = embedded.nats.pid
             await eventually(lambda: _is_unhealthy(embedded), what="the server says that it gave a stream up")
             refused = load.refused.total()

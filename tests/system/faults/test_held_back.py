@@ -1,6 +1,6 @@
-"""The leader of the stream is held back: other nodes deliver what it has not applied yet. It knows less, and says so.
+"""The stream's leader is held back: other nodes deliver messages that it has not applied, and it reports its sequence.
 
-Nothing is killed and no leader changes, so every answer is as true as ever: only late, or a 500.
+Nothing is killed and no leader changes, so every response is correct, only late, or a 500.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ async def hold_back(
 
 
 async def check(traffic: Traffic, system: System, begun: Begun, cluster: Cluster, database_url: str) -> None:
-    """All have ended, each as its caller was told, and nothing that began once began again."""
+    """Assert that all jobs have finished as their callers were answered, and that no attempt began twice."""
 
     async def ended() -> dict[str, str]:
         rows = await fetch(database_url, "SELECT id::text, status FROM jobs")

@@ -96,7 +96,7 @@ async def is_refused(api: Api, *named: str) -> None:
 
 
 def take_over(system: System) -> str:
-    """What the command says."""
+    """Run the command and return its output."""
     env = {name: value for name, value in system.env.items() if value is not None}
     done = subprocess.run(
         [*command("status-store"), "--take-over"],

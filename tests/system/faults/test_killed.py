@@ -1,4 +1,4 @@
-"""Fault 1: SIGKILL at the worst moments. What was accepted goes on, once."""
+"""Fault 1: SIGKILL at the worst moments. Accepted jobs continue, and nothing happens twice."""
 
 from pathlib import Path
 
@@ -133,7 +133,7 @@ async def test_a_gateway_killed_between_publish_and_response_has_accepted_the_jo
         job_id = seen.seen[0].subject.split(".")[-1]
         system.start("gateway")
         await eventually(api.is_up)
-        # The caller got no answer, so nothing was promised; the job runs all the same, and can be found by its id.
+        # The caller got no response, so nothing was promised; the job still runs, and GET returns it by its id.
         await api.wait_until(job_id, "completed")
         another = await api.submit()
         await api.wait_until(another, "completed")

@@ -66,7 +66,7 @@ async def test_a_job_whose_acknowledgement_was_lost_is_accepted_although_it_has_
     await system.ready()
     async with Observer(nats.url, "heimdex-stored.>") as stored:
         job_id = await api.submit("quick")
-        # No worker takes it from its second stage yet, so that it has a message in the stream when it is asked for.
+        # Its second stage has no worker yet, so that its message is still in the stream when it is read.
         assert stored.subjects("heimdex-stored.jobs", job_id) == ["working", "resting"]
         system.start("resting")
         await api.wait_until(job_id, "completed")
@@ -150,7 +150,7 @@ async def test_old_deliveries_settle_nothing_in_the_stream_that_replaced_the_los
             return bool(consumer["num_ack_pending"] >= 15 and not consumer["num_pending"])
 
         await eventually(delivered, what="the old jobs are restored, and all are delivered")
-        # The five runs that began before the loss end first, and have nothing to say any more.
+        # The five attempts that began before the loss end first, and their results are dropped.
         duties.open_gate()
         for job_id in [*held, *new]:
             await api.wait_until(job_id, "completed", timeout=30)

@@ -31,7 +31,7 @@ def system(new_system: NewSystem, nats: Any, own_postgres: Any) -> System:
 
 
 class Power:
-    """`remember` a moment, then `fail`: the server goes on from that moment."""
+    """`remember` stores the state of a moment; after `fail` the server continues from it."""
 
     def __init__(self, nats: Any, folder: Path) -> None:
         self._nats = nats
@@ -89,7 +89,7 @@ async def test_a_worker_settles_no_new_job_with_deliveries_from_before_the_power
         follower.add(*kept, *lost, *new)
         assert await last_sequence(seen) >= before, "their sequences are given anew"
         await eventually(lambda: all(duties.runs(job_id) for job_id in new), what="the new ones run")
-        # The runs of before end first, and have nothing to say any more.
+        # The attempts from before the failure end first, and their results are dropped.
         duties.open_gate()
         for job_id in (*kept, *new, *lost):
             await api.wait_until(job_id, "completed", timeout=60)

@@ -27,7 +27,7 @@ async def submit(api: Api, kind: str, count: int) -> list[str]:
 
 
 async def seconds_to_complete(api: Api, seen: Observer, count: int) -> list[float]:
-    """Of healthy jobs, submitted one after the other: from the POST to the message that says completed."""
+    """Return the seconds of healthy jobs, one after the other, from the POST to the terminal event."""
     seconds = []
     for _ in range(count):
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Whatever anybody publishes on our subjects stops nothing: it is set aside, logged once, and out of the way."""
+"""A malformed message on any subject stops nothing: it becomes a dead letter, is logged once, and leaves its stream."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A nats-server that is too old: POST and /readyz say so in a sentence, and its upgrade alone heals it."""
+"""A nats-server that is too old: POST and /readyz report it in a sentence, and an upgrade alone repairs it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def run_version(nats: Any, version: str) -> None:
 
 
 async def refusal(api: Api, version: str) -> str | None:
-    """What POST says where it refuses with 503, names this version, and /readyz says the same."""
+    """Return the detail of POST, if it is a 503 that names this version and /readyz has the same detail."""
     try:
         answer = await api.http.post("/jobs", json={"type": "mock_process"})
         ready = await api.http.get("/readyz")

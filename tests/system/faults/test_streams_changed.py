@@ -80,7 +80,7 @@ async def test_whatever_is_removed_under_load_is_created_again_and_no_job_is_los
         ends = await load.all_end(database_url, HEALED_WITHIN_SECONDS)
         await eventually(seen.empty, HEALED_WITHIN_SECONDS, what="the stream is empty")
     assert set(ends.values()) == {"completed"}
-    # What the API says of them is what the rows say.
+    # The API returns the state of the rows.
     for job_id in load.accepted[-3:]:
         assert (await api.get(job_id))["status"] == "completed"
 
@@ -153,7 +153,7 @@ async def test_a_limit_of_deliveries_is_removed_and_the_affected_jobs_continue(
         system.start("working")
 
         async def ran_into_it() -> bool:
-            # Whoever looks takes the limit away: set it again until NATS has given all of them up.
+            # A check may remove the limit first: set it again until NATS has given up all of these messages.
             await edit_consumer(seen, JOBS, "working", max_deliver=1)
             return len(seen.seen) >= len(jobs)
 

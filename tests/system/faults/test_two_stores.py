@@ -40,7 +40,7 @@ async def test_a_leftover_message_of_a_frozen_store_is_not_returned_as_the_state
     await system.ready()
     async with Api(system.url) as api, Observer(nats.url) as seen, Follower([system.url]) as follower:
         await api.wait_until(await api.submit("quick"), "completed")
-        # It has asked for five messages, gets them, and acknowledges none; the other store gets what comes after.
+        # It has requested five messages, gets them, and acknowledges none; the other store gets the later ones.
         frozen.freeze()
         jobs = [await api.submit("gated") for _ in range(5)]
         await eventually(lambda: len(duties.runs()) == 6)
@@ -152,7 +152,7 @@ async def test_two_gateways_return_no_older_state_while_the_store_lags_and_one_o
             jobs = [await api.submit("quick") for _ in range(3)]
             follower.add(*jobs)
             await published(seen, [first, *jobs])
-            # At least one of the gateways has noticed, and tells what the stream says.
+            # At least one of the gateways has noticed, and returns the state in the stream.
             await wait_until_returned(follower, jobs, status="completed")
             system.all("gateway")[-1].kill()
             new = system.start("gateway", port=other)

@@ -1,4 +1,4 @@
-"""Fault 13: what nothing can be done with is set aside, where an operator can list, look at, replay and delete it.
+"""Fault 13: an unusable message becomes a dead letter, which an operator can list, read, replay and delete.
 
 All with the requests that the stock `nats` CLI makes: `nats stream ls|info|get|view|rmm`, `nats pub`.
 """
@@ -102,7 +102,7 @@ async def test_an_operator_replays_one_dead_letter_and_deletes_another(
         assert "elsewhere" in headers["Heimdex-Reason"]
         assert (await seen.api(f"STREAM.MSG.DELETE.{UNUSABLE}", {"seq": first + 1}))["success"]
         assert await _holds(seen, 1)
-        # Mended by hand, and published again where it came from.
+        # Corrected by hand, and published again on its subject.
         mended = base64.b64decode(message["data"]).replace(b"elsewhere", b"extracting")
         await seen.nc.request(headers["Heimdex-Subject"], mended, timeout=10)
         await eventually(lambda: _found(api), what="the job is known")

@@ -25,7 +25,7 @@ FEW = 3
 
 @asynccontextmanager
 async def supervised(system: System, name: str) -> AsyncIterator[list[int]]:
-    """One process of this service, started anew each time it dies, as Docker does; yields its exit codes."""
+    """Run one process of this service, restarted each time it dies, as Docker does; yields its exit codes."""
     codes: list[int] = []
 
     async def supervise() -> None:

@@ -1,4 +1,4 @@
-"""Any order of starting works, and a setting that cannot be used is said in one line."""
+"""Any order of starting works, and an invalid setting is reported in one line."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""What a receiver may send in one try: so many bytes, so many events, and what was paid for still counts."""
+"""The bytes and events that a receiver may send in one attempt; data within the budget counts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""When a callback is tried again, and how many tries one receiver gets at once."""
+"""The delays between the attempts of a callback, and the concurrent calls of one receiver."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""`heimdex key`: a key for its holder, and what the gateway is told of it."""
+"""`heimdex key`: a key for its holder, and the gateway's setting for it."""
 
 import hashlib
 import json

@@ -13,13 +13,13 @@ from heimdex_cli.output.progress import Board
 
 
 class Api:
-    """Answers with these, one after the other; the last for ever."""
+    """Answers with these, one after the other, and repeats the last."""
 
     def __init__(self, *answers: Job | Unreachable) -> None:
         self.answers = list(answers)
 
     def listen(self, job_id: str, after: str | None) -> Iterator[StreamEvent]:
-        """A stream that breaks at once, so that it is GET that tells how the job is."""
+        """A stream that breaks at once, so that the state comes from GET."""
         raise Unreachable("broken")
         yield
 

@@ -1,4 +1,4 @@
-"""Status is a maximum: whatever the order of a job's events, what they say together is the same."""
+"""Status is a maximum: the events of a job give the same state in any order."""
 
 from datetime import timedelta
 from functools import reduce

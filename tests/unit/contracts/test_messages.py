@@ -1,4 +1,4 @@
-"""What goes over the wire: round trips, versions beside each other, and every kind of rubbish."""
+"""The wire format: round trips, other versions, and malformed payloads of every kind."""
 
 import json
 from datetime import UTC, datetime

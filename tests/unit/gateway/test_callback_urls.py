@@ -1,4 +1,4 @@
-"""Which callback_urls are taken when a job is submitted, and what the others are told."""
+"""Which callback_urls are accepted at submission, and the errors for all others."""
 
 import asyncio
 import json
@@ -94,7 +94,7 @@ BAD: list[tuple[Any, str]] = [
 
 
 class KnownNames(Resolver):
-    """Knows these names; looks nothing up. A name that is told None never answers."""
+    """Resolves these names without a network. A name with None never resolves."""
 
     def __init__(self, **addresses: list[str] | None) -> None:
         self.known = addresses

@@ -144,7 +144,7 @@ def test_a_batch_without_jobs_is_refused_as_missing_or_as_empty(body: Any, says:
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_job_or_a_problem_that_json_can_encode(body: bytes) -> None:
     try:
-        # Some bytes are a job: hypothesis tries those that stand in these tests, too.
+        # Some bytes are a job: hypothesis also uses the literals of these tests.
         job_type = job_request(body, KNOWN, NO_CALLBACKS).type
     except Problem as error:
         problem = error

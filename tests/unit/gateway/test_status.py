@@ -218,7 +218,7 @@ async def test_a_terminal_state_from_a_leader_that_lacks_the_next_run_is_not_ret
     again = due(writer.due.job_id, step=failed.step + 1, run=2, reason="retried", at=failed.at)
     world = settled([*writer.events, again], recorded=0)
     world.replicated = True
-    # The store's consumer is ahead of the stream's leader: Postgres had the next run, and told it.
+    # The store's consumer is ahead of the stream's leader: Postgres had the next run, and GET returned it.
     for _ in range(3):
         world.streams[subjects.JOBS].deliver()
     world.record()

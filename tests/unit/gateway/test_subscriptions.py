@@ -11,7 +11,7 @@ from tests.support.histories import Writer
 
 
 async def hear(watch: Subscription, events: list[AnyMessage]) -> None:
-    """As NATS would tell them."""
+    """Deliver the events as NATS does."""
     for event in events:
         data = messages.encode(event)
         if isinstance(event, Progress):

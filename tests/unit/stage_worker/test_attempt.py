@@ -56,7 +56,7 @@ async def endless(_: StageContext) -> None:
 
 
 class Deaf:
-    """A stage that swallows every cancellation until the test is over."""
+    """A stage that ignores every cancellation until the test is over."""
 
     def __init__(self) -> None:
         self.started = asyncio.Event()
@@ -184,7 +184,7 @@ def test_no_exception_of_a_stage_hangs_its_job_or_ends_its_worker(
 
     async def run() -> Outcome:
         outcome = await ended(Attempt(function, context(), None, Threads("painting")))
-        await asyncio.sleep(0)  # the loop goes on
+        await asyncio.sleep(0)  # the event loop continues
         return outcome
 
     # In a loop of its own, which an exit would end.

@@ -1,4 +1,4 @@
-"""What a stage tells of its progress."""
+"""The progress that a stage reports."""
 
 import asyncio
 

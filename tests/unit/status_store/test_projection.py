@@ -1,4 +1,4 @@
-"""What the events of one batch say, as rows to write."""
+"""The rows that the events of one batch give."""
 
 from functools import reduce
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 _KEY = re.compile('[!#-~]([ -~]{0,253}[!-~])?|"[ !#-\\[\\]-~]{1,255}"')
 
-# A name would be asked for on the network, and most addresses may not be called; here nobody listens.
+# A name would be resolved on the network, and most addresses may not be called; nobody listens on this one.
 _URLS = st.text("abcxyz019-._~/?=&", max_size=20).map(lambda rest: f"http://127.0.0.1:9/{rest}")
 schemathesis.openapi.format("uri", _URLS)
 
-# `run_at` may be a year ahead at most, which JSON Schema cannot say.
+# `run_at` may be a year ahead at most, which JSON Schema cannot express.
 _MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime.now(UTC).replace(tzinfo=None) + timedelta(days=300))
 schemathesis.openapi.format("date-time", _MOMENTS.map(lambda moment: f"{moment.isoformat(timespec='microseconds')}Z"))
 
