@@ -18,13 +18,13 @@ if int(os.environ.get("HEIMDEX_CHAOS_SEED") or 0) == 0:
 
 
 def pytest_report_header() -> str:
-    """Printed before the tests begin, captured by nothing; what a storm prints itself is shown when it fails."""
+    """Print the seed before the tests begin, where pytest does not capture it."""
     return f"HEIMDEX_CHAOS_SEED={os.environ['HEIMDEX_CHAOS_SEED']}"
 
 
 @pytest.fixture
 def nats(scratch: Path) -> Iterator[NatsServer]:
-    """One that flushes each message, as the deployments do, so that it is slow where they are."""
+    """A nats-server that flushes each message, as the deployments do, so that it is as slow as theirs."""
     server = servers.start_nats(scratch, sync_interval="always")
     yield server
     servers.remove(server)

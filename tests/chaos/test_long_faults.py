@@ -1,4 +1,4 @@
-"""The fault tests at the length and the size that the promises name."""
+"""The fault tests with the durations and the numbers of jobs that docs/reliability.md promises."""
 
 from typing import Any
 

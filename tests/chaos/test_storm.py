@@ -70,7 +70,7 @@ async def test_random_faults_on_three_nodes_of_a_busy_machine(
 
 
 async def go_through_a_storm(new_system: NewSystem, nats: Nats, own_postgres: Any) -> None:
-    """A calm, the storm, and a calm again; each calm is of jobs that nothing happens to."""
+    """Run jobs without faults, then a load under random faults, then jobs without faults again."""
     system = new_system(
         nats.url,
         own_postgres.url,
@@ -128,7 +128,7 @@ async def go_through_a_storm(new_system: NewSystem, nats: Nats, own_postgres: An
 
 
 async def be_calm(system: System, urls: list[str], nats_url: str, database_url: str) -> None:
-    """Some jobs while nothing is hit: each ends as it was asked to, at its first attempt, and has no twin."""
+    """Run some jobs without faults: each reaches the expected state at its first attempt, and no message twice."""
     before = [entry for event in MISHAPS for entry in system.logged(event)]
     async with Load(urls, PER_SECOND, BODIES) as load:
         await load.more(CALM_JOBS)
@@ -149,7 +149,7 @@ async def be_calm(system: System, urls: list[str], nats_url: str, database_url: 
 
 
 async def check_rows(database_url: str, ends: dict[str, str], to_fail: set[str], cancels: Cancels) -> None:
-    """Each job ended as it was asked to, or because its workers were killed too often."""
+    """Assert that each job has the expected state, or failed because too many workers were killed."""
     rows = {row["id"]: row for row in await fetch(database_url, "SELECT id::text, status, error FROM jobs")}
     for job_id, row in rows.items():
         # Those that a killed gateway had accepted without an answer are among them.

@@ -1,4 +1,4 @@
-"""What a receiver may send: enough for any answer, too little to keep the gateway busy. Plain, and under TLS."""
+"""The limits of a response: enough for any receiver, too low to keep the gateway busy. With and without TLS."""
 
 import re
 import socket
@@ -53,7 +53,7 @@ def tls(version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
 
 
 def saying(*once: bytes, forever: bytes = b"", pause: float = 0.0) -> Say:
-    """Sends each of these in a piece of its own (a TLS record), and the last one until the caller hangs up."""
+    """Send each of these in a piece of its own (a TLS record), and repeat the last one until the caller disconnects."""
 
     def say(connection: socket.socket) -> None:
         for piece in once:

@@ -36,7 +36,7 @@ class Rebinding(Resolver):
 
 
 class Connector(httpcore.AsyncNetworkBackend):
-    """Notes where it is asked to connect, and does not; the first `refusing` are refused."""
+    """Records the addresses of the connections without connecting; the first `refusing` are refused."""
 
     def __init__(self, refusing: int = 0) -> None:
         self.places: list[tuple[str, int, float | None]] = []

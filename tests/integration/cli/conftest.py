@@ -40,7 +40,7 @@ def eventually() -> Eventually:
 
 @pytest.fixture
 def processes_below() -> Callable[[Path], list[str]]:
-    """The processes whose command line or working directory names this folder."""
+    """Return the processes whose command line or working directory contains this folder."""
 
     def find(path: Path) -> list[str]:
         processes = []

@@ -1,4 +1,4 @@
-"""The watch on a server whose disk was full. (A real full disk: tests/system/faults/test_full.py.)"""
+"""The watchdog of a server whose disk was full. (With a real full disk: tests/system/faults/test_full.py.)"""
 
 import os
 import subprocess

@@ -185,5 +185,5 @@ def _guardians_of(pid: int) -> list[int]:
 
 
 def _starts(system: EmbeddedSystem, name: str) -> int:
-    """How often this service has started, by its log."""
+    """Return how often this service has started, according to its log."""
     return (system.logs / f"{name}.log").read_text().count('"started"')

@@ -1,4 +1,4 @@
-"""The short way of publishes, answers and deliveries, against a real server: nothing mixed up, nothing ended by one."""
+"""The client's own path for publishes, replies and deliveries, against a real server: in order, and isolated."""
 
 import asyncio
 

@@ -72,7 +72,7 @@ async def test_any_text_can_be_the_reason(ready: Broker, holder: Holder, aside: 
 async def test_a_delivery_of_a_lost_stream_settles_nothing_in_the_new_one(
     holder: Holder, ready: Broker, new_broker: NewBroker, nats: NatsServer, journal: RecordingLogger, settle: str
 ) -> None:
-    """Two stores: one still holds a delivery of before the loss, the other the new message of the same sequence."""
+    """Two stores: one holds a delivery from before the loss, the other the new message with the same sequence."""
     await ready.publish(subjects.job_subject("extracting", new_id()), b"rubbish", {})
     (old,) = await take(holder, "status-store")
     nats.kill()

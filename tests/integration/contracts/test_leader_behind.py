@@ -1,4 +1,4 @@
-"""A stream's leader that has not applied yet what a consumer was delivered: nothing follows from what it lacks.
+"""A stream's leader that has not yet applied a delivered message: nothing is concluded from what it does not have.
 
 In a replicated stream this lasts for the moment between two nodes' flushes. Here a broker stands in for such a leader:
 the server is real, and what is behind the sequence that the leader knows is hidden from whoever asks.
@@ -26,7 +26,7 @@ IN_FLIGHT = ApiError(code=400, err_code=10164, description="wrong last sequence"
 
 
 class HeldBack(Broker):
-    """Its leader knows the stream up to `known`; it catches up after so many more questions (`asked_before`)."""
+    """A broker whose leader has applied the stream up to `known`, and catches up after `asked_before` more requests."""
 
     known = 0
     asked_before = 3
@@ -152,7 +152,7 @@ async def test_a_held_delivery_is_lost_only_if_the_leader_has_reached_its_sequen
 
 
 class BeingStored(Broker):
-    """The first publish is refused as one whose subject has a message under way, which is never stored."""
+    """The first publish is refused because a message on its subject is being replicated, which is never stored."""
 
     refuse = 1
 
@@ -167,7 +167,7 @@ class BeingStored(Broker):
 async def test_a_refusal_because_of_a_message_being_replicated_does_not_prove_a_stored_job(
     ready: Broker, new_broker: NewBroker, journal: RecordingLogger, make: Callable[[], Due]
 ) -> None:
-    """The message under way may never be stored (its leader dies): a 202 for it would be a promise of nothing."""
+    """The message being replicated may never be stored (its leader dies): a 202 for it would be a false promise."""
     job = make()
     publishing_late = publisher_on(await new_broker(BeingStored), journal)
     sequence = await publishing_late.publish(job, expected=0, deadline=asyncio.get_running_loop().time() + 20)

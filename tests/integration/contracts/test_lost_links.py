@@ -1,4 +1,4 @@
-"""The client on links that break in bad ways: it is connected again, and nothing of before is left over."""
+"""The client on connections that break in unusual ways: it reconnects, and keeps nothing of the old connection."""
 
 import asyncio
 import contextlib

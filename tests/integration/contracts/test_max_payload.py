@@ -1,4 +1,4 @@
-"""A message over the server's max_payload is refused in a sentence, until the server takes it."""
+"""A message over the server's max_payload is refused with a sentence, until the server accepts it."""
 
 import asyncio
 from typing import Any, cast
@@ -21,7 +21,7 @@ SUBJECT = "heimdex.jobs.extracting.any"
 
 
 async def publish(broker: Broker, size: int) -> PubAck | None:
-    """None: the server ended the connection for it, or is being connected to again."""
+    """Publish a message of this size. Returns None if the server ended the connection, or the client reconnects."""
     try:
         return await broker.publish(SUBJECT, b"x" * size, {})
     except BrokerUnavailable:

@@ -109,7 +109,7 @@ async def test_the_message_has_its_id_and_its_trace(ready: Broker, publishing: P
 
 
 class LosesAnswers(Broker):
-    """Publishes, and loses the server's first answers on the way back."""
+    """A broker that publishes, and drops the server's first acknowledgements."""
 
     lose = 2
 
@@ -122,7 +122,7 @@ class LosesAnswers(Broker):
 
 
 class LosesRequests(Broker):
-    """The first publishes never reach the server."""
+    """A broker whose first publishes never reach the server."""
 
     lose = 2
 

@@ -1,4 +1,4 @@
-"""The standing pull request against a real server: prompt, bounded, and nothing lost in its hands."""
+"""The standing pull request against a real server: prompt, within its capacity, and without loss."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -43,14 +43,14 @@ class Owner:
         self.most_held = max(self.most_held, len(self.held))
 
     async def release(self, number: int = 1_000_000) -> None:
-        """Acknowledge and release this many of those held."""
+        """Acknowledge this many of the held deliveries."""
         for _ in range(min(number, len(self.held))):
             msg = self.held.pop(0)
             msg.ack()
             self.puller.release()
 
     async def serve(self) -> None:
-        """Let go of everything, as it comes."""
+        """Acknowledge every delivery as it arrives."""
         while True:
             await self.release()
             await asyncio.sleep(0.005)

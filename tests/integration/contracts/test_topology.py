@@ -49,7 +49,7 @@ async def test_no_message_is_acknowledged_and_dropped_while_the_topology_is_crea
     done = asyncio.Event()
 
     async def publish(broker: Broker, number: int) -> None:
-        """As fast as it can, until the topology is complete and for a while after."""
+        """Publish as fast as possible until the topology is complete, and for a while afterwards."""
         accepted_after = 0
         attempt = 0
         while accepted_after < 20:
@@ -74,7 +74,7 @@ async def test_no_message_is_acknowledged_and_dropped_while_the_topology_is_crea
 async def test_services_that_start_together_give_a_stream_its_subjects_one_after_the_other(
     new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
-    """nats-server stores each message twice where two did so at the same moment, and takes no batch any more."""
+    """If two do so at the same moment, nats-server stores each message twice and refuses every batch."""
     store = make_topology(await new_broker(), journal)
     others = [make_topology(await new_broker(), journal, own=(stage,)) for stage in STAGES]
     turns = {topology: await _turn(topology) for topology in (store, *others)}
@@ -83,7 +83,7 @@ async def test_services_that_start_together_give_a_stream_its_subjects_one_after
 
 
 async def _turn(topology: Topology) -> float:
-    """When it is this service's turn, once it has found a stream without its subjects."""
+    """Return when it is this service's turn to give a stream without subjects its own."""
     making = asyncio.create_task(topology.ensure())
     await eventually(lambda: topology._turn_at > 0)
     making.cancel()

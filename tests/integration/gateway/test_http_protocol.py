@@ -1,4 +1,4 @@
-"""What the gateway's protocol refuses before a request is one: on real sockets, with shorter times."""
+"""What the gateway's HTTP protocol refuses before a request is complete: on real sockets, with shorter time limits."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ CHUNKED = b"POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class Hasty(BoundedHttpProtocol):
-    """The same in less time; long enough for the slowest machine to send what it has to send."""
+    """The same protocol with shorter time limits, still long enough for a slow machine to send its request."""
 
     head_seconds = 1.0
     body_seconds = 1.0
 
 
 class Server:
-    """Answers with the body that it got; waits for `gate` where the path is /slow."""
+    """Answers with the body that it received; on the path /slow it first waits for `gate`."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -50,7 +50,7 @@ class Server:
         await send({"type": "http.response.body", "body": body})
 
     async def ask(self, *pieces: bytes) -> tuple["Caller", bytes]:
-        """Send these one after the other, and read to the end."""
+        """Send these pieces one after the other, and read until the connection is closed."""
         caller = await self.call()
         for piece in pieces:
             await caller.send(piece)
@@ -66,13 +66,13 @@ class Caller:
         self.writer = writer
 
     async def send(self, data: bytes) -> None:
-        """Nothing of it is lost where the other side has closed meanwhile."""
+        """Send this. The other side may have closed the connection meanwhile."""
         with contextlib.suppress(ConnectionError, RuntimeError):
             self.writer.write(data)
             await self.writer.drain()
 
     async def rest(self) -> bytes:
-        """What comes until the other side has closed."""
+        """Return everything that is received until the other side has closed the connection."""
         return await asyncio.wait_for(self.reader.read(), 30)
 
 

@@ -50,7 +50,7 @@ async def insert(connection: asyncpg.Connection, rows: list[Row]) -> None:
 
 
 def random_rows(random: Random, count: int) -> list[Row]:
-    """Many of them created in the same microsecond as others."""
+    """Return random rows, many of which were created in the same microsecond as others."""
     return [
         (
             str(UUID(int=random.getrandbits(128))),
@@ -113,7 +113,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 async def test_a_page_of_a_large_table_reads_only_its_own_index_entries_with_a_generic_plan_too(
     connection: asyncpg.Connection, kinds: str, statuses: list[str]
 ) -> None:
-    """The newest tenth is a backlog, all of it in front of the others; one in a thousand failed."""
+    """The newest tenth is a backlog in front of all other jobs; one job in a thousand has failed."""
     await connection.execute(
         """
         INSERT INTO jobs (id, type, run, step, attempt, progress, status, result, error, created_at, updated_at, tenant)

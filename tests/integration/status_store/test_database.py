@@ -1,4 +1,4 @@
-"""The status store's Postgres: migrations, tables that somebody removed, outages."""
+"""The status store's database: migrations, removed tables, outages."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -66,7 +66,7 @@ def recording(writer: Writer) -> Callable[[asyncpg.Connection], Awaitable[int]]:
 
 
 async def patiently(database: Database, work: Callable[[asyncpg.Connection], Awaitable[Any]]) -> Any:
-    """As the recorder does: again after an outage."""
+    """Run this as the recorder does: again after an outage."""
 
     async def once() -> list[Any]:
         try:
@@ -106,7 +106,7 @@ async def test_a_newer_stores_schema_is_left_alone(new_database: NewDatabase, ad
 
 
 async def at_revision(admin: asyncpg.Connection, revision: str) -> None:
-    """The schema as an older version left it."""
+    """Migrate to the schema of an older version."""
     backend = AsyncpgBackend(admin)
     await asyncpg_trek.execute(
         backend, await asyncpg_trek.plan(backend, MIGRATIONS, revision, asyncpg_trek.Direction.up)

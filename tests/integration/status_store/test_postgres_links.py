@@ -1,4 +1,4 @@
-"""Connections to Postgres whose other end is gone without a word, and sessions that others have set up."""
+"""Connections to Postgres whose other end is lost without being closed, and sessions with settings of others."""
 
 import asyncio
 import time
@@ -65,7 +65,7 @@ async def prepared(url: str) -> None:
 
 
 async def many_connections(database: gateway_database.Database, url: str) -> set[int]:
-    """Let the gateway open several, all of them idle afterwards; returns their backends."""
+    """Let the gateway open several connections, which are idle afterwards. Returns their backends."""
     async with locked(url):
         reading = [asyncio.create_task(database.history(new_id())) for _ in range(SIDE_BY_SIDE)]
         reading += [asyncio.create_task(database.job(new_id(), "default")) for _ in range(SIDE_BY_SIDE)]
@@ -213,7 +213,7 @@ GIVEN_SECONDS = 0.5
 
 
 async def give(url: str, **settings: str) -> None:
-    """To every session from now on."""
+    """Apply this setting to every new session."""
     database = urlsplit(url).path.strip("/")
     await execute(url, *(f"ALTER DATABASE \"{database}\" SET {name} = '{value}'" for name, value in settings.items()))
 

@@ -1,4 +1,4 @@
-"""Writes to a real Postgres: any order and repetition of a run's events ends in the same row and the same history."""
+"""Writes to a real Postgres: any order and repetition of a run's events gives the same row and the same history."""
 
 import asyncio
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ _REAL_POSTGRES = settings(
 
 
 async def write(connection: asyncpg.Connection, events: Iterable[AnyMessage]) -> int:
-    """One batch; returns how many jobs' rows rose."""
+    """Record one batch. Returns how many rows of jobs changed."""
     batch = list(events)
     return (await queries.record(connection, job_rows(batch), event_rows(batch))).raised
 

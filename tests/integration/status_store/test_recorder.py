@@ -33,7 +33,7 @@ StartRecorder = Callable[..., Awaitable[Recorder]]
 async def start_recorder(
     new_broker: NewBroker, database_url: str, journal: RecordingLogger
 ) -> AsyncIterator[StartRecorder]:
-    """Starts one more status store, without its process."""
+    """Start another recorder in this process."""
     running: list[tuple[Recorder, Database, Leases, asyncio.Task[None]]] = []
 
     async def start(url: str = "") -> Recorder:
@@ -74,7 +74,7 @@ async def publish(broker: Broker, event: AnyMessage) -> None:
 
 
 async def all_recorded(broker: Broker) -> bool:
-    """The store has acknowledged everything."""
+    """Whether the store has acknowledged everything."""
     for stream in (subjects.JOBS, subjects.ATTEMPTS, subjects.PROGRESS):
         info = await consumer(broker, subjects.STATUS_STORE, stream)
         if info["num_pending"] or info["num_ack_pending"]:

@@ -13,7 +13,7 @@ from tests.support.api import TERMINAL, Api
 
 @dataclass(frozen=True)
 class Sent:
-    """One message; a tick has no id."""
+    """One server-sent event; a progress event has no id."""
 
     id: str | None
     event: str
@@ -26,7 +26,7 @@ class Sent:
 
 
 async def listen(api: Api, job_id: str, after: str | None = None) -> AsyncIterator[Sent]:
-    """One connection, until the gateway ends it."""
+    """Yield the events of one connection until the gateway ends it."""
     headers = {"Last-Event-ID": after} if after is not None else {}
     timeout = httpx.Timeout(20, read=60)
     async with aconnect_sse(api.http, "GET", f"/jobs/{job_id}/events", headers=headers, timeout=timeout) as source:
@@ -50,7 +50,7 @@ async def entries(api: Api, job_id: str, after: str | None = None, most: int | N
 
 
 async def history(api: Api, job_id: str) -> list[dict[str, Any]]:
-    """GET /jobs/{id}/events, as JSON."""
+    """Return the job's history (GET /jobs/{id}/events as JSON)."""
     response = await api.http.get(f"/jobs/{job_id}/events")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("application/json")
@@ -72,7 +72,7 @@ class Resuming:
         self._job_id = job_id
 
     async def follow(self) -> None:
-        """Until the event that ends the job."""
+        """Collect events until the terminal event."""
         while not (self.events and self.events[-1].event in TERMINAL):
             self.connections += 1
             try:

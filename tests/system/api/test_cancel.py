@@ -1,4 +1,4 @@
-"""POST /jobs/{id}/cancel: a queued job never starts, a running one is interrupted, and canceled it stays."""
+"""POST /jobs/{id}/cancel: a queued job never starts, a running one is interrupted, and the job stays canceled."""
 
 import asyncio
 

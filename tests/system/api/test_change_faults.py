@@ -1,4 +1,4 @@
-"""Cancel and retry where a worker is missing, busy, frozen or late, or the status store is down."""
+"""Cancel and retry while a worker is missing, busy, frozen or late, or the status store is down."""
 
 import asyncio
 import json
@@ -227,7 +227,7 @@ async def test_with_the_status_store_down_a_cancel_is_202_and_no_later_response_
 
 @dataclass
 class Forbidding:
-    """A nats-server that answers no deletion of a message until `allow`."""
+    """A nats-server that does not answer the deletion of a message until `allow`."""
 
     url: str
     config: Path

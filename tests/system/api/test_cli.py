@@ -24,7 +24,7 @@ async def start(url: str, *words: str) -> asyncio.subprocess.Process:
 
 
 async def heimdex(url: str, *words: str, code: int = 0) -> str:
-    """Run it; it must end with this code. Returns its standard output."""
+    """Run `heimdex`, which must exit with this code. Returns its standard output."""
     process = await start(url, *words)
     out, err = await process.communicate()
     assert process.returncode == code, (out, err)

@@ -1,4 +1,4 @@
-"""The OpenAPI document against the running gateway: schemathesis finds nothing, and a client made from it works."""
+"""The OpenAPI document against the running gateway: schemathesis passes, and a generated client works."""
 
 import asyncio
 import importlib
@@ -35,7 +35,7 @@ async def served(system: System) -> System:
 
 
 async def run(folder: Path, *argv: str) -> str:
-    """A command in this folder, which must succeed; returns what it printed."""
+    """Run a command in this folder, which must succeed. Returns its output."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         cwd=folder,

@@ -28,7 +28,7 @@ LIMITS = {"ratelimit-limit", "ratelimit-policy", "ratelimit-remaining", "ratelim
 
 @asynccontextmanager
 async def gateway(system: System, **env: str) -> AsyncIterator[Api]:
-    """The system's gateway alone, with these settings; a client without a key."""
+    """Start only the system's gateway, with these settings. Yields a client without a key."""
     system.start("gateway", env=env)
     async with Api(system.url) as api:
         await eventually(api.is_up)

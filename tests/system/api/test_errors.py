@@ -15,7 +15,7 @@ JSON = {"content-type": "application/json"}
 
 
 def detail(response: httpx.Response, status: int) -> str:
-    """The error's sentence, which must be there."""
+    """Return the sentence of this error response."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"].startswith("application/json")
     body = response.json()

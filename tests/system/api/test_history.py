@@ -19,14 +19,14 @@ def summary(events: list[dict[str, Any]]) -> list[tuple[str, str, str | None]]:
 
 
 def attempts(events: list[dict[str, Any]]) -> list[tuple[str, int] | None]:
-    """The attempt that each entry ended."""
+    """Return the attempt that each entry ended."""
     return [
         None if entry["ended"] is None else (entry["ended"]["stage"], entry["ended"]["attempt"]) for entry in events
     ]
 
 
 def check(events: list[dict[str, Any]]) -> None:
-    """What is true of every history."""
+    """Assert what is true of every history."""
     for entry in events:
         assert list(entry) == KEYS
         if entry["ended"] is not None and entry["ended"]["started_at"] is not None:

@@ -22,7 +22,7 @@ async def page(api: Api, **query: Any) -> dict[str, Any]:
 
 
 async def pages(api: Api, **query: Any) -> list[list[dict[str, Any]]]:
-    """All of them, from the first on."""
+    """Return all pages of this query."""
     all_pages = [await page(api, **query)]
     while all_pages[-1]["next_cursor"] is not None:
         all_pages.append(await page(api, **query, cursor=all_pages[-1]["next_cursor"]))
@@ -30,12 +30,12 @@ async def pages(api: Api, **query: Any) -> list[list[dict[str, Any]]]:
 
 
 async def mark(api: Api) -> str:
-    """A moment before everything that this test makes: the list is shared with other tests."""
+    """Return a time before the jobs of this test, because other tests use the same list."""
     return str((await api.get(await api.submit()))["created_at"])
 
 
 async def listed(api: Api, count: int, **query: Any) -> list[dict[str, Any]]:
-    """The jobs of this query, once the status store has recorded so many."""
+    """Return the jobs of this query once the status store has recorded this many."""
 
     async def enough() -> list[dict[str, Any]]:
         jobs: list[dict[str, Any]] = (await page(api, **query, limit=1000))["jobs"]

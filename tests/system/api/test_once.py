@@ -1,4 +1,4 @@
-"""Idempotency keys: the same key and body give the same job, whoever asks and whatever is down."""
+"""Idempotency keys: the same key and body give the same job, for any caller and during any outage."""
 
 import asyncio
 import base64
@@ -195,7 +195,7 @@ async def test_a_key_expires_after_a_day(live: Live, http: Api) -> None:
 
 
 async def rewrite_key(nats: NatsServer, key: str, others: Sequence[str] = (), **job: str) -> None:
-    """Change what is kept of a key's job, which is then not marked as stored. `others`: of a batch."""
+    """Change the stored record of a key, and remove its mark. others: the other jobs of a batch."""
     async with Observer(nats.url) as seen:
         subject = "$KV.HEIMDEX_IDEMPOTENCY." + hashlib.sha256(key.encode()).hexdigest()
         answer = await seen.api("STREAM.MSG.GET.KV_HEIMDEX_IDEMPOTENCY", {"last_by_subj": subject})

@@ -1,4 +1,4 @@
-"""A parameter that is not known is refused, not passed over: whoever misspells one would wait for what never comes."""
+"""An unknown parameter is refused, not ignored: a caller who misspells one must notice it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""POST /jobs/{id}/retry: an ended job runs again as its next run, its history kept."""
+"""POST /jobs/{id}/retry: a failed or canceled job starts its next run, and keeps its history."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from tests.system.api.sse import history
 
 
 async def failed_job(api: Api, live: Live, stage: str) -> str:
-    """A job that failed for good at this stage; every stage succeeds from then on."""
+    """Return a job that failed permanently at this stage. Every stage succeeds from then on."""
     live.script.write(stage, "permanent")
     job_id = await api.submit("scripted")
     await api.wait_until(job_id, "failed")

@@ -1,4 +1,4 @@
-"""POST /jobs/retry: many ended jobs run again, each once."""
+"""POST /jobs/retry: many finished jobs run again, each once."""
 
 import asyncio
 

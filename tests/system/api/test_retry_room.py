@@ -1,4 +1,4 @@
-"""POST /jobs/retry where there is room for some of the jobs only."""
+"""POST /jobs/retry when the limit of unfinished jobs allows only some of the jobs."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""POST /jobs/retry where some of the failed jobs are of a type that the gateway does not know any more."""
+"""POST /jobs/retry when the gateway does not know the type of some failed jobs any more."""
 
 import asyncio
 

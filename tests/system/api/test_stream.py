@@ -1,4 +1,4 @@
-"""GET /jobs/{id}/events as text/event-stream: history first, then each change as it is stored, to the end."""
+"""GET /jobs/{id}/events as text/event-stream: the history, then each change, until the terminal event."""
 
 import asyncio
 from contextlib import aclosing
@@ -12,7 +12,7 @@ from tests.system.api.sse import Sent, entries, history, listen
 
 
 async def finished(api: Api, live: Live) -> str:
-    """A job with two attempts and two runs behind it."""
+    """Return a finished job with two attempts and two runs."""
     live.script.write("preparing", "raise", "ok")
     live.script.write("grinding", "permanent")
     job_id = await api.submit("scripted")

@@ -1,4 +1,4 @@
-"""A tenant sees its own jobs only: on every route, another's is answered as one that never was."""
+"""A tenant sees its own jobs only: on every route, another tenant's job is like one that does not exist."""
 
 import asyncio
 import uuid
@@ -29,7 +29,7 @@ BODIES: dict[str, Any] = {"/jobs": {"type": "mock_process"}, "/jobs/batch": {"jo
 
 @dataclass
 class Callers:
-    """One a key, at a gateway that wants them, and `nobody` there; `unkeyed`: at a gateway beside it without keys."""
+    """One client per key of a gateway with keys, `nobody` without a key, `unkeyed` of a gateway without keys."""
 
     acme: Api
     acme_new: Api
@@ -57,13 +57,13 @@ async def callers(keyed_url: str, live: Live) -> AsyncIterator[Callers]:
 
 
 async def operations(api: Api) -> list[tuple[str, str]]:
-    """Every method and path of the document that is about jobs."""
+    """Return every method and path of the document that is about jobs."""
     paths = (await api.http.get("/schema/openapi.json")).json()["paths"]
     return [(method.upper(), path) for path, methods in paths.items() for method in methods if path not in OPEN]
 
 
 async def ask(api: Api, method: str, path: str, job_id: str = "", **rest: Any) -> tuple[int, bytes, dict[str, str]]:
-    """Status, body and headers of one answer."""
+    """Send this request. Returns the status, body and headers of the response."""
     body = BODIES.get(path) if method == "POST" else None
     query = {"status": "failed"} if path == "/jobs/retry" else None
     response = await api.http.request(method, path.format(job_id=job_id), json=body, params=query, **rest)

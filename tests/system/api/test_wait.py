@@ -1,4 +1,4 @@
-"""GET /jobs/{id}?wait=: answers when the job ends, or when the time is up."""
+"""GET /jobs/{id}?wait=: answers when the job is finished, or after the given time."""
 
 import asyncio
 

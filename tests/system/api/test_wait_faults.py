@@ -1,4 +1,4 @@
-"""Waiting for the end of a job while something is stopped or frozen."""
+"""Waiting for a job's terminal state while something is stopped or frozen."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What receivers do to those who share the gateway with them: other requests, and the callbacks of other tenants."""
+"""The effects of receivers on others that share the gateway: other requests, and the callbacks of other tenants."""
 
 import asyncio
 import socket

@@ -44,7 +44,7 @@ class Story:
         self.started = False
 
     def add(self, kind: type[Any], progress: int | None = None, *, on_jobs: bool = True, **fields: Any) -> None:
-        """The next event; those on HEIMDEX_JOBS count as steps."""
+        """Add the next event; those on HEIMDEX_JOBS count as steps."""
         self._at += timedelta(milliseconds=10)
         self.progress = max(self.progress, progress or 0)
         step = self.step if on_jobs or not self.events else self.step - 1
@@ -125,7 +125,7 @@ async def connection(database_url: str) -> Any:
 
 
 async def record(connection: asyncpg.Connection, batch: list[AnyMessage]) -> dict[str, Any] | None:
-    """As the recorder does; returns what a poller would see then."""
+    """Record a batch as the recorder does. Returns what GET would return then."""
     await queries.record(connection, job_rows(batch), event_rows(batch))
     row = await connection.fetchrow("SELECT * FROM jobs WHERE id = $1", batch[0].job_id)
     return None if row is None else dict(row)

@@ -1,4 +1,4 @@
-"""Fault 10: a cluster of three NATS servers: any one may be killed, leaders included. And one where nothing fails."""
+"""Fault 10: a cluster of three NATS servers, of which any one may be killed; and a cluster without faults."""
 
 import asyncio
 import time
@@ -54,7 +54,7 @@ async def started(system: System, cluster: Cluster) -> None:
 
 
 async def finish(load: Load, cluster: Cluster, database_url: str) -> None:
-    """Everything that was accepted has completed, and nothing is left."""
+    """Assert that every accepted job completes and that no message is left."""
     await cluster.whole()
     await load.more(5)
     await load.stop()
@@ -72,7 +72,7 @@ async def test_a_node_killed_every_few_seconds_loses_nothing(
 
 
 async def kill_nodes(system: System, cluster: Cluster, database_url: str, times: int) -> None:
-    """Under load; every second one that is killed leads the stream."""
+    """Kill nodes under load; every second one is the stream's leader."""
     await started(system, cluster)
     async with (
         Follower([system.url], newest=8) as follower,

@@ -1,4 +1,4 @@
-"""Fault 3: a worker frozen past its ack wait, thawed when another has finished its job: one completion."""
+"""Fault 3: a worker is frozen for longer than its ack wait, and continues after another has finished its job."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from tests.support.watching import JOBS, Observer
 async def freeze_one_and_finish_with_another(
     system: System, api: Api, duties: Behaviours, follower: Follower
 ) -> tuple[str, Service]:
-    """A job that a frozen worker still believes to hold, and that another has brought to its next stage."""
+    """Return a job that a frozen worker still holds, and that another worker has handed over."""
     await system.start("working").wait_log("ready")
     job_id = await api.submit("gated")
     follower.add(job_id)
@@ -56,7 +56,7 @@ async def test_a_late_hand_over_is_refused_by_the_broker(
 
 
 async def follow_the_thaw(nats: NatsServer, system: System, api: Api, frozen: Service, job_id: str) -> None:
-    """Nothing of the job is stored any more, and the worker that was frozen is as good as any other."""
+    """Assert that no further message of the job is stored, and that the worker that was frozen runs new jobs."""
     async with Observer(nats.url) as seen:
         before = (await seen.api(f"STREAM.INFO.{JOBS}"))["state"]["last_seq"]
         frozen.thaw()

@@ -1,4 +1,4 @@
-"""Fault 9: no room. The gateway refuses in time, what was accepted completes, and accepting resumes by itself."""
+"""Fault 9: a full queue or disk. The gateway refuses in time, and accepts again by itself; accepted jobs complete."""
 
 import asyncio
 import json
@@ -84,7 +84,7 @@ async def _accepts(api: Api) -> bool:
 
 @pytest.fixture
 def small_disk(scratch: Path) -> Iterator[Path]:
-    """The folder in which an embedded system keeps its streams, on a file system of its own with little room."""
+    """The folder for the streams of an embedded system, on a small file system of its own."""
     if os.geteuid() != 0 or sys.platform != "linux":
         pytest.skip("mounting a small disk takes root on Linux")
     folder = scratch / "data" / "nats"
@@ -98,7 +98,7 @@ def small_disk(scratch: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def embedded(small_disk: Path) -> Iterator[EmbeddedSystem]:
-    """What `make run` starts, with its streams on that disk."""
+    """The system that `make run` starts, with its streams on that disk."""
     environ = {"HEIMDEX_MOCK_TIME_SCALE": "0.05", "HEIMDEX_ACK_WAIT_SECONDS": "2"}
     with EmbeddedSystem(small_disk.parent, Addresses(monitor_port=0), environ=environ) as system:
         yield system
@@ -146,7 +146,7 @@ async def _is_unhealthy(embedded: EmbeddedSystem) -> bool:
 
 @contextmanager
 def limited_server(scratch: Path, limit: int) -> Iterator[str]:
-    """A nats-server whose own limit is hit long before the disk's; yields its URL."""
+    """A nats-server whose own storage limit is far below the disk's; yields its URL."""
     port = free_port()
     config = scratch / "limited.conf"
     store = json.dumps(str(scratch / "nats"))
@@ -192,7 +192,7 @@ async def test_at_jetstreams_storage_limit_jobs_are_refused_until_space_is_free(
 
 
 def fill(path: Path) -> None:
-    """Take whatever room there is, to the last block."""
+    """Fill the disk to the last block."""
     with path.open("wb", buffering=0) as filler:
         for size in (1 << 20, 1 << 12, 1):
             try:

@@ -46,7 +46,7 @@ async def test_a_leader_that_is_held_back_causes_no_wrong_response_and_loses_no_
 async def hold_back(
     hold: Hold, cluster: Cluster, new_system: NewSystem, database_url: str, scratch: Path, times: int
 ) -> None:
-    """Under traffic of all kinds at two gateways."""
+    """Hold the leader back under requests of all kinds to two gateways."""
     begun = Begun(scratch / "begun")
     system = new_system(
         cluster.url,

@@ -1,4 +1,4 @@
-"""Two installations on one NATS account: the second one is refused, and nothing of the first one's is taken."""
+"""Two installations on one NATS account: the second one is refused, and takes no message of the first one."""
 
 import asyncio
 import subprocess
@@ -32,13 +32,13 @@ SOON = LAUNCHERS / "store_that_compares_soon.py"
 
 
 async def id_of(database_url: str) -> str | None:
-    """The installation that this database is of."""
+    """Return the installation id of this database."""
     rows = await fetch(database_url, "SELECT id FROM job_installation")
     return rows[0]["id"] if rows else None
 
 
 async def database_of(database_url: str) -> str:
-    """The database's own id."""
+    """Return the database's own id."""
     database: str = (await fetch(database_url, "SELECT database FROM job_installation"))[0]["database"]
     return database
 
@@ -50,7 +50,7 @@ async def mark_of(seen: Observer) -> str | None:
 
 
 async def write_mark(seen: Observer, mark: str | None) -> None:
-    """As `nats stream edit --metadata` does."""
+    """Write the mark as `nats stream edit --metadata` does."""
     config = (await seen.api(f"STREAM.INFO.{JOBS}"))["config"]
     metadata = {name: value for name, value in config["metadata"].items() if name != INSTALLATION}
     if mark is not None:
@@ -60,7 +60,7 @@ async def write_mark(seen: Observer, mark: str | None) -> None:
 
 
 async def marked(seen: Observer, database_url: str) -> str:
-    """Once both are of one installation: its id."""
+    """Wait until database and stream have the same installation id, and return it."""
 
     async def both() -> str | None:
         mark = await mark_of(seen)
@@ -70,7 +70,7 @@ async def marked(seen: Observer, database_url: str) -> str:
 
 
 async def refusal(store: Service) -> str:
-    """The sentence with which it ends."""
+    """Return the sentence with which this status store exits (code 2)."""
     assert await store.ended() == 2
     (entry,) = store.logged("cannot_serve")
     assert entry == store.logs[-1]
@@ -78,7 +78,7 @@ async def refusal(store: Service) -> str:
 
 
 async def is_refused(api: Api, *named: str) -> None:
-    """The gateway accepts nothing, and both of its answers name these."""
+    """Wait until the gateway accepts nothing, and POST and /readyz name these."""
 
     async def says_why() -> bool:
         ready = await api.http.get("/readyz")
@@ -127,10 +127,10 @@ async def test_a_second_installation_is_refused_and_the_first_one_is_unharmed(
 
         # A new database, while the first one's store lives.
         second.start("gateway")
-        entry = await refusal(second.start("status-store", launcher=SOON))
-        assert ours in entry
-        assert await database_of(urls[0]) in entry
-        assert await database_of(urls[1]) in entry
+        sentence = await refusal(second.start("status-store", launcher=SOON))
+        assert ours in sentence
+        assert await database_of(urls[0]) in sentence
+        assert await database_of(urls[1]) in sentence
         await is_refused(other, ours, await database_of(urls[1]))
         assert await id_of(urls[1]) is None
         assert await mark_of(seen) == ours
@@ -138,10 +138,10 @@ async def test_a_second_installation_is_refused_and_the_first_one_is_unharmed(
         # A database that is of another installation already.
         theirs = str(uuid.uuid4())
         await execute(urls[1], f"UPDATE installation SET id = '{theirs}'")
-        entry = await refusal(second.start("status-store"))
-        assert ours in entry
-        assert theirs in entry
-        assert "--take-over" in entry
+        sentence = await refusal(second.start("status-store"))
+        assert ours in sentence
+        assert theirs in sentence
+        assert "--take-over" in sentence
         await is_refused(other, ours, theirs)
 
         assert await fetch(urls[1], "SELECT id FROM jobs") == []
@@ -162,13 +162,13 @@ async def test_after_a_take_over_the_streams_belong_to_the_other_and_the_first_o
     await first.ready()
     async with Observer(nats.url) as seen, Api(first.url) as api, Api(second.url) as other:
         ours = await marked(seen, urls[0])
-        entry = await asyncio.to_thread(take_over, second)
+        output = await asyncio.to_thread(take_over, second)
         theirs = await marked(seen, urls[1])
-        assert ours in entry
-        assert theirs in entry
-        entry = await refusal(first["status-store"])
-        assert ours in entry
-        assert theirs in entry
+        assert ours in output
+        assert theirs in output
+        sentence = await refusal(first["status-store"])
+        assert ours in sentence
+        assert theirs in sentence
         await is_refused(api, ours, theirs)
         second.start_all()
         await second.ready()
@@ -216,17 +216,17 @@ async def test_a_copy_of_the_database_is_another_database_and_gets_its_own_id_by
         await system.start("status-store").wait_log("ready")
         second = new_system(nats.url, copy)
         second.start("gateway")
-        entry = await refusal(second.start("status-store", launcher=SOON))
+        sentence = await refusal(second.start("status-store", launcher=SOON))
         databases = [await database_of(url) for url in (copy, database_url)]
-        assert all(database in entry for database in databases)
+        assert all(database in sentence for database in databases)
         async with Api(second.url) as api:
             await is_refused(api, *databases)
         await asyncio.to_thread(take_over, second)
         theirs = await marked(seen, copy)
         assert theirs != ours
-        entry = await refusal(system["status-store"])
-        assert ours in entry
-        assert theirs in entry
+        sentence = await refusal(system["status-store"])
+        assert ours in sentence
+        assert theirs in sentence
         await second.start("status-store").wait_log("ready")
 
 
@@ -323,9 +323,9 @@ async def test_when_the_streams_mark_changes_a_running_store_exits_and_its_gatew
 
         await eventually(pulls_callbacks)
         await write_mark(seen, "another")
-        entry = await refusal(system["status-store"])
-        assert ours in entry
-        assert "another" in entry
+        sentence = await refusal(system["status-store"])
+        assert ours in sentence
+        assert "another" in sentence
         await is_refused(api, ours, "another")
         await eventually(pulls_none)
         # What is stored now is nobody's here.

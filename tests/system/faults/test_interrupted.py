@@ -1,4 +1,4 @@
-"""Faults 4 and 6: a deploy eats no retry, and a long stage runs once."""
+"""Faults 4 and 6: a deployment uses up no attempt, and a long stage runs once."""
 
 import pytest
 

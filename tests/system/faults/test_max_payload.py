@@ -1,4 +1,4 @@
-"""Fault 9, no room: the server's max_payload is below a message, which is refused in words until it is raised."""
+"""Fault 9: the server's max_payload is smaller than a message, which is refused with a sentence until it is raised."""
 
 from tests.support.api import Api
 from tests.support.following import Follower

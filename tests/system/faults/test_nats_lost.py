@@ -20,7 +20,7 @@ from tests.support.watching import JOBS, Observer
 
 
 async def restart(nats: Any, *, wipe: bool = False) -> None:
-    """As a crash: SIGKILL, then a start on the same address."""
+    """Restart NATS as after a crash: SIGKILL, then a start on the same address."""
     await asyncio.to_thread(nats.kill)
     if wipe:
         nats.wipe()

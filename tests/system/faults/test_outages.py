@@ -1,4 +1,4 @@
-"""What callers get while a part is down: an accepted job is found at once, and no answer takes longer than 5 s."""
+"""What callers get during an outage: an accepted job is returned at once, and no response takes longer than 5 s."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ AT_MOST_SECONDS = 5 + 3
 
 
 async def submit_and_get(url: str, jobs: int) -> list[str]:
-    """One client: submit a job, look at it at once; again."""
+    """Submit jobs one after the other, and get each at once. Returns their ids."""
     async with Api(url) as api:
         job_ids = []
         for _ in range(jobs):

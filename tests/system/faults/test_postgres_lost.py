@@ -27,13 +27,13 @@ from tests.support.watching import Observer
 
 @pytest.fixture
 def system(new_system: NewSystem, nats: NatsServer, own_postgres: Any) -> System:
-    """Around a Postgres of the test's own."""
+    """A system with a Postgres of its own."""
     return new_system(nats.url, own_postgres.url)
 
 
 @asynccontextmanager
 async def faulty(postgres: Any, fault: str) -> AsyncIterator[None]:
-    """Postgres has this fault within the block."""
+    """Inject this fault of Postgres within the block."""
     if fault == "locked":
         connection = await asyncpg.connect(postgres.url)
         try:
@@ -87,7 +87,7 @@ async def go_through(system: System, own_postgres: Any, nats: NatsServer, fault:
 async def test_a_connection_that_is_lost_without_being_closed_costs_one_read_and_some_seconds(
     new_system: NewSystem, other_postgres: OtherPostgres, nats: NatsServer, fault: str
 ) -> None:
-    """Not one packet of the connections that there are gets through any more, or for a while none at all."""
+    """No packet of the existing connections arrives any more ("connections"), or none at all for a while ("host")."""
     system = new_system(nats.url, other_postgres.url)
     system.start_all()
     await system.ready()
@@ -129,7 +129,7 @@ async def test_a_connection_that_is_lost_without_being_closed_costs_one_read_and
 
 
 async def empty_it(postgres: Any, how: str, folder: Path) -> None:
-    """As by a wrong command, or by a lost volume."""
+    """Empty the database, as a wrong command or a lost volume does."""
     match how:
         case "truncated":
             await execute(postgres.url, "TRUNCATE jobs, job_events, stream_seen")

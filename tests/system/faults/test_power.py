@@ -1,4 +1,4 @@
-"""The power fails under a nats-server that does not flush each message: it comes back as it was some moments before.
+"""A power failure under a nats-server that does not flush each message: it restarts with an earlier state.
 
 Played with copies: the server's files of an earlier moment take the place of the newer ones while it is down.
 """
@@ -56,7 +56,7 @@ def power(nats: Any, scratch: Path) -> Power:
 
 
 async def submit(api: Api, kind: str, count: int) -> list[str]:
-    """So many, as soon as the gateway accepts again."""
+    """Submit this many jobs, as soon as the gateway accepts again. Returns their ids."""
     job_ids: list[str] = []
     while len(job_ids) < count:
         response = await api.http.post("/jobs", json={"type": kind})

@@ -1,4 +1,4 @@
-"""No table that only grows: ended jobs are forgotten after HEIMDEX_RETENTION_DAYS, unfinished ones never."""
+"""Finished jobs are pruned after HEIMDEX_RETENTION_DAYS, unfinished ones never, so that no table only grows."""
 
 from tests.support.api import Api
 from tests.support.pipelines.behaviours import STAGES, Behaviours

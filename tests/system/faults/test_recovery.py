@@ -1,6 +1,6 @@
-"""How long recovery takes: measured and printed (`pytest -rP`); asserted only so far as a slow machine allows.
+"""How long recovery takes: measured and printed (`pytest -rP`), and asserted only as strictly as a slow machine allows.
 
-docs/reliability.md quotes what these print.
+docs/reliability.md quotes these figures.
 """
 
 import asyncio

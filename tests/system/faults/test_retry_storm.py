@@ -19,7 +19,7 @@ BACKOFF = (2.0, 2.0)
 
 
 async def submit(api: Api, kind: str, count: int) -> list[str]:
-    """That many, forty at a time."""
+    """Submit this many jobs, forty at a time. Returns their ids."""
     job_ids: list[str] = []
     for start in range(0, count, 40):
         job_ids += await asyncio.gather(*(api.submit(kind) for _ in range(min(40, count - start))))
@@ -46,7 +46,7 @@ async def test_jobs_in_back_off_delay_no_healthy_job_and_have_as_many_attempts_a
 async def fail(
     failing_jobs: int, system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:
-    """So many jobs fail at one stage, on every attempt, while healthy ones go through it."""
+    """Let this many jobs fail at one stage, on every attempt, while healthy ones pass through it."""
     system.env["HEIMDEX_RETRY_BACKOFF_SECONDS"] = ",".join(map(str, BACKOFF))
     system.start_all(stages=STAGES)
     await system.ready()

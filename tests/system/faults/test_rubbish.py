@@ -33,21 +33,21 @@ PAYLOADS = {
 
 
 def deep(job_id: str, depth: int) -> bytes:
-    """A completed job whose result can just about be read."""
+    """Return a completed event whose result has the deepest nesting that can be decoded."""
     result = '{"a":' * depth + "1" + "}" * depth
     core = f'"event":"completed","job_id":"{job_id}","type":"mock_process","step":3,"stage":"indexing"'
     return f'{{{core},"created_at":"{TIME}","at":"{TIME}","result":{result}}}'.encode()
 
 
 def out_of_range(job_id: str) -> bytes:
-    """A message that can be read, and that Postgres refuses."""
+    """Return a message that can be decoded, and that Postgres refuses."""
     late = "9999-12-31T23:59:59.999999-12:00"
     core = f'"event":"completed","job_id":"{job_id}","type":"mock_process","step":3,"stage":"indexing"'
     return f'{{{core},"created_at":"{late}","at":"{late}","result":{{}}}}'.encode()
 
 
 async def set_aside(system: System, seen: Observer, number: int) -> None:
-    """This many messages are in HEIMDEX_UNUSABLE, and each was logged once by whoever found it."""
+    """Wait until HEIMDEX_UNUSABLE has this many messages, and assert that each was logged once."""
 
     async def counted() -> bool:
         return await seen.count("HEIMDEX_UNUSABLE") >= number
@@ -62,7 +62,7 @@ async def set_aside(system: System, seen: Observer, number: int) -> None:
 
 
 async def still_works(system: System, api: Api) -> None:
-    """Nobody died, and a job completes."""
+    """Assert that every service is alive and that a job completes."""
     job_id = await api.submit()
     await api.wait_until(job_id, "completed")
     assert all(service.running for service in system.services)
@@ -162,7 +162,7 @@ RAW = {
 
 
 async def publish_raw(nats: NatsServer, line: bytes) -> None:
-    """As a client in another language might, without any checks; returns once the server has taken or refused it."""
+    """Publish without the checks of a client library; returns once the server has accepted or refused the message."""
     place = urlsplit(nats.url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     writer.write(b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\n' + line + b"PING\r\n")

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.full, pytest.mark.allows("topology", "left")]
 
 
 def run_version(nats: Any, version: str) -> None:
-    """The same server, its port and its store, as this version."""
+    """Run this version of the server, on the same port and with the same store."""
     nats.stop()
     nats.child = ChildProcess(
         [nats_server(version), "-c", nats.directory / "nats.conf"], log_path=nats.log_path, stop_seconds=15

@@ -1,4 +1,4 @@
-"""What operators do to the streams with the stock CLI: removed, limited and edited, all heals without a restart."""
+"""Changes of the streams with the stock CLI (removed, limited, edited): all are repaired without a restart."""
 
 import time
 from typing import Any
@@ -39,14 +39,14 @@ async def is_ready(api: Api) -> bool:
 
 
 async def edit_stream(seen: Observer, name: str, **changes: Any) -> None:
-    """As `nats stream edit` does: the configuration as it is, with these changes."""
+    """Change the current configuration of a stream, as `nats stream edit` does."""
     config = (await seen.api(f"STREAM.INFO.{name}"))["config"]
     answer = await seen.api(f"STREAM.UPDATE.{name}", {**config, **changes})
     assert "error" not in answer, answer
 
 
 async def edit_consumer(seen: Observer, stream: str, name: str, **changes: Any) -> None:
-    """As `nats consumer edit` does."""
+    """Change the current configuration of a consumer, as `nats consumer edit` does."""
     config = (await seen.api(f"CONSUMER.INFO.{stream}.{name}"))["config"]
     body = {"stream_name": stream, "config": {**config, **changes}}
     answer = await seen.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", body)

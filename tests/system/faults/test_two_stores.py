@@ -1,4 +1,4 @@
-"""Two status stores and two gateways: no answer is older than one that was given, whoever gave it."""
+"""Two status stores and two gateways: no response shows an older state than an earlier one of either gateway."""
 
 import asyncio
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ async def test_a_leftover_message_of_a_frozen_store_is_not_returned_as_the_state
 
 
 async def _left_over(system: System, seen: Observer, api: Api, job_type: str, **fields: Any) -> tuple[str, Service]:
-    """A job whose first message is delivered to a status store that is frozen, beside one that is not."""
+    """Return a job whose first message was delivered to a frozen status store, beside a running one."""
     system.start_all(stages=STAGES, without=("status-store",))
     frozen = system.start("status-store", {"TEST_TAKES": "1"}, LAUNCHERS / "store_that_takes_few.py")
     await system.ready()

@@ -24,7 +24,7 @@ JOB = "11111111-1111-4111-8111-111111111111"
 
 
 def due(**changes: Any) -> bytes:
-    """A job as the gateway publishes it."""
+    """Return a job's first message as the gateway publishes it."""
     at = datetime.now(UTC).isoformat()
     fields = {
         "event": "due",
@@ -53,7 +53,7 @@ SPOILED = {
 
 
 async def headers_of(seen: Observer, sequence: int) -> tuple[dict[str, str], dict[str, Any]]:
-    """The message as `nats stream get` shows it."""
+    """Return a message's headers, and the message as `nats stream get` shows it."""
     message = (await seen.api(f"STREAM.MSG.GET.{UNUSABLE}", {"seq": sequence}))["message"]
     lines = base64.b64decode(message["hdrs"]).decode().split("\r\n")[1:]
     return dict(line.split(": ", 1) for line in lines if ": " in line), message

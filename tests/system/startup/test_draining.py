@@ -1,4 +1,4 @@
-"""SIGTERM under load: exit code 0, and nothing that was accepted is lost, nor loses a retry."""
+"""SIGTERM under load: exit code 0, and no accepted job is lost or loses an attempt."""
 
 import asyncio
 

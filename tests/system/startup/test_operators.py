@@ -1,4 +1,4 @@
-"""What operators see with the stock NATS tools."""
+"""What the stock NATS tools show to operators."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ NAMES = {"heimdex-gateway", "heimdex-status-store", *(f"heimdex-{stage}" for sta
 
 
 async def ask_all(seen: Observer, subject: str, number: int) -> list[dict[str, Any]]:
-    """What `nats micro` does: one question, every instance answers."""
+    """Send one request as `nats micro` does, which every instance answers."""
     inbox = seen.nc.new_inbox()
     answers: list[dict[str, Any]] = []
     enough = asyncio.Event()

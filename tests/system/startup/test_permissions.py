@@ -1,4 +1,4 @@
-"""The NATS users of deploy/nats.conf: each service can do all that it must, also after a reconnection."""
+"""The NATS users of deploy/nats.conf: each service can do everything that it must, also after a reconnection."""
 
 import re
 import sys

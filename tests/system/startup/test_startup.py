@@ -90,7 +90,7 @@ BAD = {
 
 
 def refused(service: str, **env: str) -> str:
-    """The one line of a service that refuses these settings."""
+    """Return the one line of a service that refuses these settings."""
     done = subprocess.run(
         command(service), env=clean_environment() | env, capture_output=True, text=True, timeout=60, check=False
     )

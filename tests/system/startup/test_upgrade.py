@@ -1,4 +1,4 @@
-"""A rolling deployment from the release before to this one, and back: `make test-upgrade` installs the one before."""
+"""A rolling deployment from the previous release (installed by `make test-upgrade`) to this one, and back."""
 
 import os
 from pathlib import Path

@@ -8,7 +8,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
 
 def understood(budget: Budget, piece: bytes) -> bytes:
-    """All of a piece that is understood, part by part, until the budget is spent."""
+    """Return everything of a piece that is parsed, part by part, until the budget is used up."""
     parts = []
     while piece:
         try:

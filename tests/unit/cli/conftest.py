@@ -10,7 +10,7 @@ from tests.support.standin_services import Gateway, serve
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A stand-in API with no jobs in it, and the environment that leads `heimdex` to it."""
+    """A stand-in API without jobs, and the environment with its URL for `heimdex`."""
     server = serve(0)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -1,4 +1,4 @@
-"""How the command is typed here: by its name where PATH leads to it, else by its path."""
+"""How a user types the command: its name if PATH leads to it, otherwise its path."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from heimdex_cli.output.program_name import typed
 
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A virtual environment's folder of commands, below the current folder, with ours in it."""
+    """A virtual environment's folder of commands, below the current folder, with this project's commands."""
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     (folder / "heimdex").write_text("#!/bin/sh\n")

@@ -1,4 +1,4 @@
-"""What is drawn on a terminal and written to a log."""
+"""The progress bar on a terminal, and the lines in a log."""
 
 import io
 from typing import cast

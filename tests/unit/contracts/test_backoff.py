@@ -1,4 +1,4 @@
-"""A loop that waits ends when it must: at its time, or at once when its process stops."""
+"""A waiting loop ends at its deadline, or at once when its process stops."""
 
 import asyncio
 

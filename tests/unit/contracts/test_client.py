@@ -1,4 +1,4 @@
-"""Header blocks and the places of deliveries, as they go over the wire."""
+"""Header blocks and the metadata of deliveries on the wire."""
 
 import pytest
 

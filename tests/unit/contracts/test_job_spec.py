@@ -1,4 +1,4 @@
-"""A job's own fields are the same in each of its messages, whoever writes the next one, and in the same bytes."""
+"""A job's own fields are the same in each of its messages, and encoded to the same bytes."""
 
 import json
 from datetime import timedelta
@@ -49,7 +49,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
 
 
 def submitted() -> st.SearchStrategy[Due]:
-    """A new job with a value for each field of its own, whatever fields there are."""
+    """Draw a new job with a value for each of its own fields, by introspection."""
     types = {field.name: field.type for field in msgspec.structs.fields(Due)}
     own = {name: _values(types[name]) for name in spec_fields(Due)}
     return st.fixed_dictionaries(own).map(
@@ -66,7 +66,7 @@ def held(percent: int = 20) -> Ended:
 
 
 def transitions(job: Due) -> dict[str, AnyJobMessage | AttemptFailed | Progress]:
-    """Every way in which a message follows this one, or one that follows it."""
+    """Return every message that can follow this one, and every message that can follow those."""
     end = failed(job, held(), "it failed")
     cancel = canceled(job, 7, snapshot(job))
     tick = Progress(**spec_of(job, Progress), step=0, stage=job.stage, attempt=1, progress=3, at=START)

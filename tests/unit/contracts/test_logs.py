@@ -1,4 +1,4 @@
-"""One JSON object a line on stderr, ours and those of the libraries alike."""
+"""One JSON object per line on stderr, for our entries and those of libraries."""
 
 import json
 import subprocess

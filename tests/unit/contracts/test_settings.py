@@ -1,4 +1,4 @@
-"""Settings: every bad value names its variable, an empty one counts as unset."""
+"""Settings: the error of an invalid value names its variable; an empty value counts as unset."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""Subjects, streams and durables: what operators' scripts rely on, word for word."""
+"""Subjects, streams and durables by name, because operators' scripts rely on them."""
 
 from heimdex_contracts import streams, subjects
 

@@ -1,4 +1,4 @@
-"""One trace a job, a new span a message."""
+"""One trace per job, one span per message."""
 
 import re
 

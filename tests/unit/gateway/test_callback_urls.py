@@ -115,7 +115,7 @@ def acceptance(*allow: str, **names: list[str] | None) -> CallbackValidation:
 
 
 def status_and_field(error: CallbackUrlRefused) -> tuple[int, str]:
-    """As the caller gets them."""
+    """Return the status and the field of the response to this error."""
     answer = on_error(cast("Any", None), error)
     return answer.status_code, json.loads(answer.content)["field"]
 

@@ -1,4 +1,4 @@
-"""The live stream before its first byte: what stands in the way is raised, and whoever leaves leaves nothing open."""
+"""The live stream before its first byte: an outage is raised, and a caller who disconnects leaves nothing open."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +26,7 @@ JOB = "00000000-0000-4000-8000-000000000000"
 
 
 class Nats:
-    """Both the broker and its client; counts the subscriptions that are open. Its streams hold nothing."""
+    """Stands in for the broker and its client, with empty streams; counts the open subscriptions."""
 
     connected = True
 
@@ -54,7 +54,7 @@ class Nats:
         return None
 
     async def deliver(self, event: AnyJobMessage) -> None:
-        """As the stream does that stored it."""
+        """Publish this event as the stream does when it has stored it."""
         subject = f"{subjects.STORED}.jobs.{messages.token(event)}.{event.job_id}"
         await self.hears[0](Msg(Client(), subject, data=messages.encode(event)))
 
@@ -71,7 +71,7 @@ class Database:
 
 
 def handed_over() -> list[Any]:
-    """A job's submission, and its two hand-overs."""
+    """Return a job's first message and its two hand-overs."""
     writer = Writer(JOB)
     while len(writer.events) < 3:
         writer.finish_stage()
@@ -110,7 +110,7 @@ async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.
 
 
 async def test_a_stream_that_is_opened_while_the_gateway_stops_ends_at_once() -> None:
-    """A request that was accepted just before: nothing else would end it before the process does."""
+    """The request was accepted just before the stop: nothing else would end it before the process exits."""
     nats = Nats()
     history, subscriptions = history_of(nats, Database(handed_over()[0]))
     subscriptions.stop()

@@ -1,4 +1,4 @@
-"""How often a key may ask, by a clock that the test moves."""
+"""The request rate of a key, by a clock that the test moves."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""What a caller may send, and how a job is shown."""
+"""Which requests are accepted, and how a job is encoded."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone

@@ -1,4 +1,4 @@
-"""No answer is older than one already given, whatever happens between two looks; checked against a model world."""
+"""No response shows an older state than an earlier one, whatever happens in between; checked against a model."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ def reads(world: World, broker: Any = None) -> StatusReader:
 
 
 def settled(events: list[AnyMessage], recorded: int) -> World:
-    """All of these events published, the first few recorded and acknowledged, nothing moving any more."""
+    """A world in which these events are published, the first `recorded` are recorded, and nothing changes any more."""
     world = World(events, Random(0), outages=False)
     world.random.choice = lambda options: options[0]  # type: ignore[method-assign]  # nothing happens meanwhile
     for number in range(len(events)):
@@ -38,7 +38,7 @@ def settled(events: list[AnyMessage], recorded: int) -> World:
 
 
 async def play(world: World, gateway_count: int) -> list[tuple[int, Snapshot]]:
-    """Every answer that the gateways gave while the world went on, in order; an answer may also be refused."""
+    """Run the world, and return the gateways' responses in order. A GET may also fail."""
     loop = asyncio.get_running_loop()
     loop.time = lambda: time.monotonic() + world.seconds  # type: ignore[method-assign]
     gateways = [reads(world) for _ in range(gateway_count)]
@@ -62,7 +62,7 @@ async def play(world: World, gateway_count: int) -> list[tuple[int, Snapshot]]:
 
 def check(answers: list[tuple[int, Snapshot]]) -> None:
     for (asked, earlier), (name, later) in itertools.pairwise(answers):
-        difference = f"gateway {asked} said {earlier}, then gateway {name} said {later}"
+        difference = f"gateway {asked} returned {earlier}, then gateway {name} returned {later}"
         assert ORDER[later.status] >= ORDER[earlier.status], f"the status went back: {difference}"
         assert later.step >= earlier.step, f"the step went back: {difference}"
         assert later.progress >= earlier.progress, f"the progress went back: {difference}"

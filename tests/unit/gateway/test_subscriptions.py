@@ -1,4 +1,4 @@
-"""What a watch keeps for a caller who has not read it yet."""
+"""What a subscription keeps for a caller who has not read it yet."""
 
 import pytest
 from nats.aio.client import Client

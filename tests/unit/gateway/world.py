@@ -1,4 +1,4 @@
-"""A hand-written model of what lies behind the gateway: one job's messages in NATS, the status store, Postgres.
+"""A hand-written model of the system behind the gateway: one job's messages in NATS, the status store, Postgres.
 
 It keeps the same rules as the real ones (interest retention, one tick a subject, acknowledgement after the commit, a
 tick waits until its hand-over is recorded), and moves on at random whenever the gateway waits for an answer: every
@@ -19,7 +19,7 @@ from heimdex_gateway.jobs.repository import DatabaseUnavailable
 
 
 class _Stream:
-    """A stream as far as the store's consumer of it goes."""
+    """A stream and the position of the store's consumer on it."""
 
     def __init__(self) -> None:
         self.sequence = 0
@@ -69,7 +69,7 @@ class _Stream:
 
 
 class World:
-    """Plays these events of one job, in order; stands in for the gateway's broker and its database at once."""
+    """Publishes these events of one job, in order; stands in for the gateway's broker and its database."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class World:
         return not self.events
 
     def publish_next(self) -> None:
-        """The worker (or at first, the gateway) publishes, then settles what it held."""
+        """Publish the next event as the worker (or at first, the gateway) does, then settle its delivery."""
         if not self.events:
             return
         event = self.events.pop(0)
@@ -118,7 +118,7 @@ class World:
         self._worker_holds = self._last_on_jobs if isinstance(event, messages.Due) else None
 
     def record(self) -> None:
-        """The store commits what was delivered to it: no lower ranks; of attempts, only those of the row's own step."""
+        """Commit the store's deliveries: no lower ranks; of attempt events, only those of the row's own step."""
         if not (self.store_up and self.postgres_up):
             return
         batch = [
@@ -138,7 +138,7 @@ class World:
                 self.row = merge(self.row, seen)
 
     def acknowledge(self) -> None:
-        """What was committed before is acknowledged."""
+        """Acknowledge everything that was committed before."""
         for name, stream in self.streams.items():
             for sequence in stream.recorded - stream.acknowledged:
                 stream.acknowledged.add(sequence)
@@ -146,13 +146,13 @@ class World:
                     self._drop(sequence)
 
     def _drop(self, sequence: int) -> None:
-        """Interest: a message leaves once both its readers have acknowledged it."""
+        """Remove a message once both of its consumers have acknowledged it (interest retention)."""
         jobs = self.streams[subjects.JOBS]
         if sequence in jobs.acknowledged and sequence != self._worker_holds:
             jobs.kept.pop(sequence, None)
 
     def step(self) -> None:
-        """One thing happens somewhere."""
+        """Let one random thing happen."""
         stream = self.random.choice(list(self.streams.values()))
         happenings = [self.publish_next, self.record, self.acknowledge, stream.deliver, stream.deliver]
         if self.time_passes:
@@ -174,7 +174,7 @@ class World:
         self.store_up = not self.store_up
 
     def _restart_nats(self) -> None:
-        """The ticks are in memory, and gone."""
+        """Restart NATS, which loses the ticks, because they are in memory."""
         self.streams[subjects.PROGRESS] = _Stream()
 
     async def _meanwhile(self) -> None:
@@ -233,7 +233,7 @@ class World:
 
 
 class BrokenBroker:
-    """Answers nothing."""
+    """A broker that is down."""
 
     replicated = False
 

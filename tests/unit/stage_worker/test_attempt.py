@@ -73,7 +73,7 @@ class Deaf:
         self.ended.set()
 
     async def end(self) -> None:
-        """Let it end, so that nothing outlives its test."""
+        """Let the function end, so that it does not outlive its test."""
         self.over = True
         if self.started.is_set():
             await self.ended.wait()

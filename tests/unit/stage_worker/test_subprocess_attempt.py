@@ -1,4 +1,4 @@
-"""An attempt in a process of its own, against such processes."""
+"""An attempt in a process of its own, with real processes."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ChildProcess:
-    """The one that `leave_child` leaves."""
+    """The child process that `leave_child` leaves."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The auditor finds each kind of what must not happen, lets pass what is usual, and what a test allows."""
+"""The auditor reports each kind of forbidden event, and ignores normal events and those that a test allows."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ JOB = {"job_id": "a", "stage": "extracting"}
 
 
 class Logs:
-    """What processes log, one moment after the other."""
+    """The log entries of processes, one moment after the other."""
 
     def __init__(self) -> None:
         self.lines: list[Line] = []
@@ -39,7 +39,7 @@ class Logs:
 
     @property
     def kinds(self) -> list[str]:
-        """What the auditor finds in them."""
+        """Return the kinds that the auditor reports for these entries."""
         return [finding.kind for finding in Auditor().look(self.lines)]
 
 

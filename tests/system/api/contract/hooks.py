@@ -1,4 +1,4 @@
-"""What schemathesis may send: values that the document allows, but which a generator would not hit or not bear."""
+"""What schemathesis sends: allowed values that a generator would not find, or that would take too long."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ schemathesis.openapi.format("date-time", _MOMENTS.map(lambda moment: f"{moment.i
 
 @schemathesis.hook
 def before_call(context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-    """A wait that is allowed is made short; a key is used once (with the next body it is refused, as it should be)."""
+    """Shorten a valid wait, and use each key once (it would rightly be refused with the next body)."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         if 0.1 < float(case.query["wait"]) <= 300:
             case.query["wait"] = "0.1"
