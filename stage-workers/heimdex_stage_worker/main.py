@@ -9,7 +9,7 @@ from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.runtime import process, settings
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_stage_worker.execution.attempt import load_stage
+from heimdex_stage_worker.execution.loading import load_stage
 from heimdex_stage_worker.worker import StageWorker
 
 USAGE = """usage: heimdex-stage-worker STAGE     run the worker of this stage

@@ -12,7 +12,7 @@ from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.context import AttemptState
 
 #: The delay before the first message. A shorter stage publishes no progress; its hand-over has its start and end.
 FIRST_AFTER_SECONDS: Final = 0.05
@@ -31,13 +31,16 @@ class Reporter:
     """
 
     def __init__(
-        self, broker: Broker, due: Due, pipeline: Pipeline, ctx: StageContext, floor: int, started_at: datetime
+        self, broker: Broker, due: Due, pipeline: Pipeline, state: AttemptState, floor: int, started_at: datetime
     ) -> None:
         self._broker = broker
         self._due = due
         self._pipeline = pipeline
         self._route = routes.route_of(due, pipeline)
-        self._ctx = ctx
+        self._state = state
+        self._stage = due.stage
+        self._attempt = state.attempt
+        self._expected_seconds = state.expected_seconds
         self._floor = floor
         self._started_at = started_at
         self._began = time.monotonic()
@@ -68,33 +71,35 @@ class Reporter:
 
     def percent(self) -> int:
         """Return the progress of the whole job in percent. It is never less than the progress already published."""
-        fraction = self._ctx.fraction
-        if not self._ctx.reported and self._ctx.expected_seconds > 0:
-            fraction = min(MAX_ESTIMATED, (time.monotonic() - self._began) / self._ctx.expected_seconds)
-        return max(self._floor, routes.progress_along(self._route, self._pipeline, self._due.stage, fraction))
+        fraction = self._state.fraction
+        if not self._state.reported and self._expected_seconds > 0:
+            fraction = min(MAX_ESTIMATED, (time.monotonic() - self._began) / self._expected_seconds)
+        # Two threads of a stage that report at once may leave the smaller fraction.
+        self._floor = max(self._floor, routes.progress_along(self._route, self._pipeline, self._stage, fraction))
+        return self._floor
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._tick)
         self._send()
 
     def _send(self, *, ended: bool = False, at: datetime | None = None) -> None:
-        due, ctx = self._due, self._ctx
+        due = self._due
         self._number += 1
         tick = messages.Progress(
             **spec_of(due, messages.Progress),
             step=due.step,
             run=due.run,
-            stage=ctx.stage,
-            attempt=ctx.attempt,
+            stage=self._stage,
+            attempt=self._attempt,
             progress=self.percent(),
             at=at or max(messages.now(), due.at),
             started_at=self._started_at,
             ended=ended,
         )
         headers = {
-            "Nats-Msg-Id": f"{due.job_id}.{due.step}.{ctx.attempt}.{self._number}",
+            "Nats-Msg-Id": f"{due.job_id}.{due.step}.{self._attempt}.{self._number}",
             "traceparent": tracing.child(due.trace),
         }
-        subject = subjects.progress_subject(ctx.stage, due.job_id)
+        subject = subjects.progress_subject(self._stage, due.job_id)
         with contextlib.suppress(BrokerUnavailable):  # progress sent after the reconnection would be out of date
             self._broker.send(subject, messages.encode(tick), headers=headers)

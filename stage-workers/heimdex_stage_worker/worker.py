@@ -9,7 +9,6 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from traceback import format_exception
 from typing import Any, Final
 
 import msgspec
@@ -33,7 +32,8 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
 from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome
 from heimdex_stage_worker.claims import Begun, Claims, ClaimTaken
-from heimdex_stage_worker.context import StageContext, StageFunction
+from heimdex_stage_worker.context import AttemptState, StageFunction
+from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.isolation_policy import is_suspect
 from heimdex_stage_worker.execution.stuck_functions import StuckFunctions
@@ -194,7 +194,7 @@ class StageWorker:
             self._log.info("left_to_redelivery", subject=msg.subject, message=error)
         except Exception as defect:
             # The message is redelivered after its ack wait; the worker continues with other deliveries.
-            error = _text_of(defect)
+            error = failures.describe(defect)
             self._log.exception("delivery_broken", message="unexpected error in a delivery", subject=msg.subject)
         finally:
             self._counters.count(time.monotonic_ns() - began, error)
@@ -228,8 +228,9 @@ class StageWorker:
         except Exception as defect:
             # A defect of this worker, not of the stage: the attempt fails with it, so that it is seen and retried.
             self._log_of(held).exception("settlement_broken", message="unexpected error while settling an attempt")
-            error = f"the worker could not settle this attempt: {_text_of(defect)}"
-            await self._settle(held, Errored(error, traceback=_traceback_of(defect)))
+            described = failures.errored(defect)
+            error = f"the worker could not settle this attempt: {described.error}"
+            await self._settle(held, Errored(error, traceback=described.traceback))
             return error
         finally:
             self._let_go(held)
@@ -265,7 +266,7 @@ class StageWorker:
         if self._process.stopping.is_set():
             return Interrupted()
         declared = pipeline.stage(due.stage)
-        ctx = StageContext(
+        state = AttemptState(
             job_id=due.job_id,
             job_type=due.type,
             stage=due.stage,
@@ -277,10 +278,10 @@ class StageWorker:
         suspect = begun is not None and is_suspect(begun.vanished, held.attempt, allowed)
         if suspect and due.fail_at_stage != due.stage:
             self._log_of(held).warning("attempt_isolated")
-            held.running = IsolatedAttempt(declared.code, ctx, declared.timeout_seconds, self._isolated)
+            held.running = IsolatedAttempt(declared.code, state, declared.timeout_seconds, self._isolated)
         else:
-            held.running = Attempt(self._function, ctx, declared.timeout_seconds, self._threads)
-        held.reporter = Reporter(self._broker, due, pipeline, ctx, held.reported_progress, held.started_at)
+            held.running = Attempt(self._function, state, declared.timeout_seconds, self._threads)
+        held.reporter = Reporter(self._broker, due, pipeline, state, held.reported_progress, held.started_at)
         if begun is not None:
             await self._claim(held, held.reporter, begun)
         held.reporter.start()
@@ -290,7 +291,7 @@ class StageWorker:
         finally:
             held.reporter.stop()
             if isinstance(held.running, Attempt) and (function := held.running.goes_on):
-                self._abandoned.watch(function, ctx)
+                self._abandoned.watch(function, state)
 
     async def _claim(self, held: HeldJob, reporter: Reporter, begun: Begun) -> None:
         """Store that a repeated attempt begins, because it may kill this process at once."""
@@ -503,11 +504,3 @@ def _decoded(msg: Delivery) -> Due:
     if due.route and (due.stage not in due.route or len(set(due.route)) < len(due.route)):
         raise UnusableMessage(f"its route must have each stage once, and the stage {due.stage!r} among them")
     return due
-
-
-def _text_of(defect: Exception) -> str:
-    return f"{type(defect).__name__}: {defect}"[:2000]
-
-
-def _traceback_of(defect: Exception) -> str:
-    return "".join(format_exception(defect))[-4096:]

@@ -1,34 +1,34 @@
 """Runs a stage's function once, and maps every way in which it can end to an outcome."""
 
 import asyncio
-import importlib
+import contextlib
 import inspect
+import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, NamedTuple
 
-from heimdex_contracts.errors import SettingsError
+import structlog
+
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import PermanentError, StageContext, StageFunction, StageInterrupted
+from heimdex_stage_worker.context import AttemptState, StageContext, StageFunction, StageInterrupted
+from heimdex_stage_worker.execution import failures
+from heimdex_stage_worker.execution.current_attempt import CURRENT
+from heimdex_stage_worker.execution.loading import is_async
 from heimdex_stage_worker.execution.threads import Threads
 
-#: Longer error texts are truncated to this many characters: they are for people.
-MAX_ERROR_LENGTH = 2000
 #: The time that a cancelled function has to clean up.
-SWALLOWED_SECONDS = 1.0
+SWALLOWED_SECONDS: Final = 1.0
+
+#: Results whose code has not run, and runs only if somebody iterates over them.
+_LAZY: Final = (map, filter)
 
 
-def load_stage(code: str) -> StageFunction:
-    """Import the function that `package.module:function` names. Raises SettingsError when that is not possible."""
-    module, _, name = code.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise SettingsError(f"The stage's code {code!r} cannot be imported: {error}.") from error
-    if not callable(function):
-        raise SettingsError(f"The stage's code {code!r} is not a function.")
-    return cast("StageFunction", function)
+class Returned(NamedTuple):
+    """What a blocking function returned. An error of it is an Errored instead."""
+
+    value: Any
 
 
 class Attempt:
@@ -40,17 +40,20 @@ class Attempt:
     def __init__(
         self,
         function: StageFunction,
-        ctx: StageContext,
+        state: AttemptState,
         timeout_seconds: float | None,
         threads: Threads,
     ) -> None:
         self._function = function
-        self._ctx = ctx
+        self._state = state
+        self._ctx = StageContext(state)
         self._timeout = timeout_seconds
         self._threads = threads
         self._ended_by: Outcome | None = None
-        self._task: asyncio.Future[Any] | None = None
-        self._blocking: Future[Any] | None = None
+        self._task: asyncio.Task[Outcome] | None = None
+        self._blocking: Future[Returned | Errored] | None = None
+        #: The identifier of the thread that runs the blocking function.
+        self._thread: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: Resolved when the function has ended, or when the attempt must end.
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -63,17 +66,29 @@ class Attempt:
         """End the attempt because the job was canceled. Its outcome is Superseded, unless it has already ended."""
         self._end(Superseded())
 
+    def fail(self, error: BaseException) -> None:
+        """End the attempt with this error, which something outside the function's own call raised for it.
+
+        Its outcome is Errored, unless it has already ended. Must be called on the event loop.
+        """
+        self._end(failures.errored(error, __file__))
+
     @property
-    def goes_on(self) -> Future[Any] | None:
-        """The blocking function while it runs. A thread cannot be stopped, so it may outlive the attempt."""
-        return self._blocking if self._blocking is not None and self._blocking.running() else None
+    def goes_on(self) -> Future[Any] | asyncio.Task[Any] | None:
+        """The function while it runs on although its attempt is over.
+
+        A thread cannot be stopped; a task is one that ignores its cancellation.
+        """
+        if self._blocking is not None and self._blocking.running():
+            return self._blocking
+        return self._task if self._task is not None and not self._task.done() else None
 
     async def run(self) -> Outcome:
         """Run the attempt and return its outcome. Never raises an error of the stage."""
         if self._ended_by is not None:
             return self._ended_by
-        if self._ctx.fail_at_stage == self._ctx.stage:
-            return Errored(f"fail_at_stage asked this job to fail at {self._ctx.stage}")
+        if self._state.fail_at_stage == self._state.stage:
+            return Errored(f"fail_at_stage asked this job to fail at {self._state.stage}")
         self._task = asyncio.get_running_loop().create_task(self._call())
         self._task.add_done_callback(self._set_over)
         try:
@@ -87,38 +102,45 @@ class Attempt:
             await asyncio.wait({self._task}, timeout=SWALLOWED_SECONDS)
         if self._ended_by is not None:
             return self._ended_by
-        return _outcome(self._task)
+        if self._task.cancelled():
+            return Errored("the stage cancelled itself")
+        error = self._task.exception()
+        return self._task.result() if error is None else failures.errored(error)
 
-    async def _call(self) -> None:
+    async def _call(self) -> Outcome:
+        CURRENT.set(self)
+        state = self._state
+        structlog.contextvars.bind_contextvars(job_id=state.job_id, stage=state.stage, attempt=state.attempt)
         try:
-            if inspect.iscoroutinefunction(self._function):
+            if is_async(self._function):
                 self._called(time.monotonic())
-                await self._function(self._ctx)
-                return
-            self._blocking = self._threads.submit(partial(self._call_blocking, asyncio.get_running_loop()))
-            result = await asyncio.wrap_future(self._blocking)
-            if inspect.isawaitable(result):
-                await result
-        except StageInterrupted:
-            return  # the outcome is that of the interruption
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
+                result = await self._function(self._ctx)
+            else:
+                loop = asyncio.get_running_loop()
+                self._blocking = self._threads.submit(partial(self._call_blocking, loop))
+                outcome = await asyncio.wrap_future(self._blocking)
+                if isinstance(outcome, Errored):
+                    return outcome
+                result = outcome.value
+                if inspect.isawaitable(result):
+                    result = await result
+            return _outcome_of(result)
+        except BaseException as error:
+            if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
+                raise
+            return _failure(error)
 
-    def _call_blocking(self, loop: asyncio.AbstractEventLoop) -> Any:
+    def _call_blocking(self, loop: asyncio.AbstractEventLoop) -> Returned | Errored:
         """Call the function. Runs in a thread of its own."""
+        self._thread = threading.get_ident()
         if self._timeout is not None:
             loop.call_soon_threadsafe(self._called, time.monotonic())
         try:
-            return self._function(self._ctx)
-        except StageInterrupted:
-            return None
-        except (SystemExit, KeyboardInterrupt) as error:
-            # Must not reach the future: asyncio would stop the event loop.
-            raise RuntimeError(f"the stage tried to end its worker: {error!r}") from error
-        except StopIteration as error:
-            # Futures do not accept it: asyncio's would never be done. In an async function, Python itself converts it
-            # to a RuntimeError.
-            raise RuntimeError(f"the stage raised {error!r}: next() on an exhausted iterator") from error
+            return Returned(self._function(self._ctx))
+        except BaseException as error:
+            # Nothing else may reach the future: asyncio would stop the loop for a SystemExit, and futures do not take
+            # a StopIteration. An error's own __str__ takes its time here and not on the event loop.
+            return _failure(error)
 
     def _called(self, at: float) -> None:
         """Start the time-out at the function's call. `at`: the time of the call by `time.monotonic`."""
@@ -129,13 +151,20 @@ class Attempt:
     def _end(self, outcome: Outcome) -> None:
         if self._ended_by is None and not (self._task and self._task.done()):
             self._ended_by = outcome
-            self._ctx.interrupt()
+            self._state.interrupt()
             if self._task:
                 self._task.cancel()
             self._set_over()
 
     def _time_out(self) -> None:
-        self._end(Errored(f"the stage took longer than its time-out of {self._timeout or 0:g} s"))
+        text = f"the stage took longer than its time-out of {self._timeout or 0:g} s"
+        self._end(Errored(text, traceback=self._stack()))
+
+    def _stack(self) -> str | None:
+        """Return where the function is now."""
+        if self._thread is not None and self._blocking is not None and self._blocking.running():
+            return failures.stack_of_thread(self._thread, __file__)
+        return failures.stack_of_task(self._task, __file__) if self._task else None
 
     def _set_over(self, ended: asyncio.Future[Any] | None = None) -> None:
         if ended is not None and not ended.cancelled():
@@ -144,23 +173,38 @@ class Attempt:
             self._over.set_result(None)
 
 
-def _outcome(task: asyncio.Future[Any]) -> Outcome:
-    if task.cancelled():
-        return Errored("the stage cancelled itself")
-    error = task.exception()
-    match error:
-        case None:
-            return Finished()
-        case PermanentError():
-            return Errored(_text(error), permanent=True)
-        case _:
-            return Errored(_text(error))
+def _failure(error: BaseException) -> Errored:
+    """Return the outcome of an attempt whose function raised this."""
+    traceback = failures.traceback_of(error, __file__)
+    kind = type(error)
+    if issubclass(kind, StageInterrupted):
+        return Errored("the stage raised StageInterrupted although nobody interrupted it", traceback=traceback)
+    if issubclass(kind, asyncio.CancelledError):
+        return Errored("the stage cancelled itself", traceback=traceback)
+    if issubclass(kind, SystemExit | KeyboardInterrupt):
+        return Errored(f"the stage tried to end its worker: {failures.describe(error)}", traceback=traceback)
+    if issubclass(kind, StopIteration):
+        return Errored(
+            f"the stage raised {failures.describe(error)}: next() on an exhausted iterator", traceback=traceback
+        )
+    return failures.errored(error, __file__)
 
 
-def _text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except BaseException:  # an error's own __str__ may raise anything
-        text = "the text of this error is not available"
-    text = text.encode(errors="replace").decode().replace("\x00", "�")[:MAX_ERROR_LENGTH]
-    return text if isinstance(error, PermanentError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+def _outcome_of(result: Any) -> Outcome:
+    """Return the outcome of an attempt whose function returned this."""
+    if inspect.isgenerator(result):
+        kind = "a generator"
+    elif inspect.isasyncgen(result):
+        kind = "an async generator"
+    elif isinstance(result, _LAZY):
+        kind = f"a {type(result).__name__} object"
+    elif inspect.isawaitable(result):
+        kind = "an awaitable that nobody awaits"
+    else:
+        return Finished()
+    end = getattr(result, "close", None) or getattr(result, "cancel", None)
+    if end is not None:
+        # Python warns of a coroutine that was never awaited, and a task would run on.
+        with contextlib.suppress(BaseException):
+            end()
+    return Errored(f"the stage returned {kind}: its code has not run")

@@ -1,7 +1,8 @@
-"""Counts the blocking functions that still run although their attempts are over, in threads that cannot be stopped.
+"""Counts the functions that still run although their attempts are over.
 
-A few of them cost other jobs only a share of the interpreter. When there are as many as the worker may hold jobs, only
-a restart of the process helps.
+A blocking function runs in a thread, which cannot be stopped; an async one may ignore its cancellation. A few of them
+cost other jobs only a share of the interpreter. When there are as many as the worker may hold jobs, only a restart of
+the process helps.
 """
 
 import asyncio
@@ -9,10 +10,12 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.context import AttemptState
 
 #: A function that still runs this long after its attempt counts as stuck. One that reports regularly ends sooner.
 ENDS_WITHIN_SECONDS: Final = 5.0
+#: The time that a task has to end after it was cancelled once more.
+CANCELLED_AGAIN_SECONDS: Final = 1.0
 
 
 class StuckFunctions:
@@ -22,28 +25,40 @@ class StuckFunctions:
         self.too_many = asyncio.Event()
         self._most = most
         self._log = log
-        self._functions: list[Future[Any]] = []
+        self._functions: list[Future[Any] | asyncio.Task[Any]] = []
 
-    def watch(self, function: Future[Any], ctx: StageContext) -> None:
+    def watch(self, function: Future[Any] | asyncio.Task[Any], state: AttemptState) -> None:
         """Count the function as stuck if it still runs after ENDS_WITHIN_SECONDS. Its attempt is over."""
-        asyncio.get_running_loop().call_later(ENDS_WITHIN_SECONDS, self._check, function, ctx)
+        loop = asyncio.get_running_loop()
+        if isinstance(function, asyncio.Task):
+            loop.call_later(ENDS_WITHIN_SECONDS, self._cancel_again, function, state)
+        else:
+            loop.call_later(ENDS_WITHIN_SECONDS, self._check, function, state)
 
-    def _check(self, function: Future[Any], ctx: StageContext) -> None:
+    def _cancel_again(self, task: asyncio.Task[Any], state: AttemptState) -> None:
+        """Cancel a task that may have caught only its first cancellation; by now, its clean-up should be over."""
+        if task.cancel():
+            asyncio.get_running_loop().call_later(CANCELLED_AGAIN_SECONDS, self._check, task, state)
+
+    def _check(self, function: Future[Any] | asyncio.Task[Any], state: AttemptState) -> None:
         if function.done():
             return
         self._functions = [other for other in self._functions if not other.done()]
         self._functions.append(function)
+        is_task = isinstance(function, asyncio.Task)
         self._log.warning(
-            "thread_abandoned",
-            job_id=ctx.job_id,
-            attempt=ctx.attempt,
+            "task_abandoned" if is_task else "thread_abandoned",
+            job_id=state.job_id,
+            attempt=state.attempt,
             abandoned=len(self._functions),
-            message="the stage's function still runs although its attempt is over; its thread cannot be stopped",
+            message="the stage's function still runs although its attempt is over; "
+            + ("it ignores its cancellation" if is_task else "its thread cannot be stopped"),
         )
         if len(self._functions) >= self._most and not self.too_many.is_set():
             self._log.error(
                 "too_many_threads_abandoned",
                 abandoned=len(self._functions),
-                message="too many functions did not return: the process exits to be restarted; the stage should report",
+                message="too many functions did not return: the process exits to be restarted; the stage should report"
+                " or let itself be cancelled",
             )
             self.too_many.set()

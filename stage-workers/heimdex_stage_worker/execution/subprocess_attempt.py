@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.context import AttemptState
 
 #: The maximum number of such processes at a time: each one is an interpreter. Further attempts wait; their leases are
 #: renewed.
@@ -24,6 +24,9 @@ MAX_AT_ONCE: Final = max(2, os.cpu_count() or 1)
 #: The time for the start of the interpreter and the stage's imports, for a stage with a time-out. The time-out itself
 #: counts from the call.
 START_SECONDS: Final = 60.0
+#: The process ends its function at the time-out itself, because it can see where the function is. A process that does
+#: not is killed this long after.
+OVERDUE_SECONDS: Final = 2.0
 #: The maximum capacity of a pipe (Linux: 64 KiB by default, 1 MiB at most).
 PIPE_BYTES: Final = 1 << 20
 
@@ -38,13 +41,14 @@ class Work(msgspec.Struct, frozen=True):
     attempt: int
     expected_seconds: float
     mock_time_scale: float
+    timeout_seconds: float | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
     """A report of the process, as a line of JSON.
 
-    began: the function is being called. fraction: the stage's progress, 0 to 1. ended: the function has ended; `error`
-    and `permanent` are its outcome.
+    began: the function is being called. fraction: the stage's progress, 0 to 1. ended: the function has ended; `error`,
+    `permanent` and `traceback` are its outcome.
     """
 
     began: bool = False
@@ -52,6 +56,7 @@ class Report(msgspec.Struct, frozen=True):
     ended: bool = False
     error: str | None = None
     permanent: bool = False
+    traceback: str | None = None
 
 
 _report: Final = msgspec.json.Decoder(Report)
@@ -96,9 +101,9 @@ class Reports:
 class IsolatedAttempt:
     """Like `attempt.Attempt`, but in a process of its own. `slots` limits the number of such processes."""
 
-    def __init__(self, code: str, ctx: StageContext, timeout_seconds: float | None, slots: asyncio.Semaphore) -> None:
+    def __init__(self, code: str, state: AttemptState, timeout_seconds: float | None, slots: asyncio.Semaphore) -> None:
         self._code = code
-        self._ctx = ctx
+        self._state = state
         self._timeout = timeout_seconds
         self._slots = slots
         self._ended_by: Outcome | None = None
@@ -173,14 +178,15 @@ class IsolatedAttempt:
             return Errored(
                 f"worker lost: the process of this attempt ended without a result ({_cause(code)})", vanished=True
             )
-        return Finished() if self._last.error is None else Errored(self._last.error, self._last.permanent)
+        last = self._last
+        return Finished() if last.error is None else Errored(last.error, last.permanent, traceback=last.traceback)
 
     def _on_report(self, report: Report) -> None:
         self._last = report
         if report.began and self._timeout is not None:
-            self._limit(self._timeout)
-        if report.fraction is not None and not self._ctx.interrupted:
-            self._ctx.report(report.fraction)
+            self._limit(self._timeout + OVERDUE_SECONDS)
+        if report.fraction is not None:
+            self._state.report(report.fraction)
 
     def _limit(self, seconds: float) -> None:
         if self._timer:
@@ -189,21 +195,22 @@ class IsolatedAttempt:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end, timed_out)
 
     def _work(self) -> Work:
-        ctx = self._ctx
+        state = self._state
         return Work(
             code=self._code,
-            job_id=ctx.job_id,
-            job_type=ctx.job_type,
-            stage=ctx.stage,
-            attempt=ctx.attempt,
-            expected_seconds=ctx.expected_seconds,
-            mock_time_scale=ctx.mock_time_scale,
+            job_id=state.job_id,
+            job_type=state.job_type,
+            stage=state.stage,
+            attempt=state.attempt,
+            expected_seconds=state.expected_seconds,
+            mock_time_scale=state.mock_time_scale,
+            timeout_seconds=self._timeout,
         )
 
     def _end(self, outcome: Outcome) -> None:
         if self._ended_by is None and not self._last.ended:
             self._ended_by = outcome
-            self._ctx.interrupt()
+            self._state.interrupt()
             if self._waiting:
                 self._waiting.cancel()
             self._kill()

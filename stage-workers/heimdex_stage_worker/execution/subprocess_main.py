@@ -11,9 +11,11 @@ import signal
 import sys
 from typing import Final
 
-from heimdex_contracts.settlement import Errored
-from heimdex_stage_worker.context import StageContext
-from heimdex_stage_worker.execution.attempt import Attempt, load_stage
+from heimdex_contracts.settlement import Errored, Outcome
+from heimdex_stage_worker.context import AttemptState
+from heimdex_stage_worker.execution import failures
+from heimdex_stage_worker.execution.attempt import Attempt
+from heimdex_stage_worker.execution.loading import load_stage
 from heimdex_stage_worker.execution.subprocess_attempt import Report, Work, decode_work, encode_report
 from heimdex_stage_worker.execution.threads import Threads
 
@@ -22,8 +24,8 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 async def run(work: Work, reports: int) -> None:
-    """Run the attempt and write its reports. `reports`: the file descriptor. The last report has the outcome."""
-    ctx = StageContext(
+    """Run the attempt, write its reports, and exit. `reports`: the file descriptor. The last report has the outcome."""
+    state = AttemptState(
         job_id=work.job_id,
         job_type=work.job_type,
         stage=work.stage,
@@ -35,16 +37,23 @@ async def run(work: Work, reports: int) -> None:
     async def report_progress() -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
-            if ctx.reported:
-                os.write(reports, encode_report(Report(fraction=ctx.fraction)))
+            if state.reported:
+                os.write(reports, encode_report(Report(fraction=state.fraction)))
 
     function = load_stage(work.code)
     os.write(reports, encode_report(Report(began=True)))
     reporting = asyncio.create_task(report_progress())
-    outcome = await Attempt(function, ctx, None, Threads(work.stage)).run()
+    outcome = await Attempt(function, state, work.timeout_seconds, Threads(work.stage)).run()
     reporting.cancel()
-    error, permanent = (outcome.error, outcome.permanent) if isinstance(outcome, Errored) else (None, False)
-    os.write(reports, encode_report(Report(ended=True, error=error, permanent=permanent)))
+    os.write(reports, encode_report(_report_of(outcome)))
+    sys.stderr.flush()
+    os._exit(0)  # asyncio.run would wait for a task that ignores its cancellation
+
+
+def _report_of(outcome: Outcome) -> Report:
+    if isinstance(outcome, Errored):
+        return Report(ended=True, error=outcome.error, permanent=outcome.permanent, traceback=outcome.traceback)
+    return Report(ended=True)
 
 
 def main() -> None:
@@ -63,7 +72,7 @@ def main() -> None:
     except BrokenPipeError:
         pass  # the worker no longer reads the reports
     except Exception as error:
-        os.write(reports, encode_report(Report(ended=True, error=f"{type(error).__name__}: {error}")))
+        os.write(reports, encode_report(_report_of(failures.errored(error))))
     os._exit(0)
 
 

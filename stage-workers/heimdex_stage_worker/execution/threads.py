@@ -5,9 +5,11 @@ longer the more threads compute, and the event loop must renew leases in the mea
 keeps the process alive.
 """
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,7 +23,7 @@ class Threads:
         self._starter: threading.Thread | None = None
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Call the function in a new thread. Returns the future of its result.
+        """Call the function in a new thread, in a copy of the caller's context. Returns the future of its result.
 
         A future that is cancelled in time prevents the call. If no thread can be started, the future has that error.
         """
@@ -29,7 +31,7 @@ class Threads:
             self._starter = threading.Thread(target=self._start, name=f"{self._name}-starter", daemon=True)
             self._starter.start()
         future: Future[Any] = Future()
-        self._due.put((future, function))
+        self._due.put((future, partial(contextvars.copy_context().run, function)))
         return future
 
     def _start(self) -> None:

@@ -2,27 +2,31 @@
 
 import asyncio
 import functools
+import gc
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import structlog
 
-from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
-from heimdex_stage_worker.execution.attempt import MAX_ERROR_LENGTH, Attempt, load_stage
+from heimdex_stage_worker.context import AttemptState, PermanentError, StageContext, StageInterrupted
+from heimdex_stage_worker.execution.attempt import Attempt
+from heimdex_stage_worker.execution.current_attempt import CURRENT
+from heimdex_stage_worker.execution.failures import MAX_ERROR_LENGTH
 from heimdex_stage_worker.execution.threads import Threads
 from tests.support.pipelines.isolatable import ODD, OddError
+from tests.support.waiting import eventually
 
 FOREVER = 3600.0
 MakeAttempt = Callable[..., Attempt]
 
 
-def context(fail_at_stage: str | None = None) -> StageContext:
-    return StageContext(
+def context(fail_at_stage: str | None = None) -> AttemptState:
+    return AttemptState(
         job_id="some-id",
         job_type="made_up",
         stage="painting",
@@ -37,14 +41,21 @@ def context(fail_at_stage: str | None = None) -> StageContext:
 def attempt() -> MakeAttempt:
     threads = Threads("painting")
 
-    def make(function: Any, timeout: float | None = None, ctx: StageContext | None = None) -> Attempt:
-        return Attempt(function, ctx or context(), timeout, threads)
+    def make(function: Any, timeout: float | None = None, state: AttemptState | None = None) -> Attempt:
+        return Attempt(function, state or context(), timeout, threads)
 
     return make
 
 
 async def ended(attempt: Attempt) -> Outcome:
     return await asyncio.wait_for(attempt.run(), 20)
+
+
+async def error_of(attempt: Attempt) -> tuple[str, bool]:
+    """Return the error of a failed attempt, and whether it is permanent."""
+    outcome = await ended(attempt)
+    assert isinstance(outcome, Errored), f"instead: {outcome!r}"
+    return outcome.error, outcome.permanent
 
 
 async def finishing(_: StageContext) -> str:
@@ -56,7 +67,7 @@ async def endless(_: StageContext) -> None:
 
 
 class Deaf:
-    """A stage that ignores every cancellation until the test is over."""
+    """A stage that swallows every cancellation until the test is over."""
 
     def __init__(self) -> None:
         self.started = asyncio.Event()
@@ -73,7 +84,7 @@ class Deaf:
         self.ended.set()
 
     async def end(self) -> None:
-        """Let the function end, so that it does not outlive its test."""
+        """Let it end, so that nothing outlives its test."""
         self.over = True
         if self.started.is_set():
             await self.ended.wait()
@@ -130,21 +141,21 @@ def raises(error: BaseException) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["async", "sync"])
 async def test_an_exception_is_an_error_that_names_its_type_and_text(attempt: MakeAttempt, kind: int) -> None:
-    assert await ended(attempt(raises(ValueError("no space"))[kind])) == Errored("ValueError: no space")
-    assert await ended(attempt(raises(RuntimeError())[kind])) == Errored("RuntimeError")
+    assert await error_of(attempt(raises(ValueError("no space"))[kind])) == ("ValueError: no space", False)
+    assert await error_of(attempt(raises(RuntimeError())[kind])) == ("RuntimeError", False)
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["async", "sync"])
 async def test_a_permanent_error_is_permanent_with_its_own_text(attempt: MakeAttempt, kind: int) -> None:
-    assert await ended(attempt(raises(PermanentError("bad file"))[kind])) == Errored("bad file", permanent=True)
-    assert await ended(attempt(raises(PermanentError())[kind])) == Errored("PermanentError", permanent=True)
+    assert await error_of(attempt(raises(PermanentError("bad file"))[kind])) == ("bad file", True)
+    assert await error_of(attempt(raises(PermanentError())[kind])) == ("PermanentError", True)
 
 
 TEXTS = {"NUL": "nul \x00 inside", "surrogate": "lone surrogate \ud800", "long": "x" * 100_000}
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-async def test_an_errors_text_can_be_stored_whatever_it_contains(attempt: MakeAttempt, kind: str) -> None:
+async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttempt, kind: str) -> None:
     outcome = await ended(attempt(raises(ValueError(TEXTS[kind]))[0]))
     assert isinstance(outcome, Errored)
     try:
@@ -156,7 +167,7 @@ async def test_an_errors_text_can_be_stored_whatever_it_contains(attempt: MakeAt
 
 
 @pytest.mark.parametrize("reason", [RuntimeError("not telling"), OddError("not telling")], ids=["error", "odd error"])
-async def test_an_exception_whose_text_cannot_be_read_is_still_an_error(
+async def test_an_error_that_cannot_be_shown_is_an_error_all_the_same(
     attempt: MakeAttempt, reason: BaseException
 ) -> None:
     class Unspeakable(Exception):
@@ -184,7 +195,7 @@ def test_no_exception_of_a_stage_hangs_its_job_or_ends_its_worker(
 
     async def run() -> Outcome:
         outcome = await ended(Attempt(function, context(), None, Threads("painting")))
-        await asyncio.sleep(0)  # the event loop continues
+        await asyncio.sleep(0)  # the loop goes on
         return outcome
 
     # In a loop of its own, which an exit would end.
@@ -193,7 +204,8 @@ def test_no_exception_of_a_stage_hangs_its_job_or_ends_its_worker(
         outcome = future.exception() or future.result()
     assert isinstance(outcome, Errored), f"instead: {outcome!r}"
     assert not outcome.permanent
-    named = "cancelled itself" if error is asyncio.CancelledError else type(error("odd")).__name__
+    words = {asyncio.CancelledError: "cancelled itself", interrupted_group: "1 error: KeyboardInterrupt"}
+    named = words.get(error) or type(error("odd")).__name__
     assert named in outcome.error
 
 
@@ -201,7 +213,7 @@ async def test_a_stage_that_cancels_itself_is_an_error(attempt: MakeAttempt) -> 
     async def cancels(_: StageContext) -> None:
         raise asyncio.CancelledError
 
-    assert await ended(attempt(cancels)) == Errored("the stage cancelled itself")
+    assert await error_of(attempt(cancels)) == ("the stage cancelled itself", False)
 
 
 @pytest.mark.parametrize("name", ["async", "sync", "deaf"])
@@ -239,9 +251,7 @@ async def test_a_time_out_counts_from_the_moment_the_function_is_called() -> Non
     assert await running == Finished()
 
 
-async def test_a_thread_that_cannot_be_started_is_an_error(
-    attempt: MakeAttempt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_thread_that_cannot_be_had_is_an_error(attempt: MakeAttempt, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await ended(attempt(lambda ctx: None)) == Finished()
     start = threading.Thread.start
 
@@ -251,7 +261,7 @@ async def test_a_thread_that_cannot_be_started_is_an_error(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert await ended(attempt(lambda ctx: None)) == Errored("RuntimeError: can't start new thread")
+    assert await error_of(attempt(lambda ctx: None)) == ("RuntimeError: can't start new thread", False)
     monkeypatch.undo()
     assert await ended(attempt(lambda ctx: None)) == Finished()
 
@@ -261,21 +271,21 @@ async def test_a_function_faster_than_its_time_out_is_finished(attempt: MakeAtte
 
 
 @pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("supersede", Superseded())])
-async def test_a_running_attempt_ends_as_requested(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
+async def test_a_running_attempt_ends_as_it_was_told(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
     started = asyncio.Event()
 
     async def waits(ctx: StageContext) -> None:
         started.set()
         await endless(ctx)
 
-    current = attempt(waits)
-    running = asyncio.create_task(ended(current))
+    made = attempt(waits)
+    running = asyncio.create_task(ended(made))
     await started.wait()
-    getattr(current, end)()
+    getattr(made, end)()
     assert await running == outcome
 
 
-async def test_a_blocking_stage_is_interrupted_when_it_reports(attempt: MakeAttempt) -> None:
+async def test_a_blocking_stage_hears_of_its_interruption_when_it_reports(attempt: MakeAttempt) -> None:
     started, heard = threading.Event(), threading.Event()
 
     def blocking(ctx: StageContext) -> None:
@@ -287,70 +297,221 @@ async def test_a_blocking_stage_is_interrupted_when_it_reports(attempt: MakeAtte
             heard.set()
             raise
 
-    current = attempt(blocking)
-    running = asyncio.create_task(ended(current))
+    made = attempt(blocking)
+    running = asyncio.create_task(ended(made))
     assert await asyncio.to_thread(started.wait, 20)
-    current.interrupt()
+    made.interrupt()
     assert await running == Interrupted()
     assert await asyncio.to_thread(heard.wait, 20)
 
 
-async def test_an_interrupted_stage_that_does_not_react_is_still_handed_back(attempt: MakeAttempt) -> None:
+async def test_a_deaf_stage_that_is_interrupted_is_handed_back_all_the_same(attempt: MakeAttempt) -> None:
     deaf = Deaf()
 
     async def function(ctx: StageContext) -> None:
         await deaf(ctx)
 
-    current = attempt(function)
-    running = asyncio.ensure_future(current.run())
+    made = attempt(function)
+    running = asyncio.ensure_future(made.run())
     await deaf.started.wait()
-    current.interrupt()
+    made.interrupt()
     done, _ = await asyncio.wait({running}, timeout=10)
     await deaf.end()
     assert done, "the interrupted attempt never ended"
     assert running.result() == Interrupted()
 
 
-async def test_an_attempt_that_is_ended_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
+async def test_an_attempt_told_to_end_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
     called = []
-    running = attempt(called.append)
-    running.supersede()
-    assert await ended(running) == Superseded()
+    made = attempt(called.append)
+    made.supersede()
+    assert await ended(made) == Superseded()
     assert called == []
 
 
 async def test_the_first_reason_to_end_wins_and_a_finished_attempt_stays_finished(attempt: MakeAttempt) -> None:
-    current = attempt(endless)
-    running = asyncio.create_task(ended(current))
+    made = attempt(endless)
+    running = asyncio.create_task(ended(made))
     await asyncio.sleep(0)
-    current.supersede()
-    current.interrupt()
+    made.supersede()
+    made.interrupt()
     assert await running == Superseded()
 
-    current = attempt(finishing)
-    assert await ended(current) == Finished()
-    current.interrupt()
+    made = attempt(finishing)
+    assert await ended(made) == Finished()
+    made.interrupt()
     assert await ended(attempt(finishing)) == Finished()
 
 
 async def test_fail_at_stage_is_an_error_at_the_start_of_that_stage_only(attempt: MakeAttempt) -> None:
     called: list[Any] = []
-    outcome = await ended(attempt(called.append, ctx=context("painting")))
+    outcome = await ended(attempt(called.append, state=context("painting")))
     assert isinstance(outcome, Errored)
     assert "painting" in outcome.error
     assert (called, outcome.permanent) == ([], False)
-    assert await ended(attempt(called.append, ctx=context("sculpting"))) == Finished()
+    assert await ended(attempt(called.append, state=context("sculpting"))) == Finished()
 
 
-def test_load_stage_returns_the_function() -> None:
-    from heimdex_stage_worker.stages import analyzing
+async def test_a_child_task_and_a_thread_of_it_know_the_attempt_that_they_belong_to(attempt: MakeAttempt) -> None:
+    seen: list[Attempt | None] = []
 
-    assert load_stage("heimdex_stage_worker.stages.analyzing:run") is analyzing.run
+    async def in_child() -> None:
+        seen.append(CURRENT.get())
+
+    async def function(_: StageContext) -> None:
+        await asyncio.create_task(in_child())
+        await asyncio.to_thread(lambda: seen.append(CURRENT.get()))
+
+    first, second = attempt(function), attempt(lambda ctx: seen.append(CURRENT.get()))
+    assert await ended(first) == Finished()
+    assert await ended(second) == Finished()
+    assert seen == [first, first, second]
+    assert CURRENT.get() is None
 
 
-@pytest.mark.parametrize(
-    "code", ["no.such.module:run", "heimdex_stage_worker.stages.analyzing:gone", "json:__name__", "json", "", ":run"]
-)
-def test_load_stage_refuses_code_that_is_not_a_function(code: str) -> None:
-    with pytest.raises(SettingsError):
-        load_stage(code)
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "sync"])
+async def test_what_a_stage_logs_names_its_attempt(attempt: MakeAttempt, blocking: bool) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def function(_: StageContext) -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+
+    def in_thread(_: StageContext) -> None:
+        seen.append(structlog.contextvars.get_contextvars())
+
+    assert await ended(attempt(in_thread if blocking else function)) == Finished()
+    assert seen == [{"job_id": "some-id", "stage": "painting", "attempt": 1}]
+    assert structlog.contextvars.get_contextvars() == {}
+
+
+async def test_an_attempt_fails_with_an_error_that_was_raised_elsewhere_for_it(attempt: MakeAttempt) -> None:
+    made = attempt(endless)
+    running = asyncio.create_task(ended(made))
+    await asyncio.sleep(0)
+    made.fail(SystemExit("a child task exits"))
+    made.interrupt()
+    outcome = await running
+    assert isinstance(outcome, Errored)
+    assert outcome.error == "SystemExit: a child task exits"
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["async", "sync", "sync that returns an awaitable"])
+async def test_a_stage_that_claims_an_interruption_that_did_not_happen_failed(attempt: MakeAttempt, kind: int) -> None:
+    in_async, in_sync = raises(StageInterrupted("I stop here"))
+    function = (in_async, in_sync, lambda ctx: in_async(ctx))[kind]
+    error, permanent = await error_of(attempt(function))
+    assert "StageInterrupted although nobody interrupted it" in error
+    assert not permanent
+
+
+def generator(_: StageContext) -> Iterator[int]:
+    yield 1
+
+
+async def async_generator(_: StageContext) -> AsyncIterator[int]:
+    yield 1
+
+
+async def never(_: StageContext) -> None:
+    pytest.fail("a coroutine that nobody awaits does not run")
+
+
+async def returns_a_task(ctx: StageContext) -> Any:
+    task = asyncio.create_task(endless(ctx))
+    ctx_task.append(task)
+    return task
+
+
+ctx_task: list[asyncio.Task[None]] = []
+
+
+async def returning(make: Callable[[StageContext], Any], ctx: StageContext) -> Any:
+    return make(ctx)
+
+
+LAZY: dict[str, Any] = {
+    "generator": generator,
+    "async generator": async_generator,
+    "map object": lambda ctx: map(str, [1]),
+    "filter object": lambda ctx: filter(None, [1]),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "sync"])
+@pytest.mark.parametrize("name", LAZY)
+async def test_a_stage_that_returns_code_that_has_not_run_failed(
+    attempt: MakeAttempt, name: str, blocking: bool
+) -> None:
+    function = LAZY[name] if blocking else functools.partial(returning, LAZY[name])
+    error, permanent = await error_of(attempt(function))
+    assert f"{name}: its code has not run" in error
+    assert not permanent
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "sync that returns an awaitable"])
+async def test_a_stage_that_returns_a_coroutine_that_nobody_awaits_failed(attempt: MakeAttempt, blocking: bool) -> None:
+    function = functools.partial(returning, never)
+    error, _ = await error_of(attempt((lambda ctx: function(ctx)) if blocking else function))
+    assert "an awaitable that nobody awaits: its code has not run" in error
+    gc.collect()  # Python would warn
+
+
+async def test_a_task_that_a_stage_returns_does_not_run_on(attempt: MakeAttempt) -> None:
+    error, _ = await error_of(attempt(returns_a_task))
+    assert "an awaitable that nobody awaits" in error
+    await asyncio.wait(ctx_task, timeout=20)
+    assert ctx_task.pop().cancelled()
+
+
+async def test_a_function_that_ignores_its_end_goes_on_until_it_returns(attempt: MakeAttempt) -> None:
+    deaf, over = Deaf(), threading.Event()
+
+    async def function(ctx: StageContext) -> None:
+        await deaf(ctx)
+
+    try:
+        for made in (attempt(function, timeout=0.05), attempt(lambda ctx: over.wait(FOREVER), timeout=0.05)):
+            assert "time-out" in (await error_of(made))[0]
+            assert made.goes_on is not None
+            assert not made.goes_on.done()
+    finally:
+        await deaf.end()
+        over.set()
+    await eventually(lambda: made.goes_on is None)
+    assert attempt(finishing).goes_on is None
+
+
+def where_it_blocks(over: threading.Event) -> None:
+    over.wait(FOREVER)
+
+
+async def where_it_waits() -> None:
+    await endless(StageContext(context()))
+
+
+@pytest.mark.parametrize("kind", ["async", "sync", "sync that returns an awaitable"])
+async def test_a_time_out_shows_where_the_function_is(attempt: MakeAttempt, kind: str) -> None:
+    over = threading.Event()
+
+    async def waits(_: StageContext) -> None:
+        await where_it_waits()
+
+    functions = {"async": waits, "sync": lambda ctx: where_it_blocks(over)}
+    outcome = await ended(attempt(functions.get(kind, lambda ctx: waits(ctx)), timeout=0.3))
+    over.set()
+    assert isinstance(outcome, Errored)
+    assert outcome.traceback is not None
+    assert ("where_it_blocks" if kind == "sync" else "where_it_waits") in outcome.traceback
+    assert "execution/attempt.py" not in outcome.traceback, "its own frames are of no interest"
+
+
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "sync"])
+async def test_an_error_has_the_traceback_of_the_stages_own_frames(attempt: MakeAttempt, blocking: bool) -> None:
+    outcome = await ended(attempt(raises(KeyError("frames"))[blocking]))
+    assert isinstance(outcome, Errored)
+    lines = (outcome.traceback or "").splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert "in in_sync" in lines[1] or "in in_async" in lines[1]
+    assert lines[-1] == "KeyError: 'frames'"

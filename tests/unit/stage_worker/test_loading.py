@@ -1,0 +1,177 @@
+"""What the worker takes as a stage's function, and what it refuses at its start."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from heimdex_contracts.errors import SettingsError
+from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.execution.loading import load_stage
+
+
+def blocking(ctx: StageContext) -> None: ...
+
+
+async def on_the_loop(ctx: StageContext) -> None: ...
+
+
+def generator(ctx: StageContext) -> Iterator[int]:
+    yield 1
+
+
+async def async_generator(ctx: StageContext) -> AsyncIterator[int]:
+    yield 1
+
+
+def two_arguments(ctx: StageContext, device: str) -> None: ...
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
+
+
+def adds_an_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(ctx: StageContext) -> Any:
+        return function(ctx, "cuda")
+
+    return call
+
+
+class Stage:
+    def __init__(self, *_: Any) -> None: ...
+
+    def method(self, ctx: StageContext) -> None: ...
+
+    def yielding(self, ctx: StageContext) -> Iterator[int]:
+        yield 1
+
+    def __call__(self, ctx: StageContext) -> None: ...
+
+
+class Yielding:
+    async def __call__(self, ctx: StageContext) -> AsyncIterator[int]:
+        yield 1
+
+
+class WithoutArguments:
+    def __call__(self) -> None: ...
+
+
+class Odd:
+    """Callable, with a signature that raises."""
+
+    def __call__(self, *_: Any) -> None: ...
+
+    @property
+    def __signature__(self) -> Any:
+        raise RuntimeError("no signature")
+
+
+def in_a_circle() -> Callable[..., Any]:
+    def call(ctx: StageContext) -> None: ...
+
+    call.__wrapped__ = call  # type: ignore[attr-defined]
+    return call
+
+
+GOOD: dict[str, Any] = {
+    "blocking": blocking,
+    "async": on_the_loop,
+    "partial": functools.partial(two_arguments, device="cuda"),
+    "decorated": decorated(blocking),
+    "decorator that adds an argument": adds_an_argument(two_arguments),
+    "method": Stage().method,
+    "callable object": Stage(),
+    "any arguments": lambda *args, **kwargs: None,
+    "function in C": print,
+    "odd": Odd(),
+    "decorated in a circle": in_a_circle(),
+}
+BAD: dict[str, tuple[Any, str]] = {
+    "generator": (generator, "generator function"),
+    "async generator": (async_generator, "generator function"),
+    "partial of a generator": (functools.partial(functools.partial(generator)), "generator function"),
+    "decorated generator": (decorated(decorated(generator)), "generator function"),
+    "context manager": (contextlib.contextmanager(generator), "generator function"),
+    "async context manager": (contextlib.asynccontextmanager(async_generator), "generator function"),
+    "generator method": (Stage().yielding, "generator function"),
+    "object that yields": (Yielding(), "generator function"),
+    "partial of an object that yields": (functools.partial(Yielding()), "generator function"),
+    "class": (Stage, "is a class"),
+    "exception": (ValueError, "is a class"),
+    "number": (42, "not a function"),
+    "none": (None, "not a function"),
+    "no argument": (lambda: None, "one argument"),
+    "two arguments": (two_arguments, "one argument"),
+    "named argument": (lambda *, ctx: None, "one argument"),
+    "object without arguments": (WithoutArguments(), "one argument"),
+    "partial that binds all": (functools.partial(blocking, None), "one argument"),
+}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = ModuleType("made_up_stages")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def test_load_stage_finds_the_function() -> None:
+    from heimdex_stage_worker.stages import analyzing
+
+    assert load_stage("heimdex_stage_worker.stages.analyzing:run") is analyzing.run
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_load_stage_takes_what_one_argument_can_call(module: ModuleType, name: str) -> None:
+    module.run = GOOD[name]  # type: ignore[attr-defined]
+    assert load_stage("made_up_stages:run") is GOOD[name]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_load_stage_refuses_what_would_not_run_in_one_sentence(module: ModuleType, name: str) -> None:
+    module.run, words = BAD[name]  # type: ignore[attr-defined]
+    with pytest.raises(SettingsError, match=words) as refused:
+        load_stage("made_up_stages:run")
+    text = str(refused.value)
+    assert text.startswith("The stage's code 'made_up_stages:run' ")
+    assert text.endswith(".")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "code", ["no.such.module:run", "heimdex_stage_worker.stages.analyzing:gone", "json:__name__", "json", "", ":run"]
+)
+def test_load_stage_refuses_code_that_is_not_a_function(code: str) -> None:
+    with pytest.raises(SettingsError):
+        load_stage(code)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not telling")
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), Unspeakable(), ValueError("two\nlines"), ValueError("x" * 10**6)])
+def test_a_module_that_raises_while_it_is_imported_is_refused_in_one_line(
+    module: ModuleType, error: BaseException
+) -> None:
+    def raise_it(_: str) -> None:
+        raise error
+
+    module.__getattr__ = raise_it  # type: ignore[method-assign]
+    with pytest.raises(SettingsError, match="cannot be imported") as refused:
+        load_stage("made_up_stages:run")
+    assert type(error).__name__ in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
