@@ -128,7 +128,7 @@ async def serve(running: Process, listener: socket.socket) -> None:
         await micro.register(broker.nc, NAME, "the HTTP API", counters)
         if deliverer is not None:
             await deliverer.start()
-        log.info("ready")
+        running.ready()
 
     def on_change(changed: frozenset[str]) -> None:
         if subjects.JOBS in changed:

@@ -126,7 +126,7 @@ class StageWorker:
         self._leases.start()
         for puller in self._pullers:
             await puller.start()
-        self._log.info("ready", concurrency=process.settings.stage_concurrency)
+        process.ready(self._log, concurrency=process.settings.stage_concurrency)
         if await process.unless_stopped(self._abandoned.too_many.wait()):
             process.exit_code = EXIT_BROKEN
             process.stopping.set()

@@ -117,7 +117,7 @@ async def serve(running: Process) -> None:
         asyncio.create_task(prune(upkeep_database, config.retention_days, log)),
     ]
     await recorder.start()
-    log.info("ready")
+    running.ready()
     stop = asyncio.ensure_future(running.stopping.wait())
     await asyncio.wait({work, stop, checking}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():

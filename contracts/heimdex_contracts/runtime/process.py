@@ -28,7 +28,6 @@ EXIT_CANNOT_SERVE = 2
 #: default threshold of 700 allocations costs a process 5 % of its time.
 GC_THRESHOLDS = (20_000, 20, 20)
 EXIT_BROKEN = 1
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass
@@ -40,10 +39,23 @@ class Process:
     log: Logger
     broker: Broker
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    #: Health checks: the process is healthy while all of them return True.
+    #: Health checks: the process is healthy while it is ready, is connected to NATS, and all of them return True.
     health: list[Callable[[], bool]] = field(default_factory=list)
+    _is_ready: bool = False
     #: The exit code of the process once its service has returned.
     exit_code: int = 0
+
+    def ready(self, log: Logger | None = None, **fields: object) -> None:
+        """Log, with these fields, that the service has begun to work. Until then the process is not healthy.
+
+        log: a logger with more context than the process's own.
+        """
+        self._is_ready = True
+        (log or self.log).info("ready", **fields)
+
+    def is_healthy(self) -> bool:
+        """Whether the service works and has the connections that it needs."""
+        return self._is_ready and self.broker.connected and all(check() for check in self.health)
 
     def stop_by(self) -> float:
         """Return the event-loop time at which the grace period ends, counted from this call."""
@@ -77,7 +89,7 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
     CannotServe (one log entry on stderr). 1 when the NATS client gave up or the service raised an unexpected error.
     The service may set another one (`Process.exit_code`).
     """
-    for number in _STOP_SIGNALS:
+    for number in (signal.SIGTERM, signal.SIGINT):
         # Modules of pipelines and stages may take long to import. Nothing is held yet, so the process need not wait.
         signal.signal(number, lambda *_: os._exit(0))
     try:
@@ -111,7 +123,7 @@ async def _live(settings: Settings, name: str, log: Logger, service: Callable[[P
     broker = Broker(settings, name, log)
     process = Process(settings, name, log, broker)
     loop = asyncio.get_running_loop()
-    for number in _STOP_SIGNALS:
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stopping.set)
     log.info("starting", message="starting", pid=os.getpid())
     health_file = asyncio.create_task(_touch_health_file(process))
@@ -137,7 +149,7 @@ async def _touch_health_file(process: Process) -> None:
         return
     path = Path(process.settings.health_file)
     while True:
-        if process.broker.connected and all(check() for check in process.health):
+        if process.is_healthy():
             try:
                 path.touch()  # noqa: ASYNC240  # fast: the file is on tmpfs or on a local disk
             except OSError as error:
