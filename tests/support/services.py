@@ -142,10 +142,10 @@ class Service:
         """Let a frozen process continue, with SIGCONT."""
         self._send(signal.SIGCONT)
 
-    def ask_to_stop(self) -> None:
-        """Send SIGTERM and return at once."""
+    def ask_to_stop(self, number: int = signal.SIGTERM) -> None:
+        """Send SIGTERM, or another signal that stops a service, and return at once."""
         self.told_to_stop = True
-        self._send(signal.SIGTERM)
+        self._send(number)
 
     async def ended(self, timeout: float = PATIENCE_SECONDS) -> int:
         """Wait until the process ends. Returns its exit code, or the negative signal number when a signal ended it."""

@@ -1,26 +1,29 @@
-"""Runs a service process: reads the settings, configures the logs, handles SIGTERM, and sets the exit code.
+"""Runs a service process: reads the settings, configures the logs, handles signals, and sets the exit code.
 
 A service is a coroutine function that takes a `Process`, starts what it needs, awaits `process.stopping`, and hands
 back or finishes the work that it holds before it returns.
 """
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import uvloop
 
 from heimdex_contracts.errors import CannotServe, SettingsError
-from heimdex_contracts.runtime import logs
+from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.settings import Settings
+
+T = TypeVar("T")
 
 EXIT_UNUSABLE_SETTINGS = 2
 EXIT_CANNOT_SERVE = 2
@@ -28,11 +31,15 @@ EXIT_CANNOT_SERVE = 2
 #: default threshold of 700 allocations costs a process 5 % of its time.
 GC_THRESHOLDS = (20_000, 20, 20)
 EXIT_BROKEN = 1
+#: The signals that stop a service in order. SIGHUP: its terminal was closed; none of the services reloads anything.
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: How long tasks that are left at the end of a service may clean up.
+CLEAN_UP_SECONDS: Final = 1.0
 
 
 @dataclass
 class Process:
-    """The parts that every service process has. SIGTERM and SIGINT set `stopping`."""
+    """The parts that every service process has. SIGTERM, SIGINT and SIGHUP set `stopping`."""
 
     settings: Settings
     name: str
@@ -100,14 +107,16 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
     gc.collect()
     gc.freeze()  # imported modules stay alive, so the collector need not scan them again
     gc.set_threshold(*GC_THRESHOLDS)
+    loop = uvloop.new_event_loop()
     try:
-        code = uvloop.run(_live(settings, name, log, service))
+        code = run_to_end(loop, _live(settings, name, log, service), lambda error: _log_refused_exit(log, error))
     except CannotServe as error:
         log.error("cannot_serve", message=str(error))
         code = EXIT_CANNOT_SERVE
     except Exception:
         log.exception("defect", message="unexpected error: the process exits")
         code = EXIT_BROKEN
+    _cancel_all_tasks(loop)
     sys.stderr.flush()
     # A stage's blocking function may still run in a thread. Its job was handed back, so nothing depends on it.
     os._exit(code)
@@ -119,12 +128,63 @@ def exit_unusable(error: SettingsError) -> NoReturn:
     os._exit(EXIT_UNUSABLE_SETTINGS)
 
 
+def run_to_end(
+    loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, T], on_exit: Callable[[BaseException], None]
+) -> T:
+    """Run `main` on this loop until it ends, whatever other code on the loop does. Returns its result.
+
+    A task or a callback of a stage that raises SystemExit or KeyboardInterrupt, or calls `loop.stop()`, stops the loop:
+    `on_exit` is then called with the error, and the loop runs on. Raises what `main` raises; if that is SystemExit or
+    KeyboardInterrupt, RuntimeError.
+    """
+    asyncio.set_event_loop(loop)
+    task = loop.create_task(main)
+    while not task.done():
+        try:
+            loop.run_until_complete(task)
+        except BaseException as error:
+            if loop.is_closed():
+                raise
+            if not task.done():
+                on_exit(error)
+    try:
+        return task.result()
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"the service raised {error!r}") from error
+
+
+def _log_refused_exit(log: Logger, error: BaseException) -> None:
+    log.error(
+        "exit_refused",
+        message="code on the event loop tried to end the process: it goes on; a stage must raise an error instead",
+        error=repr(error),
+        exc_info=error,
+    )
+
+
+def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Let the tasks that are left clean up. Does not wait for threads: one that hangs must not keep the process."""
+
+    async def cancel() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLEAN_UP_SECONDS)
+
+    with contextlib.suppress(BaseException):
+        run_to_end(loop, cancel(), lambda _: None)
+
+
 async def _live(settings: Settings, name: str, log: Logger, service: Callable[[Process], Awaitable[None]]) -> int:
     broker = Broker(settings, name, log)
     process = Process(settings, name, log, broker)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.stopping.set)
+    # Handlers of the loop would be lost while `run_to_end` starts it again.
+    signals = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not _is_ignored(number)]
+    for number in signals:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(process.stopping.set))
+    forks.protect(loop, signals, name)
     log.info("starting", message="starting", pid=os.getpid())
     health_file = asyncio.create_task(_touch_health_file(process))
     work = asyncio.ensure_future(service(process))
@@ -142,6 +202,10 @@ async def _live(settings: Settings, name: str, log: Logger, service: Callable[[P
         await broker.close()
     log.info("stopped", message="stopped")
     return process.exit_code
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN  # as nohup ignores SIGHUP
 
 
 async def _touch_health_file(process: Process) -> None:

@@ -1,13 +1,14 @@
 """SIGTERM under load: exit code 0, and no accepted job is lost or loses an attempt."""
 
 import asyncio
+import signal
 
 import httpx
 import pytest
 
 from tests.support.api import Api
 from tests.support.servers import NatsServer
-from tests.support.services import MOCK_STAGES, System
+from tests.support.services import LAUNCHERS, MOCK_STAGES, System
 from tests.support.waiting import eventually
 from tests.support.watching import Observer
 
@@ -99,3 +100,31 @@ async def test_work_longer_than_the_grace_period_is_handed_back_and_done_by_the_
                 "completed",
             ]
             assert seen.subjects("heimdex.attempts", job_id) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+async def test_a_closed_terminal_and_ctrl_c_stop_every_service_in_order(
+    system: System, api: Api, nats: NatsServer, number: signal.Signals
+) -> None:
+    system.env |= {"HEIMDEX_MOCK_TIME_SCALE": "100", "HEIMDEX_SHUTDOWN_GRACE_SECONDS": "1"}
+    system.start_all(stages=("extracting",))
+    await system.ready()
+    async with Observer(nats.url) as seen:
+        job_id = await api.submit()
+        await eventually(lambda: seen.subjects("heimdex.progress", job_id))
+        for name in ("extracting", "gateway", "status-store"):
+            system[name].ask_to_stop(number)
+        for name in ("extracting", "gateway", "status-store"):
+            assert await system[name].ended() == 0
+        assert [event.get("reason") for event in seen.payloads("heimdex.jobs", job_id)] == ["submitted", "handed_back"]
+
+
+async def test_a_service_started_with_sighup_ignored_outlives_its_terminal(system: System, api: Api) -> None:
+    system.start_all(stages=())
+    worker = system.start("extracting", launcher=LAUNCHERS / "ignores_hangup.py")
+    await system.ready()
+    worker.ask_to_stop(signal.SIGHUP)
+    job_id = await api.submit()
+    await eventually(lambda: worker.logged("stage_finished", job_id=job_id))
+    assert worker.running
+    assert await worker.terminate() == 0

@@ -10,6 +10,7 @@ tests/integration/contracts/test_client.py and test_lost_links.py test the behav
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,6 +19,8 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
+
+from heimdex_contracts.runtime import forks
 
 #: Called with the subject, reply, payload and header block as read from the connection; must neither block nor raise.
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
@@ -90,6 +93,12 @@ class DirectClient(Client):
         self._write_at = float("inf")
         self._write_timer: asyncio.Handle | None = None
         self._refused_at = float("-inf")
+        self._socket: tuple[int, int] | None = None
+        forks.keep_from_children(self)
+
+    def socket_identity(self) -> tuple[int, int] | None:
+        """Return the descriptor and the inode of the newest connection's socket; None before the first connection."""
+        return self._socket
 
     @property
     def pending_requests(self) -> int:
@@ -324,6 +333,9 @@ class DirectClient(Client):
         except Exception:
             self.options["reconnect_time_wait"] = RECONNECT_SECONDS  # the server is down; it did not refuse us
             raise
+        # The descriptor alone may be another file's by the time of a fork: the transport does not say when it closed.
+        descriptor = self._descriptor()
+        self._socket = None if descriptor is None else (descriptor, os.fstat(descriptor).st_ino)
 
     async def _process_connect_init(self) -> None:
         try:
@@ -360,6 +372,12 @@ class DirectClient(Client):
         wait = 2 * self.options["reconnect_time_wait"] if recent else RECONNECT_SECONDS
         self.options["reconnect_time_wait"] = min(wait, MAX_RECONNECT_SECONDS)
         self._refused_at = now
+
+    def _descriptor(self) -> int | None:
+        # A TcpTransport has a stream writer, a WebSocketTransport a response.
+        connection = getattr(self._transport, "_io_writer", None) or getattr(self._transport, "_ws", None)
+        socket = connection.get_extra_info("socket") if connection is not None else None
+        return None if socket is None else int(socket.fileno())
 
     def _abort(self) -> None:
         writer = getattr(self._transport, "_io_writer", None)
