@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, cast, get_args
+from typing import Any, Literal, NotRequired, Self, TypedDict, cast, get_args
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
@@ -62,6 +62,8 @@ class Event(TypedDict):
     ended: EndedAttempt | None
     error: str | None
     retry_in_seconds: float | None
+    #: A gateway of release 0.1.0 does not send it.
+    traceback: NotRequired[str | None]
 
 
 _JOB = Job.__required_keys__

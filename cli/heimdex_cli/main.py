@@ -114,18 +114,20 @@ def get(job_id: str, *, as_json: JsonFlag = False) -> int:
 
 
 @app.command
-def watch(job_id: str, *, as_json: JsonFlag = False) -> int:
+def watch(job_id: str, *, traceback: Flag = False, as_json: JsonFlag = False) -> int:
     """Follow a job until it reaches a terminal state. Exit code: 0 completed, 1 failed, 3 canceled.
 
     Parameters
     ----------
     job_id
         The id that `heimdex submit` printed.
+    traceback
+        Also show the traceback of each error, where there is one.
     as_json
         Print the finished job as the API returns it. The progress goes to standard error.
     """
     with JobsApi.from_environment() as api:
-        return _watch(api, job_id, as_json=as_json)
+        return _watch(api, job_id, as_json=as_json, tracebacks=traceback)
 
 
 @app.command(name="list")
@@ -207,13 +209,15 @@ def retry(job_id: str, *, from_start: Flag = False, watch: Flag = False, as_json
 
 
 @app.command
-def events(job_id: str, *, as_json: JsonFlag = False) -> int:
-    """Print the history of a job: every hand-over and every failed attempt.
+def events(job_id: str, *, traceback: Flag = False, as_json: JsonFlag = False) -> int:
+    """Print the history of a job: every hand-over, and every attempt that failed or was lost.
 
     Parameters
     ----------
     job_id
         The id that `heimdex submit` printed.
+    traceback
+        Also print the traceback of each error, where there is one, after the table.
     as_json
         Print the events as the API returns them, one per line.
     """
@@ -223,7 +227,7 @@ def events(job_id: str, *, as_json: JsonFlag = False) -> int:
         for entry in history:
             _print_json(entry)
     else:
-        print_events(history)
+        print_events(history, tracebacks=traceback)
     return 0
 
 
@@ -248,10 +252,10 @@ def key(tenant: str, *, as_json: JsonFlag = False) -> int:
     return 0
 
 
-def _watch(api: JobsApi, job_id: str, *, as_json: bool = False) -> int:
+def _watch(api: JobsApi, job_id: str, *, as_json: bool = False, tracebacks: bool = False) -> int:
     # With --json, standard output carries only the response.
     with open_board(sys.stderr if as_json else sys.stdout) as board:
-        job = follow(api, job_id, board)
+        job = follow(api, job_id, board, tracebacks=tracebacks)
     _print_json(job) if as_json else print(describe_end(job))
     return EXIT_CODES[job["status"]]
 

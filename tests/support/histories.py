@@ -100,7 +100,14 @@ class Writer:
         )
         started, percent = self.at, max(self.due.progress, self.percent)
         failed = AttemptFailed(
-            **self._place(), error="oh", delay_seconds=1, started_at=started, at=self.at, progress=percent
+            **self._place(),
+            error="oh",
+            delay_seconds=1,
+            started_at=started,
+            at=self.at,
+            progress=percent,
+            lost=self.attempt % 2 == 0,
+            traceback=None if self.attempt % 2 == 0 else "Traceback:\n  oh",
         )
         self.events.append(failed)
         self.attempt += 1

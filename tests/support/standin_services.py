@@ -106,7 +106,8 @@ class Gateway(BaseHTTPRequestHandler):
         job, seconds = self.job(job_id), self.seconds(job_id)
         fails = self.jobs[job_id][1] is not None
         events = [(0.0, "submitted", "extracting", None), (2.0, "handed_over", "analyzing", None)]
-        events += [(4.0, "attempt_failed", "analyzing", 1)] if fails else [(5.0, "handed_over", "indexing", None)]
+        attempts = [(3.0, "attempt_lost", "analyzing", 1), (4.0, "attempt_failed", "analyzing", 2)]
+        events += attempts if fails else [(5.0, "handed_over", "indexing", None)]
         events = [event for event in events if event[0] <= seconds]
         if job["status"] != "processing":
             events.append((6.0, job["status"], job["stage"], None))
@@ -121,7 +122,8 @@ class Gateway(BaseHTTPRequestHandler):
                 if attempt
                 else None,
                 "error": "it was told to" if attempt else None,
-                "retry_in_seconds": 1.5 if attempt else None,
+                "retry_in_seconds": {1: 0.0, 2: 1.5}.get(attempt or 0),
+                "traceback": 'Traceback:\n  File "x.py", line 1\nBoom' if attempt == 2 else None,
             }
             for number, (at, kind, stage, attempt) in enumerate(events)
         ]

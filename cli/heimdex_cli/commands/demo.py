@@ -17,6 +17,7 @@ from heimdex_cli.commands.run import announce
 from heimdex_cli.commands.watch import POLL_SECONDS
 from heimdex_cli.embedded.system import EmbeddedSystem
 from heimdex_cli.errors import HeimdexError
+from heimdex_cli.output.attempts import describe_attempt
 from heimdex_cli.output.progress import Board, open_board
 from heimdex_cli.output.worker_logs import AttemptLog, FailedAttempt
 from heimdex_cli.settings import addresses_for_demo
@@ -84,9 +85,9 @@ def _run_jobs(system: EmbeddedSystem, cancelled: Callable[[], bool]) -> dict[str
 
 def _note_failures(board: Board, labels: dict[str, str], attempts: list[FailedAttempt]) -> None:
     for failed in attempts:
-        then = "no further attempt" if failed.delay_seconds is None else f"next attempt in {failed.delay_seconds:g} s"
-        label = labels.get(failed.job_id, failed.job_id)
-        board.note(f"{label}  attempt {failed.attempt} at {failed.stage} failed: {failed.error}; {then}")
+        sentence = describe_attempt(failed.event, failed.stage, failed.attempt, failed.error, failed.delay_seconds)
+        last = "; no further attempt" if failed.delay_seconds is None else ""
+        board.note(f"{labels.get(failed.job_id, failed.job_id)}  {sentence}{last}")
 
 
 def print_summary(jobs: dict[str, Job], stages: list[str]) -> None:

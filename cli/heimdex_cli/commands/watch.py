@@ -7,6 +7,7 @@ from typing import cast
 
 from heimdex_cli.client import ENDED, Job, JobsApi, StreamEvent
 from heimdex_cli.errors import Unreachable
+from heimdex_cli.output.attempts import UNSUCCESSFUL, describe_attempt, traceback_of
 from heimdex_cli.output.progress import Board
 
 EXIT_CODES = {"completed": 0, "failed": 1, "canceled": 3}
@@ -18,8 +19,10 @@ POLL_SECONDS = 0.2
 MAX_OUTAGE_SECONDS = 30.0
 
 
-def follow(api: JobsApi, job_id: str, board: Board, sleep: Callable[[float], None] = time.sleep) -> Job:
-    """Show the job until it reaches a terminal state, and return it.
+def follow(
+    api: JobsApi, job_id: str, board: Board, sleep: Callable[[float], None] = time.sleep, *, tracebacks: bool = False
+) -> Job:
+    """Show the job until it reaches a terminal state, and return it. tracebacks: also show those of the errors.
 
     It follows the job's live stream, and resumes a broken stream after the last event that it received. It waits while
     the API does not answer. Raises Unreachable after an outage of 30 s, or at once when the API does not answer the
@@ -38,7 +41,7 @@ def follow(api: JobsApi, job_id: str, board: Board, sleep: Callable[[float], Non
                 last_id = event.id or last_id
                 # The stream starts with the history. Events that the response of GET includes are not shown again.
                 if event.data.get("at", "") > job["updated_at"]:
-                    _note(board, job_id, event)
+                    _note(board, job_id, event, tracebacks=tracebacks)
                     job = advanced(job, event)
                     board.show(job_id, job)
         try:
@@ -61,19 +64,22 @@ def advanced(job: Job, event: StreamEvent) -> Job:
         case "progress":
             furthest = max(job["progress"], int(event.data["progress"]))
             new |= {"status": "processing", "stage": event.data["stage"], "progress": furthest}
-        case "handed_over" | "attempt_failed":
+        case "handed_over" | "attempt_failed" | "attempt_lost":
             new |= {"status": "processing", "stage": event.data["stage"]}
         case "retried":
             new |= {"status": "pending", "stage": None, "progress": 0}
     return cast(Job, new)
 
 
-def _note(board: Board, job_id: str, event: StreamEvent) -> None:
-    if event.name != "attempt_failed" or event.data["ended"] is None:
-        return
-    attempt, delay = event.data["ended"], event.data["retry_in_seconds"]
-    then = f"; next attempt in {delay:g} s" if delay is not None else ""
-    board.note(f"{job_id}  attempt {attempt['attempt']} at {attempt['stage']} failed: {event.data['error']}{then}")
+def _note(board: Board, job_id: str, event: StreamEvent, *, tracebacks: bool) -> None:
+    data = event.data
+    if event.name in UNSUCCESSFUL and (ended := data["ended"]) is not None:
+        sentence = describe_attempt(
+            event.name, ended["stage"], ended["attempt"], data["error"], data["retry_in_seconds"]
+        )
+        board.note(f"{job_id}  {sentence}")
+    if tracebacks and (text := traceback_of(data)):
+        board.note(f"{job_id}  {event.name}\n{text}" if event.name not in UNSUCCESSFUL else text)
 
 
 def describe_end(job: Job) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heimdex_cli.client import Event, Job
+from heimdex_cli.output.attempts import next_attempt, traceback_of
 
 COLORS = {"completed": "green", "failed": "red", "canceled": "yellow", "processing": "cyan"}
 #: The width of a table in a pipe: wide enough that no row is folded, so that grep sees one row per line.
@@ -38,13 +39,15 @@ def print_jobs(jobs: Iterable[Job]) -> None:
     _print(table)
 
 
-def print_events(events: Iterable[Event]) -> None:
-    """Print a table with a row per entry of the history; `took` is the duration of the attempt that it reports."""
+def print_events(events: Sequence[Event], *, tracebacks: bool = False) -> None:
+    """Print a table with a row per entry of the history; `took` is the duration of the attempt that it reports.
+
+    tracebacks: after the table, print the traceback of each entry that has one.
+    """
     table = _table("id", "at", "run", "event", "stage", "took", "attempt", "error")
     for entry in events:
         ended = entry["ended"]
-        retry = entry["retry_in_seconds"]
-        then = f"; next attempt in {retry:g} s" if retry is not None else ""
+        then = next_attempt(entry["event"], entry["retry_in_seconds"])
         table.add_row(
             entry["id"],
             _format_time(entry["at"]),
@@ -56,6 +59,9 @@ def print_events(events: Iterable[Event]) -> None:
             Text(f"{entry['error']}{then}" if entry["error"] else "-"),
         )
     _print(table)
+    for entry in events:
+        if tracebacks and (text := traceback_of(entry)):
+            print(f"\n{entry['id']}  {entry['event']}\n{text}")
 
 
 def _table(*columns: str) -> Table:

@@ -1,5 +1,6 @@
-"""Reads failed attempts from the stage workers' logs, for `heimdex demo`: the job that the API returns does not list
-them.
+"""Reads failed and lost attempts from the stage workers' logs, for `heimdex demo`.
+
+The job that the API returns does not list them.
 """
 
 import json
@@ -7,11 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from heimdex_cli.output.attempts import UNSUCCESSFUL
+
 
 @dataclass(frozen=True)
 class FailedAttempt:
-    """One line `{"event": "attempt_failed", ...}` of a worker's log."""
+    """One line `{"event": "attempt_failed", ...}` of a worker's log. event: one of UNSUCCESSFUL."""
 
+    event: str
     job_id: str
     stage: str
     attempt: int
@@ -27,7 +31,7 @@ class AttemptLog:
         self._offsets = {logs / f"{stage}.log": 0 for stage in stages}
 
     def read_new(self) -> list[FailedAttempt]:
-        """Return the failed attempts that were logged since the last call; other lines are ignored."""
+        """Return the failed and lost attempts that were logged since the last call; other lines are ignored."""
         attempts: list[FailedAttempt] = []
         for path, offset in self._offsets.items():
             try:
@@ -43,14 +47,15 @@ class AttemptLog:
 
 
 def _parse(line: bytes) -> FailedAttempt | None:
-    if b"attempt_failed" not in line:
+    if not any(event.encode() in line for event in UNSUCCESSFUL):
         return None
     try:
         entry = json.loads(line)
-        if entry["event"] != "attempt_failed":
+        if entry["event"] not in UNSUCCESSFUL:
             return None
         delay = entry.get("delay_seconds")
         return FailedAttempt(
+            entry["event"],
             entry["job_id"],
             entry["stage"],
             entry["attempt"],

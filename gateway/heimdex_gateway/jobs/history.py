@@ -61,9 +61,11 @@ class History:
         async for _ in repeat(0.01, 0.2, until=until):
             # The streams are read first: an event leaves them only after Postgres has recorded it.
             try:
-                entries = {(row.step, row.attempt): row for row in await self._in_streams(job_id)}
+                in_streams = await self._in_streams(job_id)
             except (BrokerUnavailable, JetStreamError):
                 raise StateUnavailable(NATS_DOWN) from None
+            # Of two results of one attempt the first counts, as in Postgres: a worker that counted as lost may report.
+            entries = {(row.step, row.attempt): row for row in reversed(in_streams)}
             try:
                 entries |= {(row.step, row.attempt): row for row in await self._database.history(job_id)}
             except DatabaseUnavailable:

@@ -54,33 +54,42 @@ JOB_EXAMPLES: Final = [
 ]
 
 
+def _event(event_id: str, event: str, at: str, **fields: Any) -> dict[str, Any]:
+    empty = {"ended": None, "error": None, "retry_in_seconds": None, "traceback": None}
+    return {"id": event_id, "event": event, "run": 1, "stage": "analyzing", "at": at, **empty, **fields}
+
+
+def _attempt(stage: str, attempt: int, started_at: str, seconds: float | None) -> dict[str, Any]:
+    return {"stage": stage, "attempt": attempt, "started_at": started_at, "duration_seconds": seconds}
+
+
 EVENTS: Final = {
     "events": [
-        {
-            "id": "0.0",
-            "event": "submitted",
-            "run": 1,
-            "stage": "extracting",
-            "at": _CREATED,
-            "ended": None,
-            "error": None,
-            "retry_in_seconds": None,
-        },
-        {
-            "id": "1.0",
-            "event": "handed_over",
-            "run": 1,
-            "stage": "analyzing",
-            "at": "2025-10-28T12:00:02.010230Z",
-            "ended": {
-                "stage": "extracting",
-                "attempt": 1,
-                "started_at": "2025-10-28T12:00:00.004519Z",
-                "duration_seconds": 2.005,
-            },
-            "error": None,
-            "retry_in_seconds": None,
-        },
+        _event("0.0", "submitted", _CREATED, stage="extracting"),
+        _event(
+            "1.0",
+            "handed_over",
+            "2025-10-28T12:00:02.010230Z",
+            ended=_attempt("extracting", 1, "2025-10-28T12:00:00.004519Z", 2.005),
+        ),
+        _event(
+            "1.1",
+            "attempt_lost",
+            "2025-10-28T12:00:32.054120Z",
+            ended=_attempt("analyzing", 1, "2025-10-28T12:00:02.011871Z", None),
+            error="worker lost: the attempt ended without a result",
+            retry_in_seconds=0.0,
+        ),
+        _event(
+            "1.2",
+            "attempt_failed",
+            "2025-10-28T12:00:33.107713Z",
+            ended=_attempt("analyzing", 2, "2025-10-28T12:00:32.054120Z", 1.053),
+            error="KeyError: 'frames'",
+            retry_in_seconds=2.0,
+            traceback='Traceback (most recent call last):\n  File "/srv/media/stages.py", line 41, in analyze\n'
+            "    count = probe[\"frames\"]\n            ~~~~~^^^^^^^^^^\nKeyError: 'frames'",
+        ),
     ]
 }
 

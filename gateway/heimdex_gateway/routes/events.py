@@ -38,7 +38,7 @@ async def list_events(
         HeaderParameter(name="Last-Event-ID", required=False, description="resume the live stream after this event"),
     ] = None,
 ) -> Response[bytes] | Stream:
-    """Returns every hand-over and every failed attempt.
+    """Returns every hand-over and every attempt that failed or was lost.
 
     With `Accept: text/event-stream` the response is a live stream that begins with the history.
     """

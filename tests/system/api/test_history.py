@@ -1,15 +1,21 @@
 """GET /jobs/{id}/events: every hand-over and every attempt, with its times."""
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.messages import AttemptFailed
 from tests.support.api import Api
 from tests.support.waiting import eventually
+from tests.support.watching import Observer
 from tests.system.api.conftest import Live
-from tests.system.api.sse import history
+from tests.system.api.sse import entries, history
 
 KEYS = ["id", "event", "run", "stage", "at", "ended", "error", "retry_in_seconds", "traceback"]
 
@@ -32,7 +38,7 @@ def check(events: list[dict[str, Any]]) -> None:
         if entry["ended"] is not None and entry["ended"]["started_at"] is not None:
             took = datetime.fromisoformat(entry["at"]) - datetime.fromisoformat(entry["ended"]["started_at"])
             assert took.total_seconds() >= 0
-            assert entry["ended"]["duration_seconds"] >= 0
+            assert entry["event"] == "attempt_lost" or entry["ended"]["duration_seconds"] >= 0
     places = [tuple(map(int, entry["id"].split("."))) for entry in events]
     assert places == sorted(set(places)), "ids are unique and grow"
     for earlier, later in pairwise(events):
@@ -118,6 +124,78 @@ async def test_an_attempt_in_the_history_of_a_running_job_is_there_before_the_jo
     assert summary(await history(http, job_id))[1:] == [("0.1", "attempt_failed", "preparing")]
     live.script.open_gate()
     await http.wait_until(job_id, "completed")
+
+
+@asynccontextmanager
+async def running(http: Api, live: Live) -> AsyncIterator[tuple[str, Callable[..., Awaitable[None]]]]:
+    """A job whose first attempt runs until the end of the context, and a function that publishes an end of it."""
+    live.script.write("preparing", "gate")
+    job_id = await http.submit("scripted")
+    await eventually(lambda: live.script.runs("preparing", job_id))
+    created = datetime.fromisoformat((await http.get(job_id))["created_at"])
+
+    async with Observer(live.nats.url) as observer:
+
+        async def publish(**fields: Any) -> None:
+            message = AttemptFailed(
+                job_id=job_id,
+                type="scripted",
+                step=0,
+                stage="preparing",
+                attempt=1,
+                started_at=created,
+                at=messages.now(),
+                created_at=created,
+                delay_seconds=0,
+                **fields,
+            )
+            subject = subjects.attempt_subject("preparing", job_id)
+            await observer.nc.request(subject, messages.encode(message), timeout=10)
+
+        yield job_id, publish
+    live.script.open_gate()
+    await http.wait_until(job_id, "completed")
+
+
+async def test_a_lost_attempt_has_a_start_and_no_duration(http: Api, live: Live) -> None:
+    async with running(http, live) as (job_id, publish):
+        following = asyncio.create_task(entries(http, job_id, most=2))
+        await publish(error="worker lost: it ended without a result", lost=True)
+        events = await history(http, job_id)
+        check(events)
+        lost = events[1]
+        assert (lost["id"], lost["event"], lost["stage"]) == ("0.1", "attempt_lost", "preparing")
+        assert (lost["error"], lost["retry_in_seconds"]) == ("worker lost: it ended without a result", 0.0)
+        assert lost["ended"]["duration_seconds"] is None
+        assert lost["ended"]["started_at"] is not None
+        assert (await http.get(job_id))["status"] == "processing"
+        assert [sent.data for sent in await following] == events
+    assert (await history(http, job_id))[1] == lost, "recorded as it was in the stream"
+
+
+TRACEBACK = "Traceback (most recent call last):\n  “é”\nKeyError: 'frames'\n\nThe above exception …\r\n\ttwo"
+
+
+async def test_a_traceback_is_returned_as_it_was_published(http: Api, live: Live) -> None:
+    async with running(http, live) as (job_id, publish):
+        await publish(error="KeyError: 'frames'", traceback=TRACEBACK)
+        assert (await history(http, job_id))[1]["traceback"] == TRACEBACK
+        (sent,) = (sent for sent in await entries(http, job_id, most=2) if sent.event == "attempt_failed")
+        assert sent.data["traceback"] == TRACEBACK
+    events = await history(http, job_id)
+    assert [entry["traceback"] for entry in events] == [None, TRACEBACK, None, None, None]
+
+
+@pytest.mark.parametrize("first", ["attempt_lost", "attempt_failed"])
+async def test_of_two_results_of_one_attempt_the_first_counts(http: Api, live: Live, first: str) -> None:
+    async with running(http, live) as (job_id, publish):
+        following = asyncio.create_task(entries(http, job_id, most=2))
+        await publish(error="one", lost=first == "attempt_lost")
+        await publish(error="two", lost=first != "attempt_lost")
+        for events in ([sent.data for sent in await following], await history(http, job_id)):
+            assert [(entry["event"], entry["error"]) for entry in events[1:]] == [(first, "one")]
+    events = await history(http, job_id)
+    assert [entry["error"] for entry in events if entry["id"] == "0.1"] == ["one"]
 
 
 @pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "x", "%00", "*", "a.b"])

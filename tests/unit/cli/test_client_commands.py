@@ -9,6 +9,7 @@ from heimdex_cli.main import call
 from tests.support.standin_services import Gateway
 
 Printed = pytest.CaptureFixture[str]
+TRACEBACK = ["    Traceback:", '      File "x.py", line 1', "    Boom"]
 UNKNOWN = "01a20685-7164-746b-829f-d1636dcdeb5e"
 
 
@@ -79,17 +80,35 @@ def test_events_is_a_table_or_one_event_a_line(api: str, capsys: Printed) -> Non
     assert call(["events", job_id]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["id", "at", "run", "event", "stage", "took", "attempt", "error"]
-    assert [row.split()[4] for row in rows] == ["submitted", "handed_over", "attempt_failed", "failed"]
-    assert rows[2].split(maxsplit=6)[6].rstrip() == "0.5 s  1 of analyzing  it was told to; next attempt in 1.5 s"
+    assert [row.split()[4] for row in rows] == [
+        "submitted",
+        "handed_over",
+        "attempt_lost",
+        "attempt_failed",
+        "failed",
+    ]
+    assert rows[2].split(maxsplit=6)[6].rstrip() == "0.5 s  1 of analyzing  it was told to"
+    assert rows[3].split(maxsplit=6)[6].rstrip() == "0.5 s  2 of analyzing  it was told to; next attempt in 1.5 s"
     assert call(["events", job_id, "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [json.loads(line)["id"] for line in lines] == ["0.0", "1.0", "2.0", "3.0"]
+    assert [json.loads(line)["id"] for line in lines] == ["0.0", "1.0", "2.0", "3.0", "4.0"]
+    assert call(["events", job_id, "--traceback"]) == 0
+    assert capsys.readouterr().out.splitlines()[len(rows) + 1 :] == ["", "3.0  attempt_failed", *TRACEBACK]
 
 
-def test_watch_prints_each_failed_attempt(api: str, capsys: Printed) -> None:
+def test_watch_shows_each_attempt_that_failed_or_was_lost(api: str, capsys: Printed) -> None:
     job_id = submit(capsys, "--fail-at", "analyzing")
     assert call(["watch", job_id]) == 1
-    assert f"{job_id}  attempt 1 at analyzing failed: it was told to; next attempt in 1.5 s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{job_id}  attempt 1 at analyzing was lost: it was told to\n" in shown
+    assert f"{job_id}  attempt 2 at analyzing failed: it was told to; next attempt in 1.5 s\n" in shown
+    assert "Traceback" not in shown
+
+
+def test_watch_shows_tracebacks_on_request(api: str, capsys: Printed) -> None:
+    job_id = submit(capsys, "--fail-at", "analyzing")
+    assert call(["watch", job_id, "--traceback"]) == 1
+    assert "\n".join(TRACEBACK) in capsys.readouterr().out
 
 
 def test_watch_resumes_a_broken_stream_after_the_last_event(

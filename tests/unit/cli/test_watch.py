@@ -74,6 +74,7 @@ def _event(name: str, **data: Any) -> StreamEvent:
         (_event("progress", progress=30), "processing", "indexing", 40),
         (_event("handed_over"), "processing", "indexing", 40),
         (_event("attempt_failed"), "processing", "indexing", 40),
+        (_event("attempt_lost"), "processing", "indexing", 40),
         (_event("handed_back"), "pending", "analyzing", 40),
         (_event("retried"), "pending", None, 0),
         (_event("of a later version"), "pending", "analyzing", 40),

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from litestar import Request
 from nats.aio.client import Client
@@ -13,7 +15,7 @@ from nats.aio.msg import Msg
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.history import event_rows
-from heimdex_contracts.messages import AnyJobMessage, AnyMessage
+from heimdex_contracts.messages import AnyJobMessage, AnyMessage, AttemptFailed
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_gateway.jobs.history import History
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
@@ -150,6 +152,32 @@ async def test_a_stream_ends_before_the_first_event_after_a_gap() -> None:
         await nats.deliver(heard)
         pieces = frames(entries)
         assert [(await anext(pieces)).split(b"\n")[0] for _ in range(3)] == [b"retry: 1000", b"id: 1.0", b"id: 2.0"]
+
+
+class StoredAttempts(Nats):
+    """Its stream of attempts holds these; nothing of them is recorded yet."""
+
+    def __init__(self, *events: AttemptFailed) -> None:
+        super().__init__()
+        self._events = events
+
+    async def next_message(self, *position: Any) -> Any:
+        stream, _, sequence = position
+        if stream != subjects.ATTEMPTS or sequence > len(self._events):
+            return None
+        event = self._events[sequence - 1]
+        subject = subjects.attempt_subject(event.stage, event.job_id)
+        return SimpleNamespace(sequence=sequence, subject=subject, data=messages.encode(event))
+
+
+@pytest.mark.parametrize("lost_first", [True, False])
+async def test_of_two_results_of_one_attempt_the_first_counts_before_it_is_recorded_too(lost_first: bool) -> None:
+    writer = Writer(JOB)
+    writer.fail_attempt()
+    submitted, *_, failed = writer.events
+    results = [msgspec.structs.replace(failed, lost=lost) for lost in (lost_first, not lost_first)]
+    entries = await history_of(StoredAttempts(*results), Database(submitted))[0].entries(JOB)
+    assert [row.kind for row in entries] == ["submitted", "attempt_lost" if lost_first else "attempt_failed"]
 
 
 @pytest.mark.parametrize("leaves", ["before the head", "after it"])
