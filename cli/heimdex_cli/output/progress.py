@@ -69,7 +69,7 @@ class LiveBoard:
 
     def note(self, sentence: str) -> None:
         """Print the sentence above the bars."""
-        self._progress.console.print(sentence, markup=False)
+        self._progress.console.print(sentence, markup=False, emoji=False)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -28,10 +28,10 @@ def test_the_live_board_draws_the_jobs_last_state_and_keeps_notes() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
     with LiveBoard(console) as board:
         board.show("j", _job(33))
-        board.note("an [error] in brackets")
+        board.note("an [error] in brackets, at stages.py:100: in load")
         board.show("j", _job(100, "completed", "indexing"))
     text = cast(io.StringIO, console.file).getvalue()
-    assert "an [error] in brackets" in text
+    assert "an [error] in brackets, at stages.py:100: in load" in text
     last = text.splitlines()[-2]  # after it, only the cursor is shown again
     assert "completed" in last
     assert "100%" in last
