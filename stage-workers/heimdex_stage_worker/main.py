@@ -51,7 +51,7 @@ def main() -> None:
         await StageWorker(running, known, stage, load_stage(known.code_of(stage))).serve()
 
     sys.setswitchinterval(TURN_SECONDS)
-    process.run(f"heimdex-{stage}", read_settings, serve)
+    process.run(f"heimdex-{stage}", read_settings, serve, capture_output=True)
 
 
 def list_stages() -> NoReturn:

@@ -1,17 +1,28 @@
-"""Logging: one JSON object per line on stderr, for this project's logs and for those of the libraries."""
+"""Logging: one JSON object per line on stderr, for our own logs, those of libraries, and a stage's output."""
 
 import json
 import logging
 import sys
-from collections.abc import Mapping
-from typing import Any, cast
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TextIO, cast
 
 import msgspec
 import structlog
 
+from heimdex_contracts.runtime.output.capture import Capture
+from heimdex_contracts.runtime.output.lines import Destination
+from heimdex_contracts.runtime.output.running import RUNNING
+
 Logger = structlog.typing.FilteringBoundLogger
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+_STDERR: Final = 2
+#: The capture of this process, and what `configure` was called with. Standard output and error exist once per process.
+_capture: Capture | None = None
+_configured: tuple[str, str] = ("info", "")
 
 
 def _to_json(value: Mapping[str, Any], **_: Any) -> str:
@@ -22,11 +33,20 @@ def _to_json(value: Mapping[str, Any], **_: Any) -> str:
         return json.dumps({str(key): entry for key, entry in value.items()}, default=repr)
 
 
-def configure(level: str, service: str) -> Logger:
+def configure(level: str, service: str, *, capture_output: bool = False, to: Destination | None = None) -> Logger:
     """Configure structlog, and route the standard library's logging through the same renderer.
 
     level: one of debug, info, warning, error. Libraries log at warning or above. Returns a logger bound to `service`.
+    capture_output: what this process and its children write to standard output and error becomes log entries with the
+    event `stage_output`. This forks, so it must be called early; the process must call `flush` before it exits.
+    to: with capture_output, where the entries are written; by default to stderr.
     """
+    global _capture, _configured  # see there
+    _configured = (level, service)
+    stream: TextIO = sys.stderr
+    if capture_output:
+        _capture = Capture(service, to or Destination(_STDERR, None))
+        stream = cast("TextIO", _capture.entries)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -36,13 +56,13 @@ def configure(level: str, service: str) -> Logger:
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_to_json)],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*shared, _add_attempt_of_thread],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(serializer=_to_json),
@@ -53,4 +73,60 @@ def configure(level: str, service: str) -> Logger:
     root.handlers = [handler]
     root.setLevel(max(_LEVELS[level], logging.WARNING))
     logging.captureWarnings(True)
-    return cast("Logger", structlog.get_logger().bind(service=service))
+    log = cast("Logger", structlog.get_logger().bind(service=service))
+    if _capture is not None:
+        _capture.watch(log)
+    return log
+
+
+@contextmanager
+def bound(*, job_id: str, stage: str, attempt: int) -> Iterator[None]:
+    """Add these three fields to each log entry of this context: of this task, of its child tasks, and of a thread that
+    runs in a copy of this context. They also become those of the output of threads and child processes, as long as no
+    other attempt runs in this process.
+    """
+    fields = {"job_id": job_id, "stage": stage, "attempt": attempt}
+    with structlog.contextvars.bound_contextvars(**fields), RUNNING.entered(fields):
+        try:
+            yield
+        finally:
+            if _capture is not None:
+                _capture.flush_attempt(fields)
+
+
+def flush(drain_seconds: float = 1.0) -> None:
+    """Write what is left of the captured output. Afterwards nothing is captured: the process must exit.
+
+    drain_seconds: how long to wait for the output of child processes. Some of them may keep their pipe open.
+    """
+    if _capture is not None:
+        _capture.close(drain_seconds)
+    sys.stderr.flush()
+
+
+def for_child() -> tuple[list[str], tuple[int, ...]]:
+    """Return what a child process needs so that its entries stand beside ours.
+
+    These are the arguments of `configure_child`, and the file descriptors that the child must inherit.
+    """
+    to = _capture.destination if _capture is not None else Destination(_STDERR, None)
+    fds = tuple(fd for fd in to if fd is not None)
+    return [*_configured, *map(str, fds)], fds
+
+
+def configure_child(arguments: Sequence[str]) -> Logger:
+    """Configure the logs of a child process, and capture its output. arguments: those that `for_child` returned."""
+    level, service, fd, *lock_fd = arguments
+    to = Destination(int(fd), int(lock_fd[0]) if lock_fd else None)
+    return configure(level, service, capture_output=True, to=to)
+
+
+def _add_attempt_of_thread(_: Any, __: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the attempt of a thread that a stage has started. Threads do not inherit the context of their parent.
+
+    The entries of the main thread have the context of their task; one without an attempt belongs to the worker.
+    """
+    record = entry.get("_record")
+    if "job_id" not in entry and record is not None and record.thread != threading.main_thread().ident:
+        entry.update(RUNNING.only())
+    return entry

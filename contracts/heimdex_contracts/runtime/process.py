@@ -89,8 +89,16 @@ class Process:
         return True
 
 
-def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Process], Awaitable[None]]) -> None:
+def run(
+    name: str,
+    read_settings: Callable[[], Settings],
+    service: Callable[[Process], Awaitable[None]],
+    *,
+    capture_output: bool = False,
+) -> None:
     """Run the service until a stop signal, then exit the process. Never returns.
+
+    capture_output: see `logs.configure`.
 
     Exit codes: 0 after a stop signal. 2 for an invalid setting (one line on stderr) or when the service raised
     CannotServe (one log entry on stderr). 1 when the NATS client gave up or the service raised an unexpected error.
@@ -103,7 +111,7 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
         settings = read_settings()
     except SettingsError as error:
         exit_unusable(error)
-    log = logs.configure(settings.log_level, name)
+    log = logs.configure(settings.log_level, name, capture_output=capture_output)
     gc.collect()
     gc.freeze()  # imported modules stay alive, so the collector need not scan them again
     gc.set_threshold(*GC_THRESHOLDS)
@@ -117,7 +125,7 @@ def run(name: str, read_settings: Callable[[], Settings], service: Callable[[Pro
         log.exception("defect", message="unexpected error: the process exits")
         code = EXIT_BROKEN
     _cancel_all_tasks(loop)
-    sys.stderr.flush()
+    logs.flush()
     # A stage's blocking function may still run in a thread. Its job was handed back, so nothing depends on it.
     os._exit(code)
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from heimdex_contracts.runtime import logs
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState
 
@@ -140,15 +141,16 @@ class IsolatedAttempt:
 
     async def _run(self) -> Outcome:
         reading, writing = os.pipe()
+        log_arguments, log_fds = logs.for_child()
         try:
             self._process = process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "heimdex_stage_worker.execution.subprocess_main",
                 str(writing),
+                *log_arguments,
                 stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                pass_fds=(writing,),
+                pass_fds=(writing, *log_fds),
             )
         except OSError as error:
             os.close(reading)

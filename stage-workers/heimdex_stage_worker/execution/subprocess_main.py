@@ -1,7 +1,7 @@
-"""The process in which `subprocess_attempt` runs one attempt. It is started as `python -m MODULE FD`.
+"""The process in which `subprocess_attempt` runs one attempt. It is started as `python -m MODULE FD LOGS`.
 
 It reads the work from its standard input, writes reports to the file descriptor FD, and dies with its parent. It leads
-a process group of its own in its parent's session.
+a process group of its own in its parent's session. LOGS are the arguments of `logs.configure_child`.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import signal
 import sys
 from typing import Final
 
+from heimdex_contracts.runtime import logs
 from heimdex_contracts.settlement import Errored, Outcome
 from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution import failures
@@ -60,6 +61,8 @@ def main() -> None:
     """Read the work, run the attempt, and exit. Never returns."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Before the process has its own group: with the worker's, the reader of the output survives the end of this one.
+    logs.configure_child(sys.argv[2:])
     # In a group of its own, the worker can kill its children with it, and Ctrl-C in a terminal reaches only the worker.
     os.setpgid(0, 0)
     line = sys.stdin.buffer.readline()
@@ -68,11 +71,14 @@ def main() -> None:
     reports = int(sys.argv[1])
     _keep_from_children(reports)
     try:
-        asyncio.run(run(decode_work(line), reports))
+        work = decode_work(line)
+        with logs.bound(job_id=work.job_id, stage=work.stage, attempt=work.attempt):
+            asyncio.run(run(work, reports))
     except BrokenPipeError:
         pass  # the worker no longer reads the reports
     except Exception as error:
         os.write(reports, encode_report(_report_of(failures.errored(error))))
+    logs.flush(drain_seconds=0)  # the reader of the output outlives this process
     os._exit(0)
 
 
