@@ -20,6 +20,8 @@ from weakref import WeakSet
 
 import msgspec
 
+from heimdex_contracts.runtime import logs
+
 #: The exit code of a child that returned to code of its parent (EX_SOFTWARE).
 EXIT_FORKED: Final = 70
 
@@ -124,5 +126,5 @@ def _end(where: str, error: BaseException | None = None) -> NoReturn:
     }
     # Not through the logger: another thread of the parent may have held its lock during the fork.
     with contextlib.suppress(OSError):
-        os.write(2, msgspec.json.encode(entry) + b"\n")
+        os.write(logs.entry_fd(), msgspec.json.encode(entry) + b"\n")
     os._exit(EXIT_FORKED)

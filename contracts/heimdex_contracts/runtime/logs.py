@@ -104,6 +104,11 @@ def flush(drain_seconds: float = 1.0) -> None:
     sys.stderr.flush()
 
 
+def entry_fd() -> int:
+    """Return the file descriptor on which the entries of this process are written, for a line that must not be lost."""
+    return _capture.destination.fd if _capture is not None else _STDERR
+
+
 def for_child() -> tuple[list[str], tuple[int, ...]]:
     """Return what a child process needs so that its entries stand beside ours.
 

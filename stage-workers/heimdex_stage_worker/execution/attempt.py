@@ -9,8 +9,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-import structlog
-
+from heimdex_contracts.runtime import logs
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState, StageContext, StageFunction, StageInterrupted
 from heimdex_stage_worker.execution import failures
@@ -110,7 +109,10 @@ class Attempt:
     async def _call(self) -> Outcome:
         CURRENT.set(self)
         state = self._state
-        structlog.contextvars.bind_contextvars(job_id=state.job_id, stage=state.stage, attempt=state.attempt)
+        with logs.bound(job_id=state.job_id, stage=state.stage, attempt=state.attempt):
+            return await self._outcome_of_call()
+
+    async def _outcome_of_call(self) -> Outcome:
         try:
             if is_async(self._function):
                 self._called(time.monotonic())
