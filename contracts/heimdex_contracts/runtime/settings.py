@@ -75,6 +75,8 @@ _LISTS: Final = {
     "callback_allow",
     "callback_secret",
 }
+#: Paths of files. A relative one counts from the folder in which the process was started, wherever it changes to later.
+_PATHS: Final = {"health_file"}
 #: Settings whose values no error shows, because they may contain a secret or, by mistake, the API key itself.
 _SECRETS: Final = {"api_keys", "callback_secret"}
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -124,7 +126,9 @@ def read(environ: Mapping[str, str] | None = None, service: Service = "gateway")
         text = environ.get(PREFIX + field.name.upper(), "").strip()
         if not text:
             continue
-        value: Any = [part.strip() for part in text.split(",") if part.strip()] if field.name in _LISTS else text
+        value: Any = os.path.abspath(text) if field.name in _PATHS else text
+        if field.name in _LISTS:
+            value = [part.strip() for part in text.split(",") if part.strip()]
         if not value:  # commas alone are a mistake and must not mean "no API keys required"
             raise _unusable(field.name, text)
         try:

@@ -30,6 +30,8 @@ START_SECONDS: Final = 60.0
 OVERDUE_SECONDS: Final = 2.0
 #: The maximum capacity of a pipe (Linux: 64 KiB by default, 1 MiB at most).
 PIPE_BYTES: Final = 1 << 20
+#: The folder in which the worker was started: a relative PYTHONPATH counts from it. A stage may change the current one.
+START_FOLDER: Final = os.getcwd()
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -151,6 +153,7 @@ class IsolatedAttempt:
                 *log_arguments,
                 stdin=asyncio.subprocess.PIPE,
                 pass_fds=(writing, *log_fds),
+                cwd=START_FOLDER,
             )
         except OSError as error:
             os.close(reading)

@@ -1,8 +1,8 @@
 """Job types with one stage, `blocking`, which is a plain function: it runs in a thread of its worker.
 
 `odd` raises StopIteration, which a future does not accept. `stuck` has a timeout and ignores it. `patient` has no
-timeout, and reports progress, so that it notices an interruption. Both wait until the test opens the gate. `Blocking`
-is the interface for the test.
+timeout, and reports progress, so that it notices an interruption. Both wait until the test opens the gate. `moved`
+changes the folder of its worker. `Blocking` is the interface for the test.
 """
 
 import os
@@ -23,6 +23,7 @@ PIPELINES = (
     Pipeline(type="odd", stages=(_STAGE,), retry_backoff_seconds=(0.1,)),
     Pipeline(type="stuck", stages=(_LIMITED,), retry_backoff_seconds=()),
     Pipeline(type="patient", stages=(_STAGE,), retry_backoff_seconds=()),
+    Pipeline(type="moved", stages=(_STAGE,), retry_backoff_seconds=()),
 )
 
 
@@ -56,6 +57,9 @@ def block(ctx: StageContext) -> None:
         runs.write(f"{ctx.job_id} {ctx.attempt} {os.getpid()}\n")
     if ctx.job_type == "odd":
         next(iter(()))
+    if ctx.job_type == "moved":
+        os.chdir("/")
+        return
     while not (folder / "open").exists():
         time.sleep(0.05)
         if ctx.job_type == "patient":

@@ -1,5 +1,6 @@
 """Blocking stages: whether their functions return or not, the worker continues with its other jobs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,16 @@ async def test_a_worker_stops_on_sigterm_while_a_function_never_returns(
     await system.ready()
     await api.wait_until(await api.submit("stuck"), "failed")
     assert await system[STAGE].terminate() == 0
+
+
+async def test_a_stage_that_changes_the_current_folder_does_not_move_the_health_file(
+    system: System, api: Api, blocking: Blocking
+) -> None:
+    health = system.folder / "health"
+    system.start_all(stages=())
+    worker = system.start(STAGE, env={"HEIMDEX_HEALTH_FILE": os.path.relpath(health)})  # noqa: ASYNC240  # text only
+    await system.ready()
+    await api.wait_until(await api.submit("moved"), "completed")
+    health.unlink(missing_ok=True)
+    await eventually(health.exists, what="the worker touches its health file")
+    assert not worker.logged("health_file_unwritable")

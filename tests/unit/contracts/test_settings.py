@@ -198,6 +198,15 @@ def test_allowed_receivers_are_a_list_of_names_addresses_and_networks() -> None:
     assert read.callback_allow == ("10.0.0.0/8", "LocalHost", "::1", "192.168.1.7", "hooks.corp")
 
 
+def test_a_relative_path_counts_from_where_the_process_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = settings.read({"HEIMDEX_HEALTH_FILE": "health"})
+    monkeypatch.chdir("/")
+    assert config.health_file == str(tmp_path / "health")
+
+
 def test_variables_of_other_programs_are_ignored() -> None:
     assert settings.read({"PORT": "http", "HEIMDEX_SOMETHING_ELSE": "x"}) == settings.read({})
 

@@ -135,3 +135,11 @@ async def test_a_time_out_does_not_count_the_start_of_the_process(
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(4)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
     assert await ended(isolated("return_at_once", timeout=3)) == Finished()
+
+
+async def test_a_worker_whose_stage_has_changed_its_folder_still_finds_the_stages_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.path.relpath(ROOT))  # noqa: ASYNC240  # text only
+    monkeypatch.chdir(tmp_path)
+    assert await ended(isolated("return_at_once")) == Finished()
