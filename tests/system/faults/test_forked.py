@@ -17,9 +17,9 @@ from tests.support.waiting import eventually
 @pytest.fixture
 def forks(scratch: Path, system: System) -> Forking:
     """The job types of `forking`, known to every service of `system`."""
-    made = Forking(scratch / "forking")
-    system.env |= made.env
-    return made
+    forking = Forking(scratch / "forking")
+    system.env |= forking.env
+    return forking
 
 
 @pytest.mark.parametrize("stage", STAGES)

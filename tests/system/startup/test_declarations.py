@@ -80,8 +80,8 @@ def test_a_declaration_that_cannot_be_used_is_one_line_and_exit_code_2(
     declaring: Declaring, process: str, example: str
 ) -> None:
     declaring.write("my_pipelines", BAD[example])
-    said = declaring.refused(process)
-    assert "HEIMDEX_PIPELINES names 'my_pipelines', which cannot be used: " in said
+    line = declaring.refused(process)
+    assert "HEIMDEX_PIPELINES names 'my_pipelines', which cannot be used: " in line
     assert not (declaring.folder / ".heimdex" / "logs" / "nats.log").exists(), "NATS was started"
 
 

@@ -159,7 +159,7 @@ for thread in threads: thread.join()
     assert sorted({line for _, line in outputs(run(body, tmp_path))}) == ["a a", "b b", "c c"]
 
 
-def test_neither_binary_rubbish_nor_a_long_line_breaks_the_log(tmp_path: Path) -> None:
+def test_neither_binary_output_nor_a_long_line_breaks_the_log(tmp_path: Path) -> None:
     body = """
 sys.stdout.buffer.write(bytes(range(256)) + b"\\n")
 sh("head -c 300000 /dev/urandom")
@@ -256,7 +256,7 @@ print(sys.__stderr__.isatty(), sys.stdout.isatty(), sys.stdout.fileno(), sys.std
     ]
 
 
-def test_without_its_reader_a_process_and_its_children_go_on(tmp_path: Path) -> None:
+def test_a_process_and_its_children_continue_without_the_reader(tmp_path: Path) -> None:
     body = """
 alive = os.readlink(f"/proc/self/fd/{logs._capture._alive}")
 for pid in filter(str.isdigit, os.listdir("/proc")):

@@ -269,7 +269,7 @@ def test_load_names_its_variable_when_there_is_no_such_module(name: str) -> None
         pipelines.load([name])
 
 
-def test_load_says_what_to_do_about_a_module_that_is_not_there_and_not_about_one_that_it_misses(
+def test_load_explains_a_missing_module_and_not_one_that_this_module_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SettingsError, match=r"No module named 'no_such_package' .*PYTHONPATH"):

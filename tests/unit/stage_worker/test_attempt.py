@@ -155,7 +155,7 @@ TEXTS = {"NUL": "nul \x00 inside", "surrogate": "lone surrogate \ud800", "long":
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttempt, kind: str) -> None:
+async def test_an_errors_text_can_be_stored_whatever_it_contains(attempt: MakeAttempt, kind: str) -> None:
     outcome = await ended(attempt(raises(ValueError(TEXTS[kind]))[0]))
     assert isinstance(outcome, Errored)
     try:
@@ -167,7 +167,7 @@ async def test_an_errors_text_can_be_stored_whatever_it_holds(attempt: MakeAttem
 
 
 @pytest.mark.parametrize("reason", [RuntimeError("not telling"), OddError("not telling")], ids=["error", "odd error"])
-async def test_an_error_that_cannot_be_shown_is_an_error_all_the_same(
+async def test_an_exception_whose_text_cannot_be_read_is_still_an_error(
     attempt: MakeAttempt, reason: BaseException
 ) -> None:
     class Unspeakable(Exception):
@@ -251,7 +251,9 @@ async def test_a_time_out_counts_from_the_moment_the_function_is_called() -> Non
     assert await running == Finished()
 
 
-async def test_a_thread_that_cannot_be_had_is_an_error(attempt: MakeAttempt, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_cannot_be_started_is_an_error(
+    attempt: MakeAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await ended(attempt(lambda ctx: None)) == Finished()
     start = threading.Thread.start
 
@@ -271,21 +273,21 @@ async def test_a_function_faster_than_its_time_out_is_finished(attempt: MakeAtte
 
 
 @pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("supersede", Superseded())])
-async def test_a_running_attempt_ends_as_it_was_told(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
+async def test_a_running_attempt_ends_as_requested(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
     started = asyncio.Event()
 
     async def waits(ctx: StageContext) -> None:
         started.set()
         await endless(ctx)
 
-    made = attempt(waits)
-    running = asyncio.create_task(ended(made))
+    current = attempt(waits)
+    running = asyncio.create_task(ended(current))
     await started.wait()
-    getattr(made, end)()
+    getattr(current, end)()
     assert await running == outcome
 
 
-async def test_a_blocking_stage_hears_of_its_interruption_when_it_reports(attempt: MakeAttempt) -> None:
+async def test_a_blocking_stage_is_interrupted_when_it_reports(attempt: MakeAttempt) -> None:
     started, heard = threading.Event(), threading.Event()
 
     def blocking(ctx: StageContext) -> None:
@@ -297,49 +299,49 @@ async def test_a_blocking_stage_hears_of_its_interruption_when_it_reports(attemp
             heard.set()
             raise
 
-    made = attempt(blocking)
-    running = asyncio.create_task(ended(made))
+    current = attempt(blocking)
+    running = asyncio.create_task(ended(current))
     assert await asyncio.to_thread(started.wait, 20)
-    made.interrupt()
+    current.interrupt()
     assert await running == Interrupted()
     assert await asyncio.to_thread(heard.wait, 20)
 
 
-async def test_a_deaf_stage_that_is_interrupted_is_handed_back_all_the_same(attempt: MakeAttempt) -> None:
+async def test_an_interrupted_stage_that_does_not_react_is_still_handed_back(attempt: MakeAttempt) -> None:
     deaf = Deaf()
 
     async def function(ctx: StageContext) -> None:
         await deaf(ctx)
 
-    made = attempt(function)
-    running = asyncio.ensure_future(made.run())
+    current = attempt(function)
+    running = asyncio.ensure_future(current.run())
     await deaf.started.wait()
-    made.interrupt()
+    current.interrupt()
     done, _ = await asyncio.wait({running}, timeout=10)
     await deaf.end()
     assert done, "the interrupted attempt never ended"
     assert running.result() == Interrupted()
 
 
-async def test_an_attempt_told_to_end_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
+async def test_an_attempt_that_is_ended_before_it_began_never_calls_the_function(attempt: MakeAttempt) -> None:
     called = []
-    made = attempt(called.append)
-    made.supersede()
-    assert await ended(made) == Superseded()
+    current = attempt(called.append)
+    current.supersede()
+    assert await ended(current) == Superseded()
     assert called == []
 
 
 async def test_the_first_reason_to_end_wins_and_a_finished_attempt_stays_finished(attempt: MakeAttempt) -> None:
-    made = attempt(endless)
-    running = asyncio.create_task(ended(made))
+    current = attempt(endless)
+    running = asyncio.create_task(ended(current))
     await asyncio.sleep(0)
-    made.supersede()
-    made.interrupt()
+    current.supersede()
+    current.interrupt()
     assert await running == Superseded()
 
-    made = attempt(finishing)
-    assert await ended(made) == Finished()
-    made.interrupt()
+    current = attempt(finishing)
+    assert await ended(current) == Finished()
+    current.interrupt()
     assert await ended(attempt(finishing)) == Finished()
 
 
@@ -385,11 +387,11 @@ async def test_what_a_stage_logs_names_its_attempt(attempt: MakeAttempt, blockin
 
 
 async def test_an_attempt_fails_with_an_error_that_was_raised_elsewhere_for_it(attempt: MakeAttempt) -> None:
-    made = attempt(endless)
-    running = asyncio.create_task(ended(made))
+    current = attempt(endless)
+    running = asyncio.create_task(ended(current))
     await asyncio.sleep(0)
-    made.fail(SystemExit("a child task exits"))
-    made.interrupt()
+    current.fail(SystemExit("a child task exits"))
+    current.interrupt()
     outcome = await running
     assert isinstance(outcome, Errored)
     assert outcome.error == "SystemExit: a child task exits"
@@ -465,21 +467,21 @@ async def test_a_task_that_a_stage_returns_does_not_run_on(attempt: MakeAttempt)
     assert ctx_task.pop().cancelled()
 
 
-async def test_a_function_that_ignores_its_end_goes_on_until_it_returns(attempt: MakeAttempt) -> None:
+async def test_a_function_that_ignores_its_end_runs_until_it_returns(attempt: MakeAttempt) -> None:
     deaf, over = Deaf(), threading.Event()
 
     async def function(ctx: StageContext) -> None:
         await deaf(ctx)
 
     try:
-        for made in (attempt(function, timeout=0.05), attempt(lambda ctx: over.wait(FOREVER), timeout=0.05)):
-            assert "time-out" in (await error_of(made))[0]
-            assert made.goes_on is not None
-            assert not made.goes_on.done()
+        for current in (attempt(function, timeout=0.05), attempt(lambda ctx: over.wait(FOREVER), timeout=0.05)):
+            assert "time-out" in (await error_of(current))[0]
+            assert current.goes_on is not None
+            assert not current.goes_on.done()
     finally:
         await deaf.end()
         over.set()
-    await eventually(lambda: made.goes_on is None)
+    await eventually(lambda: current.goes_on is None)
     assert attempt(finishing).goes_on is None
 
 

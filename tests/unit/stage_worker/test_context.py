@@ -47,7 +47,7 @@ def test_report_keeps_the_furthest_fraction_between_0_and_1(reports: list[float]
     assert ctx.fraction == fraction
 
 
-def test_report_raises_once_the_attempt_is_over_and_no_except_exception_swallows_it() -> None:
+def test_report_raises_once_the_attempt_is_over_and_except_exception_does_not_catch_it() -> None:
     state = attempt_state()
     ctx = StageContext(state)
     state.interrupt()
@@ -117,7 +117,7 @@ async def test_a_mock_stage_ends_at_once_when_time_is_scaled_to_0(stage: object)
     await asyncio.wait_for(stage.run(context()), 20)  # type: ignore[attr-defined]
 
 
-async def test_a_mock_stage_takes_its_scaled_time_and_reports_its_way() -> None:
+async def test_a_mock_stage_takes_its_scaled_time_and_reports_progress() -> None:
     ctx = context(mock_time_scale=0.05)
     loop = asyncio.get_running_loop()
     began = loop.time()

@@ -222,7 +222,7 @@ def test_a_permanent_error_in_groups_is_permanent_with_its_own_text(depth: int) 
     assert (outcome.error, outcome.permanent) == ("the file is not a video", True)
 
 
-def test_of_a_long_traceback_the_end_is_kept_and_its_first_line_says_so() -> None:
+def test_a_long_traceback_is_cut_to_its_end_and_its_first_line_reports_this() -> None:
     def recurse(depth: int) -> None:
         if depth == 0:
             raise ValueError("ä" * 500)

@@ -126,7 +126,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_load_stage_finds_the_function() -> None:
+def test_load_stage_returns_the_function() -> None:
     from heimdex_stage_worker.stages import analyzing
 
     assert load_stage("heimdex_stage_worker.stages.analyzing:run") is analyzing.run

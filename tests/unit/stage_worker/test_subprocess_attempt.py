@@ -41,19 +41,19 @@ class ChildProcess:
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildProcess]:
-    made = ChildProcess(tmp_path / "child")
-    monkeypatch.setenv(isolatable.CHILD, str(made.path))
-    yield made
-    if made.lives():
-        os.kill(made.pid, signal.SIGKILL)
+    child = ChildProcess(tmp_path / "child")
+    monkeypatch.setenv(isolatable.CHILD, str(child.path))
+    yield child
+    if child.lives():
+        os.kill(child.pid, signal.SIGKILL)
 
 
 def isolated(
-    function: str, told: str = "", timeout: float | None = None, slots: asyncio.Semaphore | None = None
+    function: str, task: str = "", timeout: float | None = None, slots: asyncio.Semaphore | None = None
 ) -> IsolatedAttempt:
-    """told: what the function is to do, in the place of a job's type."""
+    """Return an attempt of this function. task: what the function does, passed as the job type."""
     state = AttemptState(
-        job_id="some-id", job_type=told, stage="painting", attempt=3, expected_seconds=1, mock_time_scale=0
+        job_id="some-id", job_type=task, stage="painting", attempt=3, expected_seconds=1, mock_time_scale=0
     )
     return IsolatedAttempt(f"{isolatable.__name__}:{function}", state, timeout, slots or asyncio.Semaphore(1))
 
@@ -64,7 +64,7 @@ async def ended(attempt: IsolatedAttempt) -> Outcome:
 
 @pytest.mark.parametrize("function", ["raise_blocking", "raise_async"])
 @pytest.mark.parametrize("name", isolatable.ODD)
-async def test_no_exception_of_a_stage_hangs_its_process_or_lets_it_vanish(function: str, name: str) -> None:
+async def test_no_exception_of_a_stage_hangs_its_process_or_ends_it_without_a_report(function: str, name: str) -> None:
     outcome = await ended(isolated(function, name))
     assert isinstance(outcome, Errored), f"instead: {outcome!r}"
     assert not outcome.vanished
@@ -74,7 +74,7 @@ async def test_no_exception_of_a_stage_hangs_its_process_or_lets_it_vanish(funct
 
 @pytest.mark.parametrize("end", ["dies", "returns"])
 @pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
-async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_it_leaves(
+async def test_the_attempt_is_over_when_its_process_ends_whatever_child_it_leaves(
     child: ChildProcess, how: str, end: str
 ) -> None:
     outcome = await ended(isolated("leave_child", f"{how}-{end}"))
@@ -94,14 +94,14 @@ async def test_the_end_of_the_process_is_the_end_of_the_attempt_whatever_child_i
 
 @pytest.mark.parametrize(("end", "outcome"), [("interrupt", Interrupted()), ("supersede", Superseded())])
 @pytest.mark.parametrize("how", ["fork", "bare", "escaping"])
-async def test_an_attempt_told_to_end_frees_its_slot_whatever_child_it_leaves(
+async def test_an_attempt_that_is_ended_frees_its_slot_whatever_child_it_leaves(
     child: ChildProcess, how: str, end: str, outcome: Outcome
 ) -> None:
     slots = asyncio.Semaphore(1)
-    made = isolated("leave_child", f"{how}-waits", slots=slots)
-    running = asyncio.create_task(ended(made))
+    attempt = isolated("leave_child", f"{how}-waits", slots=slots)
+    running = asyncio.create_task(ended(attempt))
     await eventually(child.lives)
-    getattr(made, end)()
+    getattr(attempt, end)()
     assert await running == outcome
     if how != "escaping":
         await eventually(lambda: not child.lives(), what="its child ends with it")
@@ -109,13 +109,13 @@ async def test_an_attempt_told_to_end_frees_its_slot_whatever_child_it_leaves(
 
 
 @pytest.mark.parametrize("turns", [0, 10], ids=["before it runs", "while it waits"])
-async def test_an_attempt_told_to_end_before_it_has_a_slot_waits_for_none(turns: int) -> None:
+async def test_an_attempt_that_is_ended_before_it_has_a_slot_does_not_wait_for_one(turns: int) -> None:
     slots = asyncio.Semaphore(0)
-    made = isolated("return_at_once", slots=slots)
-    running = asyncio.create_task(ended(made))
+    attempt = isolated("return_at_once", slots=slots)
+    running = asyncio.create_task(ended(attempt))
     for _ in range(turns):
         await asyncio.sleep(0)
-    made.supersede()
+    attempt.supersede()
     assert await running == Superseded()
     slots.release()
     assert await ended(isolated("return_at_once", slots=slots)) == Finished()
