@@ -1,10 +1,15 @@
 """The argument of a stage's function: the job's data, a method to report progress, and the interruption flag."""
 
 import math
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, SupportsFloat
+import os
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn, SupportsFloat
 
 from heimdex_contracts.errors import HeimdexError
+
+#: The characters of a command's standard error in the text of its error.
+_MAX_TAIL_LENGTH: Final = 1000
 
 
 class PermanentError(HeimdexError):
@@ -16,6 +21,22 @@ class StageInterrupted(BaseException):
 
     It is a BaseException, so that a stage's own `except Exception` does not catch it.
     """
+
+
+class CommandFailed(subprocess.CalledProcessError):
+    """A command of `run_command` ended with an exit code other than 0, or was killed.
+
+    returncode: the exit code, or the negative number of the signal. stdout: its output; None if it went to a file.
+    stderr: the last lines of its standard error.
+    """
+
+    def __init__(self, completed: "subprocess.CompletedProcess[bytes]", text: str) -> None:
+        super().__init__(completed.returncode, completed.args, completed.stdout, completed.stderr)
+        self._text = text
+
+    def __str__(self) -> str:
+        tail = (self.stderr or b"").decode(errors="replace").strip()[-_MAX_TAIL_LENGTH:]
+        return f"{self._text}; its last lines were: {tail}" if tail else self._text
 
 
 class AttemptState:
@@ -68,11 +89,13 @@ class StageContext:
     It is read-only: an assignment raises AttributeError. A copy in another process has the data, and reports nothing.
     """
 
-    __slots__ = ("_state",)
+    __slots__ = ("_run_command", "_state")
     _state: AttemptState
+    _run_command: Callable[..., Any] | None
 
-    def __init__(self, state: AttemptState) -> None:
+    def __init__(self, state: AttemptState, run_command: Callable[..., Any] | None = None) -> None:
         object.__setattr__(self, "_state", state)
+        object.__setattr__(self, "_run_command", run_command)
 
     @property
     def job_id(self) -> str:
@@ -129,6 +152,36 @@ class StageContext:
         if self._state.interrupted:
             raise StageInterrupted(f"the attempt {self._state.attempt} of {self._state.stage} is over")
         self._state.report(_finite(fraction))
+
+    def run_command(
+        self,
+        command: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        input: bytes | None = None,
+        check: bool = True,
+        stdout: str | os.PathLike[str] | None = None,
+    ) -> Any:
+        """Run a command that ends with the attempt, and return its `subprocess.CompletedProcess`.
+
+        A plain call in a blocking function; in an async one, and wherever an event loop runs, it must be awaited.
+
+        command: the words of the command; no shell is used. cwd: its folder. env: its whole environment. input: its
+        standard input, empty by default. stdout: the path of a file for its standard output, which replaces the file;
+        by default, up to 16 MiB are captured. Each line of its standard error is logged. The result has the captured
+        output as bytes in `stdout`, and the last lines of its standard error in `stderr`.
+
+        When the command ends, every process that it started is ended too. When the attempt ends, also because its
+        worker is killed, the command gets SIGTERM and, 0.5 s later, SIGKILL with every process that it started.
+
+        Raises CommandFailed for an exit code other than 0, if `check`; OSError if the command cannot be started;
+        ValueError for more output than is captured; StageInterrupted when the attempt is over, which the stage must
+        not catch.
+        """
+        if self._run_command is None:
+            raise RuntimeError("ctx.run_command works in the process of the attempt, not in a copy of the context")
+        return self._run_command(command, cwd=cwd, env=env, input=input, check=check, stdout=stdout)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(

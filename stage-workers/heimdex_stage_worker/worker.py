@@ -280,7 +280,7 @@ class StageWorker:
             self._log_of(held).warning("attempt_isolated")
             held.running = IsolatedAttempt(declared.code, state, declared.timeout_seconds, self._isolated)
         else:
-            held.running = Attempt(self._function, state, declared.timeout_seconds, self._threads)
+            held.running = Attempt(self._function, state, declared.timeout_seconds, self._threads, self._log)
         held.reporter = Reporter(self._broker, due, pipeline, state, held.reported_progress, held.started_at)
         if begun is not None:
             await self._claim(held, held.reporter, begun)

@@ -10,9 +10,11 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from heimdex_contracts.runtime import logs
+from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState, StageContext, StageFunction, StageInterrupted
 from heimdex_stage_worker.execution import failures
+from heimdex_stage_worker.execution.commands import Commands
 from heimdex_stage_worker.execution.current_attempt import CURRENT
 from heimdex_stage_worker.execution.loading import is_async
 from heimdex_stage_worker.execution.threads import Threads
@@ -33,7 +35,8 @@ class Returned(NamedTuple):
 class Attempt:
     """One attempt of a stage, which can be stopped: it calls the stage's function once.
 
-    timeout_seconds: the limit for the function, counted from its call; None: no limit.
+    timeout_seconds: the limit for the function, counted from its call; None: no limit. log: the logger for the standard
+    error of its commands.
     """
 
     def __init__(
@@ -42,10 +45,12 @@ class Attempt:
         state: AttemptState,
         timeout_seconds: float | None,
         threads: Threads,
+        log: Logger | None = None,
     ) -> None:
         self._function = function
         self._state = state
-        self._ctx = StageContext(state)
+        self._commands = Commands(state, threads, log)
+        self._ctx = StageContext(state, self._commands.run)
         self._timeout = timeout_seconds
         self._threads = threads
         self._ended_by: Outcome | None = None
@@ -99,6 +104,7 @@ class Attempt:
         if not self._task.done():
             # A function that ignores its cancellation must not keep its slot for ever.
             await asyncio.wait({self._task}, timeout=SWALLOWED_SECONDS)
+        await self._commands.end()
         if self._ended_by is not None:
             return self._ended_by
         if self._task.cancelled():
@@ -154,6 +160,7 @@ class Attempt:
         if self._ended_by is None and not (self._task and self._task.done()):
             self._ended_by = outcome
             self._state.interrupt()
+            self._commands.terminate()
             if self._task:
                 self._task.cancel()
             self._set_over()

@@ -12,6 +12,7 @@ import sys
 from typing import Final
 
 from heimdex_contracts.runtime import logs
+from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.settlement import Errored, Outcome
 from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution import failures
@@ -24,7 +25,7 @@ REPORT_SECONDS: Final = 0.2
 _PR_SET_PDEATHSIG: Final = 1
 
 
-async def run(work: Work, reports: int) -> None:
+async def run(work: Work, reports: int, log: Logger) -> None:
     """Run the attempt, write its reports, and exit. `reports`: the file descriptor. The last report has the outcome."""
     state = AttemptState(
         job_id=work.job_id,
@@ -44,10 +45,10 @@ async def run(work: Work, reports: int) -> None:
     function = load_stage(work.code)
     os.write(reports, encode_report(Report(began=True)))
     reporting = asyncio.create_task(report_progress())
-    outcome = await Attempt(function, state, work.timeout_seconds, Threads(work.stage)).run()
+    outcome = await Attempt(function, state, work.timeout_seconds, Threads(work.stage), log).run()
     reporting.cancel()
     os.write(reports, encode_report(_report_of(outcome)))
-    sys.stderr.flush()
+    logs.flush(drain_seconds=0)  # the reader of the output outlives this process
     os._exit(0)  # asyncio.run would wait for a task that ignores its cancellation
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Before the process has its own group: with the worker's, the reader of the output survives the end of this one.
-    logs.configure_child(sys.argv[2:])
+    log = logs.configure_child(sys.argv[2:])
     # In a group of its own, the worker can kill its children with it, and Ctrl-C in a terminal reaches only the worker.
     os.setpgid(0, 0)
     line = sys.stdin.buffer.readline()
@@ -73,7 +74,7 @@ def main() -> None:
     try:
         work = decode_work(line)
         with logs.bound(job_id=work.job_id, stage=work.stage, attempt=work.attempt):
-            asyncio.run(run(work, reports))
+            asyncio.run(run(work, reports, log))
     except BrokenPipeError:
         pass  # the worker no longer reads the reports
     except Exception as error:

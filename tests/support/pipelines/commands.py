@@ -1,0 +1,86 @@
+"""Job types whose stages run a command that leaves processes, `blocking` in a thread and `awaiting` on the event loop.
+
+The command of `endless` ignores SIGTERM and has two children of an hour, one of them in a session of its own. That of
+`limited` is the same, in a stage with a timeout. `failing` runs a command that fails, `quick` one that leaves its
+children behind and succeeds. `Processes` is the interface for the test.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from heimdex_contracts.pipelines import Pipeline, Stage
+from heimdex_stage_worker.context import StageContext
+
+FOLDER = "TEST_COMMANDS_FOLDER"
+STAGES = ("blocking_commands", "awaiting_commands")
+TIMEOUT_SECONDS = 3.0
+
+_CHILDREN = """
+setsid sh -c 'echo $$ >>"$1"; exec sleep 3600' - "$1" &
+sh -c 'echo $$ >>"$1"; exec sleep 3600' - "$1" &
+echo $$ >>"$1"
+while [ "$(wc -l <"$1")" -lt 3 ]; do sleep 0.02; done
+"""
+SCRIPTS = {
+    "endless": f'trap \'\' TERM; {_CHILDREN} mv "$1" "$1.pids"; while true; do sleep 3600; done',
+    "quick": f'{_CHILDREN} mv "$1" "$1.pids"; echo done',
+    "failing": "echo 'no such codec' >&2; exit 3",
+}
+SCRIPTS["limited"] = SCRIPTS["endless"]
+
+
+def _stages(timeout_seconds: float | None = None) -> tuple[Stage, ...]:
+    return (
+        Stage(STAGES[0], expected_seconds=1, code=f"{__name__}:block", timeout_seconds=timeout_seconds),
+        Stage(STAGES[1], expected_seconds=1, code=f"{__name__}:wait", timeout_seconds=timeout_seconds),
+    )
+
+
+PIPELINES = (
+    *(Pipeline(type=name, stages=_stages(), retry_backoff_seconds=()) for name in ("endless", "quick", "failing")),
+    Pipeline(type="limited", stages=_stages(TIMEOUT_SECONDS), retry_backoff_seconds=()),
+)
+
+
+class Processes:
+    """The processes that these commands leave. Every service needs `env`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def env(self) -> dict[str, str]:
+        from tests.support.pipelines import with_pipelines
+
+        return {FOLDER: str(self.folder), "HEIMDEX_RETRY_BACKOFF_SECONDS": "", **with_pipelines("commands")}
+
+    def pids(self, job_id: str, stage: str) -> list[int]:
+        """Return the pids of the command of this stage and of its two children; none before it has started them."""
+        path = self.folder / f"{job_id}-{stage}.pids"
+        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def living(self, pids: list[int]) -> list[int]:
+        return [pid for pid in pids if _lives(pid)]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def words(ctx: StageContext) -> list[str]:
+    return ["sh", "-c", SCRIPTS[ctx.job_type], "-", str(Path(os.environ[FOLDER]) / f"{ctx.job_id}-{ctx.stage}")]
+
+
+def block(ctx: StageContext) -> Any:
+    return ctx.run_command(words(ctx))
+
+
+async def wait(ctx: StageContext) -> Any:
+    return await ctx.run_command(words(ctx))
