@@ -72,9 +72,7 @@ def main() -> None:
     reports = int(sys.argv[1])
     _keep_from_children(reports)
     try:
-        work = decode_work(line)
-        with logs.bound(job_id=work.job_id, stage=work.stage, attempt=work.attempt):
-            asyncio.run(run(work, reports, log))
+        asyncio.run(run(decode_work(line), reports, log))
     except BrokenPipeError:
         pass  # the worker no longer reads the reports
     except Exception as error:

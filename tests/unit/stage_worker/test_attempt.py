@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import structlog
 
+from heimdex_contracts.runtime.output.running import ATTEMPT
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState, PermanentError, StageContext, StageInterrupted
 from heimdex_stage_worker.execution.attempt import Attempt
@@ -376,14 +376,14 @@ async def test_what_a_stage_logs_names_its_attempt(attempt: MakeAttempt, blockin
     seen: list[dict[str, Any]] = []
 
     async def function(_: StageContext) -> None:
-        seen.append(structlog.contextvars.get_contextvars())
+        seen.append(dict(ATTEMPT.get()))
 
     def in_thread(_: StageContext) -> None:
-        seen.append(structlog.contextvars.get_contextvars())
+        seen.append(dict(ATTEMPT.get()))
 
     assert await ended(attempt(in_thread if blocking else function)) == Finished()
     assert seen == [{"job_id": "some-id", "stage": "painting", "attempt": 1}]
-    assert structlog.contextvars.get_contextvars() == {}
+    assert ATTEMPT.get() == {}
 
 
 async def test_an_attempt_fails_with_an_error_that_was_raised_elsewhere_for_it(attempt: MakeAttempt) -> None:

@@ -11,11 +11,9 @@ import sys
 import threading
 from typing import Any, BinaryIO, Final, Protocol, cast
 
-import structlog
-
 from heimdex_contracts.runtime.output import reader
 from heimdex_contracts.runtime.output.lines import Destination, Entries, Lines, output_entry
-from heimdex_contracts.runtime.output.running import RUNNING, Fields, SharedMemory
+from heimdex_contracts.runtime.output.running import ATTEMPT, RUNNING, Fields, SharedMemory
 
 _FDS: Final = {"stdout": 1, "stderr": 2}
 _FIELDS: Final = ("job_id", "stage", "attempt")
@@ -33,7 +31,7 @@ class _Output(io.RawIOBase):
         self._stream = stream
         self._entries = entries
         #: By thread and attempt, the line that it has begun.
-        self._begun: dict[tuple[int, tuple[Any, ...]], Lines] = {}
+        self.begun: dict[tuple[int, tuple[Any, ...]], Lines] = {}
 
     def writable(self) -> bool:
         return True
@@ -48,17 +46,17 @@ class _Output(io.RawIOBase):
         data = bytes(data)
         attempt = _attempt_here()
         key = (threading.get_ident(), tuple(attempt.values()))
-        lines = self._begun.pop(key, None) or Lines()
+        lines = self.begun.pop(key, None) or Lines()
         self._write(lines.feed(data), attempt)
         if lines.begun:
-            self._begun[key] = lines
+            self.begun[key] = lines
         return len(data)
 
     def flush_attempt(self, attempt: Fields | None = None) -> None:
         """Write the lines that were begun and not ended, by one attempt or by all."""
-        for thread, key in list(self._begun):
+        for thread, key in list(self.begun):
             fields = dict(zip(_FIELDS, key, strict=False))
-            if attempt in (None, fields) and (lines := self._begun.pop((thread, key), None)):
+            if attempt in (None, fields) and (lines := self.begun.pop((thread, key), None)):
                 self._write(lines.feed(b"", final=True), fields)
 
     def _write(self, lines: list[str], attempt: Fields) -> None:
@@ -78,9 +76,8 @@ class _Text(io.TextIOWrapper):
 
 def _attempt_here() -> dict[str, Any]:
     """Return the fields of the attempt whose code calls this, as far as they are known."""
-    context = structlog.contextvars.get_contextvars()
-    if "job_id" in context:
-        return {name: context[name] for name in _FIELDS if name in context}
+    if context := ATTEMPT.get():
+        return dict(context)
     # The main thread runs the worker itself too. A stage's own threads have no context.
     return {} if threading.current_thread() is threading.main_thread() else RUNNING.only()
 
@@ -123,7 +120,8 @@ class Capture:
     def flush_attempt(self, fields: Fields) -> None:
         """Write the lines that an attempt has begun and not ended."""
         for output in self._outputs.values():
-            output.flush_attempt(fields)
+            if output.begun:
+                output.flush_attempt(fields)
 
     def close(self, drain_seconds: float) -> None:
         """Stop capturing, and wait until what was written has become entries, but not longer than this."""
