@@ -6,11 +6,11 @@ callback is redelivered and attempted once more under the same `webhook-id`. All
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from heimdex_callbacks.concurrency import MAX_AT_ONCE, ReceiverSlots
-from heimdex_callbacks.retry_schedule import delay_after
+from heimdex_callbacks.retry_schedule import RETRY_DELAYS, delay_after
 from heimdex_callbacks.sender import Answer, Sender
 from heimdex_callbacks.url import UnusableUrl, parse_url
 from heimdex_contracts import callbacks, messages, subjects, tracing
@@ -39,14 +39,21 @@ class Dispatcher:
     """Makes the callback attempts of one gateway.
 
     `may_take`: whether the due callbacks belong to this installation; nothing is pulled while it returns False.
+    `retry_delays`: as RETRY_DELAYS.
     """
 
     def __init__(
-        self, process: Process, topology: Topology, sender: Sender, may_take: Callable[[], bool] = lambda: True
+        self,
+        process: Process,
+        topology: Topology,
+        sender: Sender,
+        may_take: Callable[[], bool] = lambda: True,
+        retry_delays: Sequence[float] = RETRY_DELAYS,
     ) -> None:
         self._process = process
         self._topology = topology
         self._sender = sender
+        self._retry_delays = retry_delays
         self._broker = process.broker
         self._log = process.log
         self._receivers = ReceiverSlots()
@@ -156,7 +163,7 @@ class Dispatcher:
     async def _settle(self, msg: Delivery, work: CallbackWork, answer: Answer) -> None:
         end, attempts = work.end, work.tries + 1
         at = max(messages.now(), work.at)
-        delay = None if answer.final else delay_after(attempts)
+        delay = None if answer.final else delay_after(attempts, delays=self._retry_delays)
         log = self._log.bind(job_id=end.job_id, attempt=attempts)
         result: CallbackResult
         if answer.error is None:

@@ -64,10 +64,21 @@ class Sender:
     """Makes the attempts of one gateway.
 
     `secrets`: each is `whsec_` followed by base64. Every request is signed with all of them, so that a receiver needs
-    only one. `most_at_once`: the maximum number of concurrent connections.
+    only one. `most_at_once`: the maximum number of concurrent connections. `timeout_seconds`: as TIMEOUT_SECONDS.
+    `read_seconds`: the time limit of reading a response body.
     """
 
-    def __init__(self, secrets: Sequence[str], allowed: AddressPolicy, resolver: Resolver, most_at_once: int) -> None:
+    def __init__(
+        self,
+        secrets: Sequence[str],
+        allowed: AddressPolicy,
+        resolver: Resolver,
+        most_at_once: int,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._read_seconds = read_seconds
         self._webhooks = [Webhook(secret) for secret in secrets]
         self._agent = f"heimdex/{micro.package_version()}"
         trusted = without_finite_fields(httpcore.default_ssl_context())
@@ -84,14 +95,14 @@ class Sender:
         self._starting = asyncio.Semaphore(MAX_STARTS_AT_ONCE)
 
     async def post(self, receiver: Receiver, end: End) -> Answer:
-        """Make one attempt, within TIMEOUT_SECONDS. A failure of the receiver is returned as an Answer."""
+        """Make one attempt, within the time-out. A failure of the receiver is returned as an Answer."""
         async with self._starting:
             await asyncio.sleep(0)
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._timeout_seconds):
                 return await self._post(receiver, end)
         except (TimeoutError, httpcore.TimeoutException):
-            return Answer(f"The receiver did not answer within {TIMEOUT_SECONDS:g} s.")
+            return Answer(f"The receiver did not answer within {self._timeout_seconds:g} s.")
         except AddressForbidden as error:
             return Answer(f"The callback_url {error}.")
         except Overspent as error:
@@ -113,13 +124,14 @@ class Sender:
         url = httpcore.URL(
             scheme=receiver.scheme, host=receiver.host, port=receiver.port, target=receiver.target.encode()
         )
-        timeouts = {"connect": CONNECT_SECONDS, "read": TIMEOUT_SECONDS, "write": TIMEOUT_SECONDS, "pool": 1.0}
+        most = self._timeout_seconds
+        timeouts = {"connect": CONNECT_SECONDS, "read": most, "write": most, "pool": 1.0}
         headers = self._headers(receiver, webhook_id(end), body)
         extensions = {"timeout": timeouts}
         async with self._pool.stream("POST", url, headers=headers, content=body, extensions=extensions) as response:
             answer = _answer_for(response.status)
             with suppress(*_BODY_ERRORS):
-                async with asyncio.timeout(READ_SECONDS):
+                async with asyncio.timeout(self._read_seconds):
                     read = 0
                     async for chunk in response.aiter_stream():
                         read += len(chunk)

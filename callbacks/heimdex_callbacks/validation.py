@@ -29,12 +29,18 @@ class CallbackUrlRefused(HeimdexError):
 
 
 class CallbackValidation:
-    """Checks callback_urls for one gateway. `enabled`: whether this gateway accepts callback_urls at all."""
+    """Checks callback_urls for one gateway.
 
-    def __init__(self, enabled: bool, allowed: AddressPolicy, resolver: Resolver) -> None:
+    `enabled`: whether this gateway accepts callback_urls at all. `look_up_seconds`: as LOOK_UP_SECONDS.
+    """
+
+    def __init__(
+        self, enabled: bool, allowed: AddressPolicy, resolver: Resolver, look_up_seconds: float = LOOK_UP_SECONDS
+    ) -> None:
         self.enabled = enabled
         self._allowed = allowed
         self._resolver = resolver
+        self._look_up_seconds = look_up_seconds
 
     def read(self, value: object, field: str) -> str:
         """Check the URL without resolving its host, and return it. Raises CallbackUrlRefused."""
@@ -63,7 +69,7 @@ class CallbackValidation:
 
     async def _look_up(self, host: str, port: int, field: str) -> None:
         try:
-            async with asyncio.timeout(LOOK_UP_SECONDS):
+            async with asyncio.timeout(self._look_up_seconds):
                 addresses = await self._resolver.addresses(host, port)
             self._allowed.check_resolved(addresses)
         except AddressForbidden as error:

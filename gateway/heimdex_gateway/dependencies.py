@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from litestar import Request
 
@@ -27,10 +27,16 @@ from heimdex_gateway.jobs.subscriptions import Subscriptions
 from heimdex_gateway.middleware.access import AccessControl
 from heimdex_gateway.schemas.health import Health
 
+#: The time limit of a request, because the API promises a response within 5 s.
+MAX_SECONDS: Final = 4.5
+
 
 @dataclass
 class Gateway:
-    """The connections and use cases of one gateway, built once per process and stored in the application's state."""
+    """The connections and use cases of one gateway, built once per process and stored in the application's state.
+
+    max_seconds: as MAX_SECONDS.
+    """
 
     broker: Broker
     topology: Topology
@@ -44,6 +50,7 @@ class Gateway:
     callbacks: CallbackValidation
     accepted: RecentlyAccepted
     installation: InstallationCheck
+    max_seconds: float = MAX_SECONDS
     status: StatusReader = field(init=False)
     submit: Submit = field(init=False)
     idempotent_submit: IdempotentSubmit = field(init=False)

@@ -74,9 +74,21 @@ class Obstacle(msgspec.Struct, frozen=True):
 
 
 class Installation:
-    """Compares the installation of the streams with that of the database, for one status store."""
+    """Compares the installation of the streams with that of the database, for one status store.
 
-    def __init__(self, broker: Broker, database: Database, log: Logger) -> None:
+    patience_seconds: as PATIENCE_SECONDS. quiet_seconds: as QUIET_SECONDS.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        database: Database,
+        log: Logger,
+        patience_seconds: float = PATIENCE_SECONDS,
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> None:
+        self._patience_seconds = patience_seconds
+        self._quiet_seconds = quiet_seconds
         #: A sentence about the mismatch while there is one; otherwise None.
         self.problem: str | None = None
         self._broker = broker
@@ -205,8 +217,8 @@ class Installation:
             return _mismatch(mark, own)
         if (own.installation is None or not self._agreed.is_set()) and (others := await self._other_stores(own)):
             self._alone_since = None
-            return _other_database(mark, own, others[0])
-        if own.refused and mark is not None and not self._alone_for(QUIET_SECONDS):
+            return _other_database(mark, own, others[0], self._patience_seconds)
+        if own.refused and mark is not None and not self._alone_for(self._quiet_seconds):
             return _adoption_pending(mark, own)
         if own.installation is None:
             own = self._own = msgspec.structs.replace(own, installation=await self._set_id(SET_ID, mark))
@@ -294,13 +306,15 @@ def _mismatch(mark: str, own: Identity) -> Obstacle:
     )
 
 
-def _other_database(mark: str | None, own: Identity, other: installations.StatusStore) -> Obstacle:
+def _other_database(
+    mark: str | None, own: Identity, other: installations.StatusStore, patience_seconds: float
+) -> Obstacle:
     their_id = other.installation or mark or "not known yet"
     return Obstacle(
         f"A status store of another database ({other.database}, installation {their_id}) records from the streams of "
         f"this NATS account, so that this one ({own.database}, installation {own.installation or 'not known yet'}) "
         f"would get only a part of the events: {installations.ONE_EACH}, or stop that status store and {TAKE_OVER}.",
-        PATIENCE_SECONDS,
+        patience_seconds,
     )
 
 

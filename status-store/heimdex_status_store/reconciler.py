@@ -41,11 +41,23 @@ REST: Final = timedelta(seconds=60)
 
 
 class Reconciler:
-    """The reconciler of one status store. Several can run at once, because NATS accepts one successor of a message."""
+    """The reconciler of one status store. Several can run at once, because NATS accepts one successor of a message.
+
+    rest: as REST. check_seconds: as CHECK_SECONDS.
+    """
 
     def __init__(
-        self, broker: Broker, topology: Topology, database: Database, publisher: Publisher, log: Logger
+        self,
+        broker: Broker,
+        topology: Topology,
+        database: Database,
+        publisher: Publisher,
+        log: Logger,
+        rest: timedelta = REST,
+        check_seconds: float = CHECK_SECONDS,
     ) -> None:
+        self._rest = rest
+        self._check_seconds = check_seconds
         self._broker = broker
         self._topology = topology
         self._database = database
@@ -72,7 +84,7 @@ class Reconciler:
                 self._log.debug("sweep_delayed", reason=str(error))
             except Exception:
                 self._log.exception("sweep_broken", message="the reconciler failed with a bug; it will try again")
-            await set_within(self._wake, CHECK_SECONDS)
+            await set_within(self._wake, self._check_seconds)
 
     def _on_damage(self, changed: frozenset[str]) -> None:
         self._changed |= changed
@@ -102,7 +114,7 @@ class Reconciler:
                 if after is None:
                     break
         else:
-            self._after, _ = await self._compare_page(self._after, REST)
+            self._after, _ = await self._compare_page(self._after, self._rest)
         if seen is not None and (new_stream or callbacks_lost):  # a new database has no due callbacks
             cause = durables.get(f"{subjects.CALLBACKS}.{subjects.GATEWAY}", created)
             unpublished += await self._callbacks.restore(self._database, cause)

@@ -78,7 +78,7 @@ class _Held:
 
 
 class Recorder:
-    """Pulls from the four event streams and writes to one database."""
+    """Pulls from the four event streams and writes to one database. capacity: as CAPACITY."""
 
     def __init__(
         self,
@@ -88,7 +88,9 @@ class Recorder:
         counters: Counters,
         log: Logger,
         ack_wait_seconds: float = 30.0,
+        capacity: int = CAPACITY,
     ) -> None:
+        self._capacity = capacity
         self._ack_wait_seconds = ack_wait_seconds
         self._holder = holder
         self._broker = holder.broker
@@ -160,7 +162,7 @@ class Recorder:
             self._arrived.set()
 
         puller = PullConsumer(
-            self._holder, stream, subjects.STATUS_STORE, CAPACITY, self._ack_wait_seconds, deliver, self._log
+            self._holder, stream, subjects.STATUS_STORE, self._capacity, self._ack_wait_seconds, deliver, self._log
         )
         return puller
 

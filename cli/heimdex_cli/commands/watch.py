@@ -20,13 +20,19 @@ MAX_OUTAGE_SECONDS = 30.0
 
 
 def follow(
-    api: JobsApi, job_id: str, board: Board, sleep: Callable[[float], None] = time.sleep, *, tracebacks: bool = False
+    api: JobsApi,
+    job_id: str,
+    board: Board,
+    sleep: Callable[[float], None] = time.sleep,
+    max_outage_seconds: float = MAX_OUTAGE_SECONDS,
+    *,
+    tracebacks: bool = False,
 ) -> Job:
     """Show the job until it reaches a terminal state, and return it. tracebacks: also show those of the errors.
 
     It follows the job's live stream, and resumes a broken stream after the last event that it received. It waits while
-    the API does not answer. Raises Unreachable after an outage of 30 s, or at once when the API does not answer the
-    first request. Raises Unusable for an unknown id.
+    the API does not answer. Raises Unreachable after an outage of `max_outage_seconds`, or at once when the API does
+    not answer the first request. Raises Unusable for an unknown id.
     """
     job = api.get(job_id)
     board.show(job_id, job)
@@ -50,7 +56,7 @@ def follow(
             answered_at = time.monotonic()
             board.show(job_id, job)
         except Unreachable:
-            if time.monotonic() - answered_at > MAX_OUTAGE_SECONDS:
+            if time.monotonic() - answered_at > max_outage_seconds:
                 raise
         if job["status"] not in ENDED:
             sleep(POLL_SECONDS)

@@ -23,10 +23,19 @@ MIN_FREE_BYTES: Final = 8 * 1024 * 1024
 class FullDiskWatch:
     """Watches one server in a thread, from `start` to `stop`. Does nothing for a server without HTTP monitoring.
 
-    announce: called from that thread, with one sentence that gives the reason for the restart.
+    announce: called from that thread, with one sentence that gives the reason for the restart. poll_seconds: the delay
+    between two requests to the server. min_free_bytes: as MIN_FREE_BYTES.
     """
 
-    def __init__(self, server: EmbeddedNats, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        server: EmbeddedNats,
+        announce: Callable[[str], None],
+        poll_seconds: float = POLL_SECONDS,
+        min_free_bytes: int = MIN_FREE_BYTES,
+    ) -> None:
+        self._poll_seconds = poll_seconds
+        self._min_free_bytes = min_free_bytes
         self._server = server
         self._announce = announce
         self._stopping = threading.Event()
@@ -45,7 +54,7 @@ class FullDiskWatch:
 
     def _watch(self) -> None:
         with httpx.Client(timeout=1, trust_env=False) as client:
-            while not self._stopping.wait(POLL_SECONDS):
+            while not self._stopping.wait(self._poll_seconds):
                 pid = self._server.pid
                 if (
                     pid is not None
@@ -73,4 +82,4 @@ class FullDiskWatch:
             disk = os.statvfs(self._server.directory)
         except OSError:
             return False
-        return disk.f_bavail * disk.f_frsize >= MIN_FREE_BYTES
+        return disk.f_bavail * disk.f_frsize >= self._min_free_bytes

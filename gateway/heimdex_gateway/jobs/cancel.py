@@ -35,7 +35,7 @@ class Cancel:
         A queued job never starts; a running stage is interrupted. Raises Conflict if the job is already in a terminal
         state, StateUnavailable or BrokerUnavailable if this cannot be determined.
         """
-        answer_by = change.answer_by()
+        answer_by = self._changes.answer_by()
         not_in_stream = False
         for _ in range(change.MAX_READS):
             job, newest = await self._changes.status.job_and_newest(job_id, tenant)

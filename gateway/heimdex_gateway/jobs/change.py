@@ -45,13 +45,28 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class JobChanges:
-    """Publishes the successor of a job's newest message, and waits until it is recorded."""
+    """Publishes the successor of a job's newest message, and waits until it is recorded.
 
-    def __init__(self, broker: Broker, publisher: Publisher, database: Database, status: StatusReader) -> None:
+    answered_within_seconds: as ANSWERED_WITHIN_SECONDS.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        publisher: Publisher,
+        database: Database,
+        status: StatusReader,
+        answered_within_seconds: float = ANSWERED_WITHIN_SECONDS,
+    ) -> None:
         self.broker = broker
         self.database = database
         self.status = status
         self._publisher = publisher
+        self._answered_within_seconds = answered_within_seconds
+
+    def answer_by(self) -> float:
+        """Return the event-loop time by which the response to a change that starts now must be sent."""
+        return asyncio.get_running_loop().time() + self._answered_within_seconds
 
     async def publish(self, message: AnyJobMessage, expected: int) -> None:
         """Publish a message as the successor of stream sequence `expected`. Raises as Publisher.publish."""
@@ -78,11 +93,6 @@ class JobChanges:
                 if row is not None and row.rank >= after.rank:
                     return Changed(row, True)
         return Changed(after, False, queried)
-
-
-def answer_by() -> float:
-    """Return the event-loop time by which the response to a change must be sent."""
-    return asyncio.get_running_loop().time() + ANSWERED_WITHIN_SECONDS
 
 
 def succeed(last: AnyJobMessage, sequence: int | None, job: Snapshot, traceparent: str | None) -> dict[str, Any]:

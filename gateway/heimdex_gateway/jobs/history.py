@@ -44,19 +44,26 @@ def parse_id(text: str | None) -> Key | None:
 
 
 class History:
-    """The use case that reads or follows a job's history."""
+    """The use case that reads or follows a job's history. catch_up_seconds: as CATCH_UP_SECONDS."""
 
-    def __init__(self, broker: Broker, database: Database, subscriptions: Subscriptions) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        database: Database,
+        subscriptions: Subscriptions,
+        catch_up_seconds: float = CATCH_UP_SECONDS,
+    ) -> None:
         self._broker = broker
         self._database = database
         self._subscriptions = subscriptions
+        self._catch_up_seconds = catch_up_seconds
 
     async def entries(self, job_id: str) -> list[EventRow]:
         """Return every entry in order, including those in the streams that Postgres does not have yet.
 
         Raises StateUnavailable if NATS cannot be reached, or if Postgres cannot and the streams hold only a part.
         """
-        until = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
+        until = asyncio.get_running_loop().time() + self._catch_up_seconds
         entries: dict[Key, EventRow] = {}
         async for _ in repeat(0.01, 0.2, until=until):
             # The streams are read first: an event leaves them only after Postgres has recorded it.

@@ -112,15 +112,19 @@ class DatabaseUnavailable(HeimdexError):
 
 
 class Database:
-    """A connection pool that connects on first use, so it can be created while Postgres is down."""
+    """A connection pool that connects on first use, so it can be created while Postgres is down.
 
-    def __init__(self, url: str) -> None:
+    timeout_seconds: as TIMEOUT_SECONDS.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
         self._pool: asyncpg.Pool = asyncpg.create_pool(
             url,
             min_size=0,
             max_size=10,
-            timeout=TIMEOUT_SECONDS,
-            command_timeout=TIMEOUT_SECONDS,
+            timeout=timeout_seconds,
+            command_timeout=timeout_seconds,
             max_inactive_connection_lifetime=60,
             server_settings={"application_name": "heimdex-gateway"},
             init=_begin_session,
@@ -130,7 +134,7 @@ class Database:
     async def job(self, job_id: str, tenant: str) -> Snapshot | None:
         """Return the job's row, or None if this tenant has no such job.
 
-        Raises DatabaseUnavailable, within TIMEOUT_SECONDS.
+        Raises DatabaseUnavailable, within `timeout_seconds`.
         """
         row = await self._ask(ROW, job_id, tenant)
         if row is None:
@@ -199,7 +203,7 @@ class Database:
 
     async def _ask(self, query: str, *arguments: Any, many: bool = False) -> Any:
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._timeout_seconds):
                 if not self._pool._initialized:
                     await self._pool
                 async with self._pool.acquire() as connection:

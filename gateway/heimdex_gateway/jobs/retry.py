@@ -14,19 +14,23 @@ from heimdex_gateway.jobs.change import Changed, Conflict, JobChanges
 from heimdex_gateway.jobs.repository import DatabaseUnavailable, JobQuery
 from heimdex_gateway.jobs.status import StateUnavailable
 
-#: How many jobs one request retries concurrently.
+#: How many jobs one request retries, and how many of these concurrently.
+MAX_JOBS: Final = 500
 AT_ONCE: Final = 20
 
 From = Literal["failed", "start"]
 
 
 class Retry:
-    """The use case that retries one job or many."""
+    """The use case that retries one job or many. max_jobs: as MAX_JOBS."""
 
-    def __init__(self, changes: JobChanges, admission: Admission, pipelines: Pipelines) -> None:
+    def __init__(
+        self, changes: JobChanges, admission: Admission, pipelines: Pipelines, max_jobs: int = MAX_JOBS
+    ) -> None:
         self._changes = changes
         self._admission = admission
         self._pipelines = pipelines
+        self._max_jobs = max_jobs
 
     async def retry(
         self, tenant: str, job_id: str, start_from: From, traceparent: str | None, *, wait: bool = True
@@ -36,7 +40,7 @@ class Retry:
         start_from: "failed" for the stage where the job failed or was canceled, "start" for the first stage.
         wait: whether to wait until the new run is recorded. Raises Conflict if the job is neither failed nor canceled.
         """
-        answer_by = change.answer_by()
+        answer_by = self._changes.answer_by()
         status = self._changes.status
         leader_knows = False
         for _ in range(change.MAX_READS):
@@ -75,8 +79,8 @@ class Retry:
             return await self._changes.wait_until_visible(message, answer_by)
         raise StateUnavailable("The job's state changes too fast to retry it. Try again.")
 
-    async def retry_all(self, tenant: str, status: str, job_type: str | None, limit: int) -> tuple[int, bool]:
-        """Retry up to `limit` jobs of this tenant with this status and a known type, newest first.
+    async def retry_all(self, tenant: str, status: str, job_type: str | None) -> tuple[int, bool]:
+        """Retry this tenant's jobs with this status and a known type, newest first, at most `max_jobs` of them.
 
         Returns how many were retried, and whether there are more. There are also more if the rest was not retried
         because the queue became full or NATS went down. If none was retried, raises as `retry`, and StateUnavailable
@@ -86,7 +90,12 @@ class Retry:
         jobs: list[Snapshot] = []
         for searched_type in (job_type,) if job_type else self._pipelines.types:
             query = JobQuery(
-                status=status, type=searched_type, created_after=None, created_before=None, limit=limit, cursor=None
+                status=status,
+                type=searched_type,
+                created_after=None,
+                created_before=None,
+                limit=self._max_jobs,
+                cursor=None,
             )
             try:
                 jobs += await self._changes.database.jobs(query, tenant)
@@ -111,10 +120,10 @@ class Retry:
                     return 0
 
         # Every retry that was started is awaited, so that no job is retried after the response.
-        done = sum(await asyncio.gather(*(retry_one(job) for job in jobs[:limit])))
+        done = sum(await asyncio.gather(*(retry_one(job) for job in jobs[: self._max_jobs])))
         if obstacles and not done:
             raise obstacles[0]
-        return done, bool(obstacles) or len(jobs) > limit
+        return done, bool(obstacles) or len(jobs) > self._max_jobs
 
 
 def retried(

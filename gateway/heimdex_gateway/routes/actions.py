@@ -24,7 +24,6 @@ from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.jobs import JobsRetried
 
 RETRYABLE = ("failed", "canceled")
-MAX_AT_ONCE = 500
 #: How much longer a request that retries many jobs may take than one that retries a single job.
 MANY_SECONDS = 10.0
 
@@ -42,7 +41,7 @@ async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparen
     check_query(request)
     gateway = gateway_of(request)
     work = gateway.cancel.cancel(tenant_of(request), job_id_of(job_id), traceparent)
-    return _answer(await in_time(work))
+    return _answer(await in_time(request, work))
 
 
 @post(
@@ -73,7 +72,7 @@ async def retry_job(
     start = cast("From", start_from or "failed")
     gateway = gateway_of(request)
     work = gateway.retry.retry(tenant_of(request), job_id_of(job_id), start, traceparent)
-    return _answer(await in_time(work))
+    return _answer(await in_time(request, work))
 
 
 @post(
@@ -98,8 +97,8 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
     job_type = job_list.one_of("type", query.get("type"), gateway.pipelines.types)
-    work = gateway.retry.retry_all(tenant_of(request), status, job_type, MAX_AT_ONCE)
-    count, more = await in_time(work, MANY_SECONDS)
+    work = gateway.retry.retry_all(tenant_of(request), status, job_type)
+    count, more = await in_time(request, work, MANY_SECONDS)
     return encoded(JobsRetried(count, more))
 
 

@@ -56,4 +56,4 @@ async def list_events(
         rows = await gateway.history.entries(parsed_id)
         return encoded(events.EventList([events.event_object(row) for row in rows]))
 
-    return await in_time(answer())
+    return await in_time(request, answer())

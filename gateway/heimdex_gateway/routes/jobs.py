@@ -63,7 +63,7 @@ async def submit_job(
         await gateway.callbacks.look_up([("callback_url", requested.callback_url)])
     job = gateway.submit.new_job(tenant_of(request), requested, traceparent)
     if idempotency_key is None:
-        await in_time(gateway.submit.submit([job]))
+        await in_time(request, gateway.submit.submit([job]))
         job_id = job.job_id
     else:
         (job_id,) = await _once(request, body, [job])
@@ -94,7 +94,7 @@ async def submit_jobs(
     tenant = tenant_of(request)
     jobs = [gateway.submit.new_job(tenant, entry, trace) for entry in requested]
     if idempotency_key is None:
-        await in_time(gateway.submit.submit(jobs))
+        await in_time(request, gateway.submit.submit(jobs))
         job_ids = [job.job_id for job in jobs]
     else:
         job_ids = await _once(request, body, jobs)
@@ -103,7 +103,7 @@ async def submit_jobs(
 
 async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
     key = parameters.read_key(request.headers.getall("Idempotency-Key"))
-    return await in_time(gateway_of(request).idempotent_submit.submit(key, parameters.digest(body), jobs))
+    return await in_time(request, gateway_of(request).idempotent_submit.submit(key, parameters.digest(body), jobs))
 
 
 @get(
@@ -118,7 +118,7 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     """Returns jobs as the status store has recorded them, newest first. A new job appears a moment after its 202."""
     gateway = gateway_of(request)
     filters = job_list.read_query(job_list.single(request.query_params.multi_items()), gateway.pipelines)
-    jobs = await in_time(gateway.status.jobs(filters, tenant_of(request)))
+    jobs = await in_time(request, gateway.status.jobs(filters, tenant_of(request)))
     cursors = [Cursor(job.created_at, job.job_id) for job in jobs]
     return encoded(job_list.page([job_object(job) for job in jobs], cursors, filters.limit))
 
@@ -149,9 +149,9 @@ async def get_job(
     seconds, parsed_id = wait_seconds(wait), job_id_of(job_id)
     if seconds > 0:
         finished = until_finished(gateway.status, gateway.subscriptions, tenant_of(request), parsed_id, seconds)
-        job = await in_time(while_connected(request, finished), seconds)
+        job = await in_time(request, while_connected(request, finished), seconds)
     else:
-        job = await in_time(gateway.status.job(parsed_id, tenant_of(request)))
+        job = await in_time(request, gateway.status.job(parsed_id, tenant_of(request)))
     if job is None:
         raise JobNotFound
     return encoded(job_object(job))

@@ -10,6 +10,7 @@ from litestar import Request, Response
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from heimdex_contracts import messages
+from heimdex_gateway.dependencies import gateway_of
 from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.problem import Problem
 from heimdex_gateway.schemas import job_list
@@ -21,8 +22,6 @@ MAX_DISCARDED_BYTES: Final = 32 * 1024 * 1024
 MAX_DISCARDED_SECONDS: Final = 2.0
 #: The status that is counted when the client has closed the connection before the response. It is never sent.
 CLIENT_CLOSED_REQUEST: Final = 499
-#: The API promises a response within 5 s.
-MAX_SECONDS: Final = 4.5
 
 AnyRequest = Request[Any, Any, Any]
 _T = TypeVar("_T")
@@ -40,9 +39,12 @@ def job_id_of(text: str) -> str:
     return text.lower()
 
 
-async def in_time(work: Awaitable[_T], waiting_seconds: float = 0.0) -> _T:
-    """Await `work` for MAX_SECONDS and `waiting_seconds` at most. Raises TimeoutError, and what `work` raises."""
-    async with asyncio.timeout(MAX_SECONDS + waiting_seconds):
+async def in_time(request: AnyRequest, work: Awaitable[_T], waiting_seconds: float = 0.0) -> _T:
+    """Await `work` for the gateway's `max_seconds` and `waiting_seconds` at most.
+
+    Raises TimeoutError, and what `work` raises.
+    """
+    async with asyncio.timeout(gateway_of(request).max_seconds + waiting_seconds):
         return await work
 
 

@@ -19,26 +19,37 @@ CANCELLED_AGAIN_SECONDS: Final = 1.0
 
 
 class StuckFunctions:
-    """The stuck functions of one worker. most: the number of stuck functions at which `too_many` is set."""
+    """The stuck functions of one worker. most: the number of stuck functions at which `too_many` is set.
 
-    def __init__(self, most: int, log: Logger) -> None:
+    ends_within_seconds: as ENDS_WITHIN_SECONDS. cancelled_again_seconds: as CANCELLED_AGAIN_SECONDS.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        log: Logger,
+        ends_within_seconds: float = ENDS_WITHIN_SECONDS,
+        cancelled_again_seconds: float = CANCELLED_AGAIN_SECONDS,
+    ) -> None:
+        self._ends_within_seconds = ends_within_seconds
+        self._cancelled_again_seconds = cancelled_again_seconds
         self.too_many = asyncio.Event()
         self._most = most
         self._log = log
         self._functions: list[Future[Any] | asyncio.Task[Any]] = []
 
     def watch(self, function: Future[Any] | asyncio.Task[Any], state: AttemptState) -> None:
-        """Count the function as stuck if it still runs after ENDS_WITHIN_SECONDS. Its attempt is over."""
+        """Count the function as stuck if it still runs after `ends_within_seconds`. Its attempt is over."""
         loop = asyncio.get_running_loop()
         if isinstance(function, asyncio.Task):
-            loop.call_later(ENDS_WITHIN_SECONDS, self._cancel_again, function, state)
+            loop.call_later(self._ends_within_seconds, self._cancel_again, function, state)
         else:
-            loop.call_later(ENDS_WITHIN_SECONDS, self._check, function, state)
+            loop.call_later(self._ends_within_seconds, self._check, function, state)
 
     def _cancel_again(self, task: asyncio.Task[Any], state: AttemptState) -> None:
         """Cancel a task that may have caught only its first cancellation; by now, its clean-up should be over."""
         if task.cancel():
-            asyncio.get_running_loop().call_later(CANCELLED_AGAIN_SECONDS, self._check, task, state)
+            asyncio.get_running_loop().call_later(self._cancelled_again_seconds, self._check, task, state)
 
     def _check(self, function: Future[Any] | asyncio.Task[Any], state: AttemptState) -> None:
         if function.done():

@@ -5,12 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from heimdex_callbacks.resolver import Resolver
-from heimdex_callbacks.sender import Answer, Sender
-from heimdex_callbacks.url import parse_url
-from heimdex_contracts.runtime.outbound.address_policy import AddressPolicy
-from tests.support.callback_attempts import END, Post
-from tests.support.receiver import SECRET, Receiver
+from tests.support.callback_attempts import Post, sending
+from tests.support.receiver import Receiver
 
 
 @pytest.fixture
@@ -23,12 +19,5 @@ def receiver() -> Iterator[Receiver]:
 @pytest_asyncio.fixture
 async def post() -> AsyncIterator[Post]:
     """Makes one attempt to call a URL, with loopback allowed."""
-    resolver = Resolver(1)
-    poster = Sender([SECRET], AddressPolicy(["127.0.0.0/8"]), resolver, 10)
-
-    async def make(url: str) -> Answer:
-        return await poster.post(parse_url(url), END)
-
-    yield make
-    await poster.close()
-    resolver.close()
+    async with sending() as make:
+        yield make

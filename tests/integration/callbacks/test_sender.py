@@ -13,13 +13,12 @@ import httpcore
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from heimdex_callbacks import sender
 from heimdex_callbacks.resolver import Resolver
 from heimdex_callbacks.sender import Answer, Sender
 from heimdex_callbacks.transport import CheckedBackend
 from heimdex_callbacks.url import parse_url
 from heimdex_contracts.runtime.outbound.address_policy import Address, AddressForbidden, AddressPolicy
-from tests.support.callback_attempts import END, Post
+from tests.support.callback_attempts import END, Post, sending
 from tests.support.links import reset
 from tests.support.receiver import SECRET, Receiver
 from tests.support.services import ROOT
@@ -164,16 +163,14 @@ async def test_a_receiver_without_tls_cannot_be_reached_over_https(post: Post, r
     assert answer.error.startswith("The receiver cannot be reached: ")
 
 
-async def test_a_silent_receiver_is_abandoned_after_the_time_out(
-    post: Post, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 0.3)
+async def test_a_silent_receiver_is_abandoned_after_the_time_out(receiver: Receiver) -> None:
     over = threading.Event()
     receiver.answers = [lambda _: over.wait(60) and 204]
-    try:
-        answer = await asyncio.wait_for(post(receiver.url), 30)
-    finally:
-        over.set()
+    async with sending(timeout_seconds=0.3) as post:
+        try:
+            answer = await asyncio.wait_for(post(receiver.url), 30)
+        finally:
+            over.set()
     assert answer == Answer("The receiver did not answer within 0.3 s.")
 
 
@@ -227,17 +224,15 @@ async def test_an_endless_body_does_not_delay_the_result(post: Post) -> None:
         assert await asyncio.wait_for(post(url), 30) == Answer()
 
 
-async def test_a_body_that_never_arrives_does_not_delay_the_result(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "READ_SECONDS", 0.1)
+async def test_a_body_that_never_arrives_does_not_delay_the_result() -> None:
     server, url = await raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", b"HTTP", forever=b"")
-    async with server:
+    async with server, sending(read_seconds=0.1) as post:
         assert await asyncio.wait_for(post(url), 30) == Answer()
 
 
-async def test_an_endless_head_is_abandoned(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "TIMEOUT_SECONDS", 5.0)
+async def test_an_endless_head_is_abandoned() -> None:
     server, url = await raw(b"HTTP/1.1 200 OK\r\n", forever=b"X-Header: " + b"x" * 1000 + b"\r\n")
-    async with server:
+    async with server, sending(timeout_seconds=5.0) as post:
         answer = await asyncio.wait_for(post(url), 30)
     assert answer.error is not None
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from heimdex_cli.embedded import disk_full_recovery
 from heimdex_cli.embedded.disk_full_recovery import FullDiskWatch
 
 WRITE_ERROR = (
@@ -24,9 +23,8 @@ HEALTHY = (200, b'{"status":"ok"}')
 
 
 @pytest.fixture
-def health(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def health() -> Iterator[Any]:
     """A server whose /healthz returns `health.answer`; `health.requests` counts the requests."""
-    monkeypatch.setattr(disk_full_recovery, "POLL_SECONDS", 0.05)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -57,22 +55,25 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def test_only_a_server_that_stopped_serving_a_stream_is_ended_and_only_once_space_is_free(
-    folder: Path, health: Any, process: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch, eventually
+    folder: Path, health: Any, process: "subprocess.Popen[bytes]", eventually
 ) -> None:
     messages: list[str] = []
     server: Any = SimpleNamespace(monitor_url=health.url, pid=process.pid, directory=folder)
-    watch = FullDiskWatch(server, messages.append)
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    watch = FullDiskWatch(server, messages.append, poll_seconds=0.05, min_free_bytes=2 * free)
+    watch.start()
+    health.answer, asked = WRITE_ERROR, health.requests
+    eventually(lambda: health.requests > asked + 2)
+    watch.stop()
+    health.answer = HEALTHY
+    watch = FullDiskWatch(server, messages.append, poll_seconds=0.05, min_free_bytes=1)
     watch.start()
     for answer in (HEALTHY, RECOVERING):
         health.answer, asked = answer, health.requests
         eventually(lambda asked=asked: health.requests > asked + 2)
-    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    monkeypatch.setattr(disk_full_recovery, "MIN_FREE_BYTES", 2 * free)
-    health.answer, asked = WRITE_ERROR, health.requests
-    eventually(lambda: health.requests > asked + 2)
     assert process.poll() is None
     assert messages == []
-    monkeypatch.setattr(disk_full_recovery, "MIN_FREE_BYTES", 1)
+    health.answer = WRITE_ERROR
     eventually(lambda: process.poll() == -15)
     watch.stop()
     assert "disk was full" in messages[0]

@@ -13,10 +13,9 @@ import pytest
 from heimdex_contracts import subjects
 from heimdex_contracts.errors import LeaderBehind, Superseded
 from heimdex_contracts.messages import Due
-from heimdex_contracts.runtime.jetstream import publisher
 from heimdex_contracts.runtime.jetstream.connection import NO_MESSAGE, ApiError, Broker, JetStreamError, PubAck, Stored
 from heimdex_contracts.runtime.jetstream.delivery import Holder
-from heimdex_contracts.runtime.jetstream.publisher import Publisher
+from heimdex_contracts.runtime.jetstream.publisher import BEHIND_SECONDS, Publisher
 from tests.integration.conftest import NewBroker, count, make_topology, take
 from tests.support.histories import due
 from tests.support.recording_logger import RecordingLogger
@@ -52,8 +51,8 @@ class HeldBack(Broker):
         return sequence
 
 
-def publisher_on(broker: Broker, journal: RecordingLogger) -> Publisher:
-    return Publisher(broker, cast("Any", journal))
+def publisher_on(broker: Broker, journal: RecordingLogger, behind_seconds: float = BEHIND_SECONDS) -> Publisher:
+    return Publisher(broker, cast("Any", journal), behind_seconds=behind_seconds)
 
 
 def after(job: Due) -> Due:
@@ -79,14 +78,13 @@ async def test_a_hand_over_waits_while_the_leader_does_not_have_its_predecessor(
 
 
 async def test_a_leader_that_stays_behind_does_not_prove_that_a_job_was_superseded(
-    ready: Broker, new_broker: NewBroker, journal: RecordingLogger, monkeypatch: pytest.MonkeyPatch
+    ready: Broker, new_broker: NewBroker, journal: RecordingLogger
 ) -> None:
-    monkeypatch.setattr(publisher, "BEHIND_SECONDS", 0.2)
     job = due()
     first = await publisher_on(ready, journal).publish(job, expected=0)
     broker = await held_back(new_broker, known=first - 1, asked_before=1_000_000)
     with pytest.raises(LeaderBehind):
-        await publisher_on(broker, journal).publish(after(job), expected=first)
+        await publisher_on(broker, journal, behind_seconds=0.2).publish(after(job), expected=first)
     assert await count(ready) == 1
 
 

@@ -1,7 +1,8 @@
-"""A gateway that retries at most three jobs at once, instead of five hundred."""
+"""A gateway that retries at most three jobs per request, instead of five hundred."""
 
+from heimdex_gateway.jobs.retry import Retry
 from heimdex_gateway.main import main
-from heimdex_gateway.routes import actions
+from tests.support.launchers.arguments import construct_with
 
-actions.MAX_AT_ONCE = 3
+construct_with(Retry, max_jobs=3)
 main()

@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from heimdex_gateway.jobs import change
+from heimdex_gateway.dependencies import Gateway
+from heimdex_gateway.jobs.change import JobChanges
 from heimdex_gateway.main import main
-from heimdex_gateway.routes import request
+from tests.support.launchers.arguments import construct_with
 
-publish = change.JobChanges.publish
+publish = JobChanges.publish
 GO_ON = Path(os.environ["TEST_GO_ON"])
 
 
@@ -23,7 +24,7 @@ async def wait_and_publish(*arguments: Any) -> None:
     await publish(*arguments)
 
 
-change.JobChanges.publish = wait_and_publish  # type: ignore[method-assign]
-change.ANSWERED_WITHIN_SECONDS = 60.0  # type: ignore[misc]
-request.MAX_SECONDS = 60.0  # type: ignore[misc]
+JobChanges.publish = wait_and_publish  # type: ignore[method-assign]
+construct_with(JobChanges, answered_within_seconds=60.0)
+construct_with(Gateway, max_seconds=60.0)
 main()

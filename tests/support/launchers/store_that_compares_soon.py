@@ -5,9 +5,10 @@ TEST_QUIET_SECONDS sets how long a refused database must see no such status stor
 
 import os
 
-from heimdex_status_store import installation
+from heimdex_status_store.installation import QUIET_SECONDS, Installation
 from heimdex_status_store.main import main
+from tests.support.launchers.arguments import construct_with
 
-installation.PATIENCE_SECONDS = 1.0  # type: ignore[misc]
-installation.QUIET_SECONDS = float(os.environ.get("TEST_QUIET_SECONDS", installation.QUIET_SECONDS))  # type: ignore[misc]
+quiet_seconds = float(os.environ.get("TEST_QUIET_SECONDS", QUIET_SECONDS))
+construct_with(Installation, patience_seconds=1.0, quiet_seconds=quiet_seconds)
 main()

@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from heimdex_status_store import reconciler
 from heimdex_status_store.main import main
+from heimdex_status_store.reconciler import Reconciler
+from tests.support.launchers.arguments import construct_with
 
-reconciler.REST = timedelta(seconds=1)  # type: ignore[misc]
-reconciler.CHECK_SECONDS = 0.5  # type: ignore[misc]
+construct_with(Reconciler, rest=timedelta(seconds=1), check_seconds=0.5)
 main()

@@ -2,8 +2,9 @@
 
 import os
 
-from heimdex_status_store import recorder
 from heimdex_status_store.main import main
+from heimdex_status_store.recorder import Recorder
+from tests.support.launchers.arguments import construct_with
 
-recorder.CAPACITY = int(os.environ["TEST_TAKES"])  # type: ignore[misc]
+construct_with(Recorder, capacity=int(os.environ["TEST_TAKES"]))
 main()

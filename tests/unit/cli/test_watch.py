@@ -6,8 +6,7 @@ from typing import Any, cast
 import pytest
 
 from heimdex_cli.client import Job, JobsApi, StreamEvent
-from heimdex_cli.commands import watch as module
-from heimdex_cli.commands.watch import advanced, follow
+from heimdex_cli.commands.watch import MAX_OUTAGE_SECONDS, advanced, follow
 from heimdex_cli.errors import Unreachable
 from heimdex_cli.output.progress import Board
 
@@ -39,8 +38,8 @@ def _job(status: str, progress: int) -> Job:
     return cast(Job, {"id": "j", "status": status, "stage": "indexing", "progress": progress})
 
 
-def _follow(api: Api, shown: Shown) -> Job:
-    return follow(cast(JobsApi, api), "j", cast(Board, shown), sleep=lambda seconds: None)
+def _follow(api: Api, shown: Shown, max_outage_seconds: float = MAX_OUTAGE_SECONDS) -> Job:
+    return follow(cast(JobsApi, api), "j", cast(Board, shown), lambda seconds: None, max_outage_seconds)
 
 
 def test_watch_waits_for_the_end_of_a_short_outage() -> None:
@@ -51,10 +50,9 @@ def test_watch_waits_for_the_end_of_a_short_outage() -> None:
     assert shown[-1] == 100
 
 
-def test_a_long_outage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_OUTAGE_SECONDS", 0.05)
+def test_a_long_outage_is_reported() -> None:
     with pytest.raises(Unreachable, match="still down"):
-        _follow(Api(_job("processing", 10), Unreachable("still down")), Shown())
+        _follow(Api(_job("processing", 10), Unreachable("still down")), Shown(), max_outage_seconds=0.05)
 
 
 def test_an_api_that_never_responded_is_reported_at_once() -> None:

@@ -214,9 +214,10 @@ async def test_a_name_that_resolves_to_a_forbidden_address_is_refused_at_submiss
     await acceptance("10.0.0.0/8", **names).look_up([("callback_url", "https://in.corp/")])
 
 
-async def test_a_name_that_does_not_resolve_now_or_resolves_slowly_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heimdex_callbacks.validation.LOOK_UP_SECONDS", 0.05)
-    await acceptance(**{"slow.example": None}).look_up([("a", "https://slow.example/"), ("b", "https://none.example/")])
+async def test_a_name_that_does_not_resolve_now_or_resolves_slowly_is_accepted() -> None:
+    names = KnownNames(**{"slow.example": None})
+    validation = CallbackValidation(True, AddressPolicy(), names, look_up_seconds=0.05)
+    await validation.look_up([("a", "https://slow.example/"), ("b", "https://none.example/")])
 
 
 async def test_each_host_of_a_batch_is_resolved_once() -> None:

@@ -17,7 +17,7 @@ from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, AnyMessage, AttemptFailed
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_gateway.jobs.history import History
+from heimdex_gateway.jobs.history import CATCH_UP_SECONDS, History
 from heimdex_gateway.jobs.repository import DatabaseUnavailable
 from heimdex_gateway.jobs.status import StateUnavailable
 from heimdex_gateway.jobs.subscriptions import Interrupted, Subscriptions
@@ -80,9 +80,11 @@ def handed_over() -> list[Any]:
     return writer.events
 
 
-def history_of(nats: Nats, database: Database) -> tuple[History, Subscriptions]:
+def history_of(
+    nats: Nats, database: Database, catch_up_seconds: float = CATCH_UP_SECONDS
+) -> tuple[History, Subscriptions]:
     subscriptions = Subscriptions(cast(Broker, nats))
-    return History(cast(Broker, nats), cast(Any, database), subscriptions), subscriptions
+    return History(cast(Broker, nats), cast(Any, database), subscriptions, catch_up_seconds), subscriptions
 
 
 async def test_a_postgres_outage_after_the_first_read_is_raised_before_the_stream_begins() -> None:
@@ -101,10 +103,9 @@ async def test_a_nats_server_that_does_not_answer_is_raised_before_the_stream_be
     assert nats.subscriptions == 0
 
 
-async def test_an_interruption_ends_a_stream_that_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heimdex_gateway.jobs.history.CATCH_UP_SECONDS", 0.0)
+async def test_an_interruption_ends_a_stream_that_has_begun() -> None:
     nats = Nats()
-    history, subscriptions = history_of(nats, Database())
+    history, subscriptions = history_of(nats, Database(), catch_up_seconds=0.0)
     async with history.live(JOB, None) as entries:
         subscriptions.interrupt()
         assert [piece async for piece in frames(entries)] == [b"retry: 1000\n\n"]

@@ -3,11 +3,12 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
+from heimdex_contracts.runtime.logs import Logger
 from heimdex_stage_worker.context import AttemptState
-from heimdex_stage_worker.execution import stuck_functions
 from heimdex_stage_worker.execution.stuck_functions import StuckFunctions
 from heimdex_stage_worker.execution.threads import Threads
 from tests.support.recording_logger import RecordingLogger
@@ -20,10 +21,8 @@ def state(number: int) -> AttemptState:
     )
 
 
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stuck_functions, "ENDS_WITHIN_SECONDS", 0.1)
-    monkeypatch.setattr(stuck_functions, "CANCELLED_AGAIN_SECONDS", 0.1)
+def stuck_functions(most: int, log: RecordingLogger) -> StuckFunctions:
+    return StuckFunctions(most, cast("Logger", log), ends_within_seconds=0.1, cancelled_again_seconds=0.1)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ async def test_tasks_and_threads_that_run_on_are_counted_together_until_they_are
     over: threading.Event,
 ) -> None:
     log = RecordingLogger()
-    stuck = StuckFunctions(2, log)
+    stuck = stuck_functions(2, log)
     task = asyncio.create_task(swallow(over))
     stuck.watch(task, state(1))
     await eventually(lambda: log.of("task_abandoned"))
@@ -67,7 +66,7 @@ async def test_tasks_and_threads_that_run_on_are_counted_together_until_they_are
 
 async def test_a_task_that_swallows_one_cancellation_ends_with_the_next(over: threading.Event) -> None:
     log = RecordingLogger()
-    stuck = StuckFunctions(1, log)
+    stuck = stuck_functions(1, log)
     task = asyncio.create_task(swallow(over, cancellations=0))
     await asyncio.sleep(0)
     stuck.watch(task, state(1))
@@ -80,7 +79,7 @@ async def test_a_task_that_swallows_one_cancellation_ends_with_the_next(over: th
 
 async def test_a_function_that_ends_in_time_is_not_counted() -> None:
     log = RecordingLogger()
-    stuck = StuckFunctions(1, log)
+    stuck = stuck_functions(1, log)
     task = asyncio.create_task(asyncio.sleep(0))
     await task
     stuck.watch(task, state(1))

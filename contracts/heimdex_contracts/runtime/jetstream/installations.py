@@ -114,9 +114,13 @@ def _status_store(answer: bytes) -> StatusStore:
 
 
 class Watch:
-    """Logs an error when two installations share the NATS account. For processes without a database."""
+    """Logs an error when two installations share the NATS account. For processes without a database.
 
-    def __init__(self, broker: Broker, log: Logger) -> None:
+    again_seconds: as AGAIN_SECONDS.
+    """
+
+    def __init__(self, broker: Broker, log: Logger, again_seconds: float = AGAIN_SECONDS) -> None:
+        self._again_seconds = again_seconds
         self._broker = broker
         self._log = log
         self._logged: tuple[list[str], list[str]] | None = None
@@ -141,7 +145,7 @@ class Watch:
                 self._logged = seen
             elif seen is None:
                 self._logged = None
-            await asyncio.sleep(CHECK_SECONDS if seen == self._logged else AGAIN_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS if seen == self._logged else self._again_seconds)
 
     async def _mixed(self) -> tuple[list[str], list[str]] | None:
         """Return the installations and databases on this account if there is more than one of either, else None."""

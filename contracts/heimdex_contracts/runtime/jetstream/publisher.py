@@ -98,13 +98,21 @@ class Publisher:
     """Publishes on HEIMDEX_JOBS for one process.
 
     problem: returns what is wrong with the streams, or None (`Topology.problem`). Nothing is published while there is a
-    problem, because JetStream acknowledges and drops a message for which no consumer exists.
+    problem, because JetStream acknowledges and drops a message for which no consumer exists. behind_seconds: as
+    BEHIND_SECONDS.
     """
 
-    def __init__(self, broker: Broker, log: Logger, problem: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        log: Logger,
+        problem: Callable[[], str | None] = lambda: None,
+        behind_seconds: float = BEHIND_SECONDS,
+    ) -> None:
         self._broker = broker
         self._log = log
         self._problem = problem
+        self._behind_seconds = behind_seconds
 
     async def publish(self, message: AnyJobMessage, expected: int, deadline: float | None = None) -> int:
         """Publish as the successor of stream sequence `expected` (0: the job's first); returns the new sequence.
@@ -114,7 +122,7 @@ class Publisher:
 
         Raises Superseded when the job has another successor; Refused when JetStream rejects the message for lack of
         space or a limit, or when its streams are wrong; LeaderBehind when the stream's leader has not applied
-        `expected` within BEHIND_SECONDS; BrokerUnavailable when the outcome is unknown at the deadline.
+        `expected` within `behind_seconds`; BrokerUnavailable when the outcome is unknown at the deadline.
         """
         self._refuse_broken_streams()
         ready = envelope(message, expected)
@@ -143,7 +151,7 @@ class Publisher:
                     return stored
             except (BrokerUnavailable, JetStreamError) as error:
                 if isinstance(error, LeaderBehind):
-                    behind_until = behind_until or loop.time() + BEHIND_SECONDS
+                    behind_until = behind_until or loop.time() + self._behind_seconds
                     if loop.time() > behind_until:
                         raise
                 self._log.debug(
