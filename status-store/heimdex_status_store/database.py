@@ -136,7 +136,8 @@ class Database:
         connection = await asyncpg.connect(
             self._url, timeout=CONNECT_SECONDS, server_settings={"application_name": "heimdex-status-store"}
         )
-        tcp_keepalive.notice_death(connection._transport.get_extra_info("socket"))
+        transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]  # private
+        tcp_keepalive.notice_death(transport.get_extra_info("socket"))
         try:
             async with asyncio.timeout(timeout):
                 await self._begin_session(connection)

@@ -329,5 +329,5 @@ async def _read_identity(connection: asyncpg.Connection) -> Identity:
     row = await connection.fetchrow(IDENTITY)
     if row is None:
         await connection.execute(RECREATE)
-        row = await connection.fetchrow(IDENTITY)
+        (row,) = await connection.fetch(IDENTITY)
     return Identity(*row)

@@ -117,7 +117,7 @@ class WriteResult(msgspec.Struct, frozen=True):
 
 async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> WriteResult:
     """Write one batch. jobs: one row per job, sorted by id."""
-    raised, early = await connection.fetchrow(RECORD, *_job_columns(jobs), *_event_columns(events))
+    ((raised, early),) = await connection.fetch(RECORD, *_job_columns(jobs), *_event_columns(events))
     return WriteResult(raised, frozenset(early))
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import asyncpg
 import msgspec
@@ -119,7 +119,8 @@ class Database:
 
     def __init__(self, url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._timeout_seconds = timeout_seconds
-        self._pool: asyncpg.Pool = asyncpg.create_pool(
+        self._started = False
+        self._pool = asyncpg.create_pool(
             url,
             min_size=0,
             max_size=10,
@@ -136,18 +137,16 @@ class Database:
 
         Raises DatabaseUnavailable, within `timeout_seconds`.
         """
-        row = await self._ask(ROW, job_id, tenant)
-        if row is None:
-            return None
-        return _snapshot(row, job_id)
+        rows = await self._ask(ROW, job_id, tenant)
+        return _snapshot(rows[0], job_id) if rows else None
 
     async def last_message(self, job_id: str) -> AnyJobMessage | None:
         """Return the newest message of a job as stored in its row, or None. Raises DatabaseUnavailable."""
-        row = await self._ask("SELECT message FROM job_messages WHERE id = $1", job_id)
-        if row is None or row[0] is None:
+        rows = await self._ask("SELECT message FROM job_messages WHERE id = $1", job_id)
+        if not rows or rows[0][0] is None:
             return None
         try:
-            return messages.decode_stored(row[0].encode())
+            return messages.decode_stored(rows[0][0].encode())
         except UnusableMessage:
             return None
 
@@ -171,11 +170,11 @@ class Database:
             *end,
             *([filters.type] if filters.type else []),
         ]
-        return [_snapshot(row, row[len(_FIELDS)]) for row in await self._ask(query, *arguments, many=True)]
+        return [_snapshot(row, row[len(_FIELDS)]) for row in await self._ask(query, *arguments)]
 
     async def history(self, job_id: str) -> list[EventRow]:
         """Return the recorded part of the job's history, in order. Raises DatabaseUnavailable."""
-        return [EventRow(*row) for row in await self._ask(HISTORY, job_id, many=True)]
+        return [EventRow(*row) for row in await self._ask(HISTORY, job_id)]
 
     async def installation(self) -> Installation:
         """Return the installation that the database records, or one without ids if the view does not exist yet.
@@ -183,32 +182,33 @@ class Database:
         Raises DatabaseUnavailable.
         """
         try:
-            row = await self._ask("SELECT id, database FROM job_installation")
+            rows = await self._ask("SELECT id, database FROM job_installation")
         except DatabaseUnavailable as error:
             if isinstance(error.__cause__, asyncpg.UndefinedTableError):
                 return Installation(None, None)
             raise
-        return Installation(None, None) if row is None else Installation(row[0], row[1])
+        return Installation(*rows[0]) if rows else Installation(None, None)
 
     async def check(self) -> None:
         """Raises DatabaseUnavailable unless the schema has everything that this version requires."""
-        (complete, *_) = await self._ask(READY)
+        ((complete, *_),) = await self._ask(READY)
         if not complete:
             raise DatabaseUnavailable(OLD_SCHEMA)
 
     async def close(self) -> None:
         """Close all connections at once, without waiting for queries in progress."""
-        if self._pool._initialized:  # false if no query was made
+        if self._started:
             self._pool.terminate()
 
-    async def _ask(self, query: str, *arguments: Any, many: bool = False) -> Any:
+    async def _ask(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                if not self._pool._initialized:
+                if not self._started:
                     await self._pool
+                    self._started = True
                 async with self._pool.acquire() as connection:
                     try:
-                        return await (connection.fetch if many else connection.fetchrow)(query, *arguments)
+                        return await connection.fetch(query, *arguments)
                     except (TimeoutError, asyncio.CancelledError):
                         # Releasing it to the pool would wait for its response again.
                         connection.terminate()
@@ -233,13 +233,14 @@ class Database:
         out. Connections in use fail by themselves. (`expire_connections` is not used: it would log an unclean
         close for each.)
         """
-        for holder in self._pool._holders:
+        for holder in self._pool._holders:  # type: ignore[attr-defined]  # private
             if holder.is_idle():
                 holder.terminate()
 
 
 async def _begin_session(connection: asyncpg.Connection) -> None:
-    tcp_keepalive.notice_death(connection._transport.get_extra_info("socket"))
+    transport: asyncio.Transport = connection._transport  # type: ignore[attr-defined]  # private
+    tcp_keepalive.notice_death(transport.get_extra_info("socket"))
     try:
         await connection.execute(_SESSION)
     except BaseException:
@@ -251,7 +252,7 @@ async def _keep_session(_: asyncpg.Connection) -> None:
     """Reset nothing when a connection is released: a query changes no setting, takes no lock, opens no cursor."""
 
 
-def _snapshot(row: Any, job_id: str) -> Snapshot:
+def _snapshot(row: asyncpg.Record, job_id: str) -> Snapshot:
     fields = dict(zip(_FIELDS, row, strict=False))
     if fields["result"] is not None:
         fields["result"] = msgspec.json.decode(fields["result"])
