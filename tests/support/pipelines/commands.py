@@ -1,4 +1,4 @@
-"""Job types whose stages run a command that leaves processes, `blocking` in a thread and `awaiting` on the event loop.
+"""Job types of one stage that runs a command: `<name>-blocking` in a thread, `<name>-awaiting` on the event loop.
 
 The command of `endless` ignores SIGTERM and has two children of an hour, one of them in a session of its own. That of
 `limited` is the same, in a stage with a timeout. `failing` runs a command that fails, `quick` one that leaves its
@@ -15,7 +15,8 @@ from heimdex_contracts.pipelines import Pipeline, Stage
 from heimdex_stage_worker.context import StageContext
 
 FOLDER = "TEST_COMMANDS_FOLDER"
-STAGES = ("blocking_commands", "awaiting_commands")
+KINDS = ("blocking", "awaiting")
+STAGES = tuple(f"{kind}-commands" for kind in KINDS)
 TIMEOUT_SECONDS = 3.0
 
 _CHILDREN = """
@@ -32,16 +33,21 @@ SCRIPTS = {
 SCRIPTS["limited"] = SCRIPTS["endless"]
 
 
-def _stages(timeout_seconds: float | None = None) -> tuple[Stage, ...]:
-    return (
-        Stage(STAGES[0], expected_seconds=1, code=f"{__name__}:block", timeout_seconds=timeout_seconds),
-        Stage(STAGES[1], expected_seconds=1, code=f"{__name__}:wait", timeout_seconds=timeout_seconds),
+PIPELINES = tuple(
+    Pipeline(
+        type=f"{name}-{kind}",
+        stages=(
+            Stage(
+                f"{kind}-commands",
+                expected_seconds=1,
+                code=f"{__name__}:{function}",
+                timeout_seconds=TIMEOUT_SECONDS if name == "limited" else None,
+            ),
+        ),
+        retry_backoff_seconds=(),
     )
-
-
-PIPELINES = (
-    *(Pipeline(type=name, stages=_stages(), retry_backoff_seconds=()) for name in ("endless", "quick", "failing")),
-    Pipeline(type="limited", stages=_stages(TIMEOUT_SECONDS), retry_backoff_seconds=()),
+    for kind, function in (("blocking", "block"), ("awaiting", "wait"))
+    for name in SCRIPTS
 )
 
 
@@ -75,7 +81,13 @@ def _lives(pid: int) -> bool:
 
 
 def words(ctx: StageContext) -> list[str]:
-    return ["sh", "-c", SCRIPTS[ctx.job_type], "-", str(Path(os.environ[FOLDER]) / f"{ctx.job_id}-{ctx.stage}")]
+    return [
+        "sh",
+        "-c",
+        SCRIPTS[ctx.job_type.partition("-")[0]],
+        "-",
+        str(Path(os.environ[FOLDER]) / f"{ctx.job_id}-{ctx.stage}"),
+    ]
 
 
 def block(ctx: StageContext) -> Any:

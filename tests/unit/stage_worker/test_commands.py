@@ -15,6 +15,7 @@ import pytest
 
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState, CommandFailed, StageContext
+from heimdex_stage_worker.execution import command_launcher
 from heimdex_stage_worker.execution import commands as subject
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
@@ -75,6 +76,11 @@ async def run(log: RecordingLogger, kind: str, *words: Any, **options: Any) -> A
 
     assert await ended(attempt(awaiting if kind == "async" else blocking, log)) == Finished()
     return results.pop()
+
+
+def launchers() -> list[psutil.Process]:
+    """Return the processes that run commands for this one."""
+    return [each for each in psutil.Process().children() if command_launcher.__file__ in each.cmdline()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,7 +181,7 @@ async def test_a_command_leaves_no_process_thread_or_pipe(log: RecordingLogger, 
         result = await run(log, kind, "sh", "-c", commands.SCRIPTS["quick"], "-", str(path))
         assert result.stdout == b"done\n"
         assert processes.living(processes.pids(kind, "x")) == []
-    assert psutil.Process().children() == []
+    assert launchers() == []
     assert psutil.Process().num_fds() <= before
     await eventually(lambda: threading.active_count() <= threads + 2)  # the starter of each attempt's Threads
 
@@ -350,7 +356,7 @@ async def test_the_sudden_death_of_a_launcher_is_an_error_and_the_end_of_its_com
 ) -> None:
     running = asyncio.create_task(ended(attempt(commands.block, log)))
     await eventually(lambda: processes.pids("some-id", "painting"))
-    [launcher] = psutil.Process().children()
+    [launcher] = launchers()
     launcher.kill()
     outcome = await running
     assert isinstance(outcome, Errored)
