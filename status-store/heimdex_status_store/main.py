@@ -23,6 +23,7 @@ from heimdex_status_store.installation import Installation
 from heimdex_status_store.reconciler import Reconciler
 from heimdex_status_store.recorder import Recorder
 from heimdex_status_store.retention import prune
+from heimdex_status_store.stage_watch import StageWatch
 
 NAME = "heimdex-status-store"
 USAGE = """usage: heimdex-status-store                record the events of every job in Postgres
@@ -79,7 +80,8 @@ async def serve(running: Process) -> None:
     database = Database(config.database_url, log)
     if not await running.connect():
         return
-    required_streams = streams.for_stages(pipelines.load(config.pipelines).queue_names, config.ack_wait_seconds)
+    known = pipelines.load(config.pipelines)
+    required_streams = streams.for_stages(known.queue_names, config.ack_wait_seconds)
     topology = Topology(broker, required_streams, config.stream_replicas, log, own=(subjects.STATUS_STORE,))
     if not await running.unless_stopped(topology.start()) or not await running.unless_stopped(_wait_for(database)):
         return
@@ -102,6 +104,8 @@ async def serve(running: Process) -> None:
     broker.on_reconnect.append(on_reconnect)
     topology.on_change.append(installation.on_change)
     running.health += [topology.ready.is_set, lambda: database.connected]
+    stages = StageWatch(broker, known, log)
+    counters.details |= {"stages_without_workers": stages.without_workers, "undeclared_stages": stages.undeclared}
     await micro.register(
         broker.nc, NAME, "records every event of every job in Postgres", counters, metadata=installation.metadata
     )
@@ -114,6 +118,7 @@ async def serve(running: Process) -> None:
         asyncio.create_task(database.keep()),
         asyncio.create_task(installations.Watch(broker, log).run()),
         asyncio.create_task(Reconciler(broker, topology, upkeep_database, publisher, log).run()),
+        asyncio.create_task(stages.run()),
         asyncio.create_task(prune(upkeep_database, config.retention_days, log)),
     ]
     await recorder.start()

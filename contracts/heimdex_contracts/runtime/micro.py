@@ -1,9 +1,9 @@
 """Registers each process as a NATS micro service, so that `nats micro ls` and `nats micro stats` show it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 from nats.aio.client import Client
 from nats.micro.service import EndpointInfo, EndpointStats, Service, ServiceConfig, ServiceInfo, ServiceStats
@@ -18,7 +18,11 @@ def package_version() -> str:
 
 @dataclass(slots=True)
 class Counters:
-    """Counts a process's units of work. A unit is an HTTP request, a delivery or a recorded message."""
+    """Counts a process's units of work. A unit is an HTTP request, a delivery or a recorded message.
+
+    details: further statistics, in the field `data` of `.STATS`: functions by name, whose results can be encoded as
+    JSON. They are called for each `.STATS` and must not block.
+    """
 
     name: str
     subject: str
@@ -27,6 +31,7 @@ class Counters:
     errors: int = 0
     busy_ns: int = 0
     last_error: str = ""
+    details: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
     def count(self, nanoseconds: int, error: str | None = None, units: int = 1) -> None:
         """Count `units` more units that took `nanoseconds` each. error: the text of an error, which counts once."""
@@ -62,6 +67,7 @@ class _Reporting(Service):
                 processing_time=counters.busy_ns,
                 average_processing_time=counters.busy_ns // max(1, counters.done),
                 last_error=counters.last_error,
+                data={name: read() for name, read in counters.details.items()} or None,
             )
         ]
         return stats

@@ -163,3 +163,17 @@ async def test_each_user_may_query_which_database_the_status_stores_belong_to(
             await system[name].wait_log("ready")
             await eventually(lambda: asked.seen, what=f"{name} asks")
     check_nothing_was_refused(system)
+
+
+async def test_the_status_store_may_find_out_that_a_stage_has_no_worker(
+    system: System, users: Users, guarded: Guarded
+) -> None:
+    users.start("gateway")
+    users.start("status-store", launcher=LAUNCHERS / "store_that_looks_at_stages_soon.py")
+    await system.ready()
+    async with Api(system.url) as api:
+        await api.submit("scripted")
+        await system["status-store"].wait_log("stage_without_worker", stage=STAGES[0])
+        users.start(STAGES[0])
+        await system["status-store"].wait_log("stage_without_worker_over", stage=STAGES[0])
+    check_nothing_was_refused(system)
