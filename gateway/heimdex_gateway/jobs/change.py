@@ -6,16 +6,16 @@ from typing import Any, Final
 
 import msgspec
 
-from heimdex_contracts import lifecycle, messages, tracing
+from heimdex_contracts import lifecycle, messages, subjects, tracing
 from heimdex_contracts.errors import HeimdexError
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Follows, JobMessage
 from heimdex_contracts.runtime.backoff import repeat
-from heimdex_contracts.runtime.jetstream.connection import Broker
+from heimdex_contracts.runtime.jetstream.connection import CONSUMER_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_gateway.jobs.repository import Database
-from heimdex_gateway.jobs.status import StatusReader
+from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable, StatusReader
 
 #: How long a response waits until the status store has recorded the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0
@@ -71,6 +71,22 @@ class JobChanges:
     async def publish(self, message: AnyJobMessage, expected: int) -> None:
         """Publish a message as the successor of stream sequence `expected`. Raises as Publisher.publish."""
         await self._publisher.publish(message, expected, asyncio.get_running_loop().time() + PUBLISH_SECONDS)
+
+    async def check_queue(self, stage: str) -> None:
+        """Raise Conflict if the stage has no queue, so that a message at it would be recorded and never run.
+
+        This is about stages that this gateway does not know. Another process declares them, or did. Raises
+        BrokerUnavailable or StateUnavailable.
+        """
+        try:
+            await self.broker.api(f"CONSUMER.INFO.{subjects.JOBS}.{stage}", timeout=1.0)
+        except JetStreamError as error:
+            if error.err_code != CONSUMER_NOT_FOUND:
+                raise StateUnavailable(NATS_DOWN) from None
+            raise Conflict(
+                f"No worker declares the stage {stage!r} of this job any more: deploy it again, or retry the job from "
+                "the start (from=start)."
+            ) from None
 
     async def is_recorded(self, message: AnyJobMessage) -> bool:
         """Whether a refused message is already recorded.

@@ -78,6 +78,7 @@ WITH {kinds}, page AS (
 SELECT {columns}, page.id::text FROM page JOIN job_status ON job_status.id = page.id ORDER BY at DESC, page.id DESC
 """
 
+HAS_JOBS: Final = "SELECT EXISTS (SELECT FROM job_status WHERE tenant = $1 AND type = $2)"
 
 STATUSES: Final[tuple[str, ...]] = get_args(Status)
 
@@ -171,6 +172,10 @@ class Database:
             *([filters.type] if filters.type else []),
         ]
         return [_snapshot(row, row[len(_FIELDS)]) for row in await self._ask(query, *arguments)]
+
+    async def has_jobs(self, job_type: str, tenant: str) -> bool:
+        """Return whether this tenant has jobs of this type. Raises DatabaseUnavailable."""
+        return bool((await self._ask(HAS_JOBS, tenant, job_type))[0])
 
     async def history(self, job_id: str) -> list[EventRow]:
         """Return the recorded part of the job's history, in order. Raises DatabaseUnavailable."""

@@ -11,14 +11,20 @@ from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.admission import Admission
 from heimdex_gateway.jobs.change import Changed, Conflict, JobChanges
-from heimdex_gateway.jobs.repository import DatabaseUnavailable, JobQuery
+from heimdex_gateway.jobs.repository import Cursor, JobQuery
 from heimdex_gateway.jobs.status import StateUnavailable
 
 #: How many jobs one request retries, and how many of these concurrently.
 MAX_JOBS: Final = 500
 AT_ONCE: Final = 20
+#: The pages of jobs that one request examines. It needs more than one only if some of its jobs cannot be retried.
+MAX_PAGES: Final = 10
 
 From = Literal["failed", "start"]
+NO_LONGER_DECLARED: Final = (
+    "This gateway does not have the job type {!r} any more, so the stages of a run from the start are not known: "
+    "retry the job from the stage where it ended (from=failed), or deploy the type again."
+)
 
 
 class Retry:
@@ -37,8 +43,10 @@ class Retry:
     ) -> Changed | None:
         """Start the next run of a failed or canceled job. Returns None if the tenant has no such job.
 
-        start_from: "failed" for the stage where the job failed or was canceled, "start" for the first stage.
-        wait: whether to wait until the new run is recorded. Raises Conflict if the job is neither failed nor canceled.
+        start_from: "failed" for the stage where the job failed or was canceled, along the route that it had; "start"
+        for the first stage of its type as this gateway declares it.
+        wait: whether to wait until the new run is recorded. Raises Conflict if the job is neither failed nor canceled,
+        or if the stages of the run are not known.
         """
         answer_by = self._changes.answer_by()
         status = self._changes.status
@@ -65,9 +73,9 @@ class Retry:
             if not isinstance(last, Failed | Canceled):
                 continue  # recorded, or retried by another request, between the two reads
             pipeline = self._pipelines.by_type.get(last.type)
-            if pipeline is None:
-                raise Conflict(f"This gateway no longer has the job type {last.type!r}.")
             message = retried(last, newest.sequence if newest else None, job, pipeline, start_from, traceparent)
+            if message.stage not in self._pipelines.stage_names:
+                await self._changes.check_queue(message.stage)
             try:
                 async with self._admission.reserve():
                     await self._changes.publish(message, newest.sequence if newest else 0)
@@ -80,32 +88,32 @@ class Retry:
         raise StateUnavailable("The job's state changes too fast to retry it. Try again.")
 
     async def retry_all(self, tenant: str, status: str, job_type: str | None) -> tuple[int, bool]:
-        """Retry this tenant's jobs with this status and a known type, newest first, at most `max_jobs` of them.
+        """Retry this tenant's jobs with this status, newest first, at most `max_jobs`; of any type, or of this one.
 
         Returns how many were retried, and whether there are more. There are also more if the rest was not retried
         because the queue became full or NATS went down. If none was retried, raises as `retry`, and StateUnavailable
-        if Postgres is down.
+        if Postgres is down. Jobs that cannot be retried are skipped; they alone do not count as more.
         """
-        # Jobs of unknown types are not counted: they cannot be retried, so there would always be more.
-        jobs: list[Snapshot] = []
-        for searched_type in (job_type,) if job_type else self._pipelines.types:
-            query = JobQuery(
-                status=status,
-                type=searched_type,
-                created_after=None,
-                created_before=None,
-                limit=self._max_jobs,
-                cursor=None,
-            )
-            try:
-                jobs += await self._changes.database.jobs(query, tenant)
-            except DatabaseUnavailable:
-                raise StateUnavailable(
-                    "Postgres cannot be reached, and finished jobs are read from it. Try again."
-                ) from None
-        jobs.sort(key=lambda job: (job.created_at, job.job_id), reverse=True)
-        slots = asyncio.Semaphore(AT_ONCE)
+        limit = self._max_jobs
+        done, cursor, more = 0, None, True
         obstacles: list[HeimdexError] = []
+        for _ in range(MAX_PAGES):
+            query = JobQuery(
+                status=status, type=job_type, created_after=None, created_before=None, limit=limit, cursor=cursor
+            )
+            jobs = await self._changes.status.jobs(query, tenant)
+            page, more = jobs[: limit - done], len(jobs) > limit - done
+            done += await self._retry_page(tenant, page, obstacles)
+            if obstacles or not more or done >= limit:
+                break
+            cursor = Cursor(page[-1].created_at, page[-1].job_id)
+        if obstacles and not done:
+            raise obstacles[0]
+        return done, bool(obstacles) or (more and done > 0)
+
+    async def _retry_page(self, tenant: str, jobs: list[Snapshot], obstacles: list[HeimdexError]) -> int:
+        """Retry these jobs and return how many were retried. The first error that is not a job's own is added."""
+        slots = asyncio.Semaphore(AT_ONCE)
 
         async def retry_one(job: Snapshot) -> int:
             async with slots:
@@ -114,35 +122,43 @@ class Retry:
                 try:
                     return int(await self.retry(tenant, job.job_id, "failed", None, wait=False) is not None)
                 except Conflict:
-                    return 0  # another request has retried it
+                    return 0  # another request has retried it, or its stages are not known
                 except HeimdexError as error:
                     obstacles.append(error)
                     return 0
 
         # Every retry that was started is awaited, so that no job is retried after the response.
-        done = sum(await asyncio.gather(*(retry_one(job) for job in jobs[: self._max_jobs])))
-        if obstacles and not done:
-            raise obstacles[0]
-        return done, bool(obstacles) or len(jobs) > self._max_jobs
+        return sum(await asyncio.gather(*(retry_one(job) for job in jobs)))
 
 
 def retried(
     last: Failed | Canceled,
     sequence: int | None,
     job: Snapshot,
-    pipeline: Pipeline,
+    pipeline: Pipeline | None,
     start_from: From = "failed",
     traceparent: str | None = None,
 ) -> Due:
-    """Build the first message of the job's next run. sequence: that of `last`, None if it has left the stream."""
-    stage = pipeline.first_stage
-    if start_from == "failed" and last.stage in pipeline.stage_names:
-        stage = last.stage or stage
+    """Build the first message of the job's next run.
+
+    sequence: that of `last`, None if it has left the stream. pipeline: the job's type as this gateway declares it, None
+    if it does not. From "failed", the job keeps its route, which may be older or newer than the pipeline; from "start"
+    it gets the pipeline's. Raises Conflict if that requires a pipeline and there is none.
+    """
+    if pipeline is None and (start_from == "start" or not last.route):
+        raise Conflict(NO_LONGER_DECLARED.format(last.type))
+    if start_from == "start" and pipeline is not None:
+        route, stage = pipeline.stage_names, None
+    else:
+        # A job of a release without routes follows the pipeline of today.
+        route, stage = routes.route_of(last, pipeline), last.stage
+    stage = stage if stage in route else route[0]
+    done = route[: route.index(stage)]
     return Due(
-        **change.succeed(last, sequence, job, traceparent),
+        **change.succeed(last, sequence, job, traceparent) | {"route": route},
         run=last.run + 1,
         stage=stage,
         reason="retried",
-        progress=routes.progress_along(pipeline.stage_names, pipeline, stage),
-        finished=last.finished[: pipeline.stage_names.index(stage)],
+        progress=routes.progress_along(route, pipeline, stage),
+        finished=tuple(run for run in last.finished if run.stage in done),
     )

@@ -27,6 +27,7 @@ BOTH_NEEDED = (
     "Postgres cannot be reached, and the job's state cannot be determined from the stream alone. "
     "Try again in a few seconds."
 )
+NOT_LISTED = "Postgres cannot be reached, and jobs are listed from it. Try again."
 NOT_OURS = "A message that is not ours is in the way of this job. Try again in a few seconds."
 
 
@@ -108,7 +109,14 @@ class StatusReader:
         try:
             return await self._database.jobs(query, tenant)
         except DatabaseUnavailable:
-            raise StateUnavailable("Postgres cannot be reached, and jobs are listed from it. Try again.") from None
+            raise StateUnavailable(NOT_LISTED) from None
+
+    async def has_jobs(self, job_type: str, tenant: str) -> bool:
+        """Whether this tenant has recorded jobs of this type. Raises StateUnavailable without Postgres."""
+        try:
+            return await self._database.has_jobs(job_type, tenant)
+        except DatabaseUnavailable:
+            raise StateUnavailable(NOT_LISTED) from None
 
     async def is_unrecorded(self, sequence: int) -> bool:
         """Whether it is certain that the status store has recorded neither this message nor any later one."""

@@ -1,7 +1,7 @@
 """The OpenAPI description of the bodies and queries that the routes read themselves."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
@@ -11,6 +11,9 @@ from heimdex_gateway.jobs import repository
 from heimdex_gateway.openapi.callbacks import EXAMPLE_URL, url_schema
 from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.job_request import BatchBody
+
+#: A type outside the enum is not described by the schema: a value that merely looks like a type is refused.
+OF_TYPE: Final = "only jobs of this type, or of one that the gateway does not have any more but that has jobs"
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class RetryManyOperation(Operation):
         status = Schema(type=OpenAPIType.STRING, enum=["failed", "canceled"])
         self.parameters = [
             Parameter(name="status", param_in="query", required=True, description="which jobs to retry", schema=status),
-            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING)),
+            _query("type", OF_TYPE, Schema(type=OpenAPIType.STRING)),
         ]
 
 
@@ -119,7 +122,7 @@ class ListOperation(Operation):
             _query(
                 "status", "only jobs with this status", Schema(type=OpenAPIType.STRING, enum=list(repository.STATUSES))
             ),
-            _query("type", "only jobs of this type", Schema(type=OpenAPIType.STRING)),
+            _query("type", OF_TYPE, Schema(type=OpenAPIType.STRING)),
             _query("created_after", "only jobs created later than this", time),
             _query("created_before", "only jobs created earlier than this", time),
             _query("limit", "the maximum number of jobs in a page", limit),

@@ -16,6 +16,7 @@ from heimdex_gateway.routes.parameters import JobId, Traceparent
 from heimdex_gateway.routes.request import (
     AnyRequest,
     check_query,
+    check_type,
     encoded,
     in_time,
     job_id_of,
@@ -96,7 +97,8 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     status = job_list.one_of("status", query.get("status"), RETRYABLE)
     if status is None:
         raise Problem(422, "The parameter 'status' is missing; it must be 'failed' or 'canceled'.", field="status")
-    job_type = job_list.one_of("type", query.get("type"), gateway.pipelines.types)
+    job_type = job_list.job_type(query.get("type"), gateway.pipelines)
+    await check_type(request, job_type)
     work = gateway.retry.retry_all(tenant_of(request), status, job_type)
     count, more = await in_time(request, work, MANY_SECONDS)
     return encoded(JobsRetried(count, more))

@@ -19,6 +19,7 @@ from heimdex_gateway.routes.parameters import IdempotencyKey, JobId, Traceparent
 from heimdex_gateway.routes.request import (
     AnyRequest,
     check_query,
+    check_type,
     encoded,
     in_time,
     job_id_of,
@@ -119,6 +120,8 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     gateway = gateway_of(request)
     filters = job_list.read_query(job_list.single(request.query_params.multi_items()), gateway.pipelines)
     jobs = await in_time(request, gateway.status.jobs(filters, tenant_of(request)))
+    if not jobs:
+        await check_type(request, filters.type)
     cursors = [Cursor(job.created_at, job.job_id) for job in jobs]
     return encoded(job_list.page([job_object(job) for job in jobs], cursors, filters.limit))
 

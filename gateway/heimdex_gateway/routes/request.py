@@ -10,7 +10,7 @@ from litestar import Request, Response
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 
 from heimdex_contracts import messages
-from heimdex_gateway.dependencies import gateway_of
+from heimdex_gateway.dependencies import gateway_of, tenant_of
 from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.problem import Problem
 from heimdex_gateway.schemas import job_list
@@ -116,3 +116,16 @@ def check_query(request: AnyRequest, *known: str) -> None:
         if name not in known:
             allowed = f"the parameters are {', '.join(map(repr, known))}" if known else "the operation has none"
             raise Problem(422, f"There is no parameter {name[:60]!r}; {allowed}.", field=name[:100])
+
+
+async def check_type(request: AnyRequest, job_type: str | None) -> None:
+    """Raises Problem 422 if the gateway does not have this job type and the tenant has no jobs of it.
+
+    So a misspelt type is an error, and the jobs of a type that was removed can still be listed and retried. Raises
+    StateUnavailable if Postgres cannot be asked.
+    """
+    gateway = gateway_of(request)
+    if job_type is None or job_type in gateway.pipelines.types:
+        return
+    if not await in_time(request, gateway.status.has_jobs(job_type, tenant_of(request))):
+        raise job_list.unknown_type(job_type, gateway.pipelines)

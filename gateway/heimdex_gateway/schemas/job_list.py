@@ -21,6 +21,8 @@ DEFAULT_LIMIT: Final = 50
 PARAMETERS: Final = ("status", "type", "created_after", "created_before", "limit", "cursor")
 #: The text of a cursor: microseconds since 1970, and the job id. Every text of this form is a valid cursor.
 CURSOR: Final = r"^[0-9]{16}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+#: The form of a job type (`heimdex_contracts.pipelines`).
+_TYPE: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CURSOR: Final = re.compile(CURSOR)
@@ -34,14 +36,17 @@ class JobList(msgspec.Struct, frozen=True):
 
 
 def read_query(query: Mapping[str, str], pipelines: Pipelines) -> JobQuery:
-    """Read the query parameters of GET /jobs. Raises Problem 422, with the name of the invalid parameter."""
+    """Read the query parameters of GET /jobs. Raises Problem 422, with the name of the invalid parameter.
+
+    The type may be one that the pipelines do not have any more (`job_type`).
+    """
     for name in query:
         if name not in PARAMETERS:
             allowed = ", ".join(map(repr, PARAMETERS))
             raise Problem(422, f"There is no parameter {name[:60]!r}; the parameters are {allowed}.", field=name[:100])
     return JobQuery(
         status=one_of("status", query.get("status"), STATUSES),
-        type=one_of("type", query.get("type"), pipelines.types),
+        type=job_type(query.get("type"), pipelines),
         created_after=_moment("created_after", query.get("created_after")),
         created_before=_moment("created_before", query.get("created_before")),
         limit=_limit(query.get("limit")),
@@ -73,6 +78,23 @@ def one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> str | None
         choices = ", ".join(map(repr, allowed))
         raise Problem(422, f"The parameter {name!r} must be one of {choices}, not {value[:60]!r}.", field=name)
     return value
+
+
+def job_type(value: str | None, pipelines: Pipelines) -> str | None:
+    """Return the value of the parameter `type`, or None if it is absent. Raises Problem 422 if it cannot be a job type.
+
+    A type that the pipelines do not have may have been removed while there are jobs of it. If there are none, the
+    caller refuses it with `unknown_type`.
+    """
+    if value is not None and value not in pipelines.types and not _TYPE.fullmatch(value):
+        raise unknown_type(value, pipelines)
+    return value
+
+
+def unknown_type(value: str, pipelines: Pipelines) -> Problem:
+    """Return the Problem 422 for a type that the pipelines do not have and that no job has."""
+    choices = ", ".join(map(repr, pipelines.types))
+    return Problem(422, f"The parameter 'type' must be one of {choices}, not {value[:60]!r}.", field="type")
 
 
 def _limit(value: str | None) -> int:

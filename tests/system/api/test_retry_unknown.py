@@ -1,22 +1,46 @@
-"""POST /jobs/retry when the gateway does not know the type of some failed jobs any more."""
+"""POST /jobs/retry where some of the failed jobs are of a removed type, and of a release before routes.
+
+Their stages are not known, so they cannot be retried.
+"""
 
 import asyncio
+import uuid
 
+from heimdex_contracts import messages, subjects
+from heimdex_contracts.messages import Due
 from tests.support.api import Api
 from tests.support.pipelines.scripted import STAGES, Script
+from tests.support.servers import NatsServer
 from tests.support.services import LAUNCHERS, MOCK_STAGES, System
 from tests.support.waiting import eventually
+from tests.support.watching import Observer
 
 
-async def test_jobs_of_an_unknown_type_are_skipped_and_do_not_hide_the_others(
-    scripted: System, api: Api, script: Script
+async def submit_without_route(nats: NatsServer) -> str:
+    """Publish a job as a gateway of a release before routes does, and return its id."""
+    job = Due(
+        job_id=str(uuid.uuid4()),
+        type="scripted",
+        step=0,
+        created_at=messages.now(),
+        at=messages.now(),
+        stage="preparing",
+        reason="submitted",
+    )
+    async with Observer(nats.url, "heimdex-nothing") as observer:
+        await observer.nc.request(subjects.job_subject(job.stage, job.job_id), messages.encode(job))
+    return job.job_id
+
+
+async def test_jobs_whose_stages_are_not_known_are_skipped_and_do_not_hide_the_others(
+    scripted: System, api: Api, script: Script, nats: NatsServer
 ) -> None:
     script.write("preparing", "permanent")
     scripted.env["HEIMDEX_RETRY_BACKOFF_SECONDS"] = "0.05"
     scripted.start_all(stages=(*MOCK_STAGES, *STAGES))
     await scripted.ready()
     failed = await asyncio.gather(*(api.submit(fail_at_stage="extracting") for _ in range(5)))
-    unknown = await asyncio.gather(*(api.submit("scripted") for _ in range(4)))
+    unknown = await asyncio.gather(*(submit_without_route(nats) for _ in range(4)))
     await api.wait_until_listed([*failed, *unknown], status="failed")
     for stage in MOCK_STAGES:
         scripted[stage].kill()  # what runs again stays so

@@ -35,6 +35,8 @@ CORPUS = [json.loads(line) for line in (Path(__file__).parent / "corpus" / "mess
 #: What each message says for itself; every other field of a JobMessage must come out of every transition as it went in.
 OWN = {"step", "run", "at", "progress", "not_before", "finished", "follows", "trace"}
 
+FROM_THE_START = "retry from the start"
+
 #: By the type of a field: values that are not its default.
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
     messages.JobId: st.uuids().map(str),
@@ -80,9 +82,8 @@ def transitions(job: Due) -> dict[str, AnyJobMessage | AttemptFailed | Progress]
         "cancel": cancel,
         "cancel of what runs": canceled(job, 7, snapshot(job), tick),
         "retry of a failed job": retried(end, 7, snapshot(end), PIPELINE),
-        "retry of a canceled job, whose end left the stream": retried(
-            cancel, None, snapshot(cancel), PIPELINE, "start"
-        ),
+        "retry of a canceled job, whose end left the stream": retried(cancel, None, snapshot(cancel), None),
+        FROM_THE_START: retried(cancel, None, snapshot(cancel), PIPELINE, "start"),
         "restoration": restored(job, row),
         "firing, and what the streams and rows keep": messages.decode_stored(messages.encode(job)),
         "tick": tick,
@@ -94,6 +95,9 @@ def test_the_jobs_own_fields_come_out_of_every_transition_as_they_went_in(job: D
     assert {name: getattr(job, name) for name in spec_fields(Due)} == spec_of(job, Due)
     for name, message in transitions(job).items():
         for field in spec_fields(type(message)):
+            if (name, field) == (FROM_THE_START, "route"):
+                assert getattr(message, field) == PIPELINE.stage_names  # of today
+                continue
             assert getattr(message, field) == getattr(job, field), (name, field)
 
 
