@@ -69,6 +69,8 @@ class Reconciler:
         #: The streams that were removed or changed since the last check.
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
+        #: The stages without a queue that were logged.
+        self._without_queue: set[str] = set()
         topology.on_damage.append(self._on_damage)
 
     async def run(self) -> None:
@@ -196,6 +198,8 @@ class Reconciler:
         if not isinstance(last, Due):
             return False
         again = restored(last, now)
+        if not await self._has_queue(again):
+            return False
         try:
             await self._publisher.publish(again, expected=0, deadline=asyncio.get_running_loop().time() + 5)
         except Superseded:
@@ -205,6 +209,28 @@ class Reconciler:
             return None
         self._log.info("job_restored", job_id=row.job_id, stage=again.stage, step=again.step)
         return True
+
+    async def _has_queue(self, again: Due) -> bool:
+        """Whether the stage of this message has a queue, or the message is scheduled for later.
+
+        Without a queue, JetStream would drop the message as soon as it is recorded, and the job would be published
+        again and again. It is published when a process declares the stage again; until then it can be canceled.
+        """
+        if again.not_before is not None and again.not_before > again.at:
+            return True
+        if await self._undeliverable.has_queue(again.stage):
+            self._without_queue.discard(again.stage)
+            return True
+        if again.stage not in self._without_queue:
+            self._without_queue.add(again.stage)
+            self._log.warning(
+                "stage_without_queue",
+                message="jobs wait at a stage that no process declares any more: deploy the stage again, or cancel "
+                "the jobs",
+                stage=again.stage,
+                job_id=again.job_id,
+            )
+        return False
 
 
 def restored(last: Due, row: Unfinished) -> Due:

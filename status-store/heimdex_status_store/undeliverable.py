@@ -20,7 +20,7 @@ import msgspec
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable, UnusableMessage
 from heimdex_contracts.messages import AnyJobMessage, Due
-from heimdex_contracts.runtime.jetstream.connection import Broker, Stored
+from heimdex_contracts.runtime.jetstream.connection import CONSUMER_NOT_FOUND, Broker, JetStreamError, Stored
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.jetstream.topology import ADVISORIES
 from heimdex_contracts.runtime.logs import Logger
@@ -74,7 +74,7 @@ class Undeliverable:
         self._log = log
         self._advised: set[Advice] = set()
         self._suspects: dict[str, _Suspect] = {}
-        self._states: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._states: dict[str, tuple[float, dict[str, Any] | None]] = {}
         self._wake = asyncio.Event()
 
     async def start(self, wake: asyncio.Event) -> None:
@@ -117,6 +117,8 @@ class Undeliverable:
                 return
             consumer = message.stage
         state = await self._state(consumer)
+        if state is None:
+            return
         if state["delivered"]["stream_seq"] < last.sequence or not state["num_waiting"]:
             self._suspects.pop(row.job_id, None)
             return
@@ -131,11 +133,21 @@ class Undeliverable:
             del self._suspects[row.job_id]
             await self._settle(Advice(subjects.JOBS, consumer, last.sequence))
 
-    async def _state(self, consumer: str) -> dict[str, Any]:
+    async def has_queue(self, stage: str) -> bool:
+        """Whether the stage has a queue: a process declares the stage, or did. Raises BrokerUnavailable."""
+        return await self._state(stage) is not None
+
+    async def _state(self, consumer: str) -> dict[str, Any] | None:
+        """Return the state of a consumer of HEIMDEX_JOBS, or None if it does not exist."""
         now = time.monotonic()
-        at, state = self._states.get(consumer, (float("-inf"), {}))
+        at, state = self._states.get(consumer, (float("-inf"), None))
         if now - at > _STATE_SECONDS:
-            state = await self._broker.api(f"CONSUMER.INFO.{subjects.JOBS}.{consumer}")
+            try:
+                state = await self._broker.api(f"CONSUMER.INFO.{subjects.JOBS}.{consumer}")
+            except JetStreamError as error:
+                if error.err_code != CONSUMER_NOT_FOUND:
+                    raise
+                state = None
             self._states[consumer] = (now, state)
         return state
 

@@ -32,7 +32,8 @@ class Cancel:
     async def cancel(self, tenant: str, job_id: str, traceparent: str | None) -> Changed | None:
         """Put the job into the terminal state `canceled`. Returns None if the tenant has no such job.
 
-        A queued job never starts; a running stage is interrupted. Raises Conflict if the job is already in a terminal
+        A queued job never starts; a running stage is interrupted. This includes a job of a type that the gateway does
+        not know, and one whose messages are gone from the stream. Raises Conflict if the job is already in a terminal
         state, StateUnavailable or BrokerUnavailable if this cannot be determined.
         """
         answer_by = self._changes.answer_by()
@@ -43,30 +44,31 @@ class Cancel:
                 return None
             if job.ended:
                 raise Conflict(FINISHED.format(job.status))
-            if newest is None:
-                # The leader of a replicated stream may not have the message yet that Postgres has. If the message is
-                # lost, the status store restores it.
+            due = newest.message if newest is not None else await self._changes.lost_message(job)
+            if due is None:
+                # The leader of a replicated stream may not have the message yet that Postgres has.
                 not_in_stream = True
                 await asyncio.sleep(change.BEHIND_SECONDS)
                 continue
-            due = newest.message
             if not isinstance(due, Due):
                 continue  # between the two reads, its terminal event was recorded and it was retried
-            message = canceled(due, newest.sequence, job, await self._running(due), traceparent)
+            sequence = None if newest is None else newest.sequence
+            message = canceled(due, sequence, job, await self._running(due), traceparent)
             try:
-                await self._changes.publish(message, newest.sequence)
+                await self._changes.publish(message, sequence or 0)
             except Superseded:
                 if not await self._changes.is_recorded(message):
-                    continue  # meanwhile it reached its next stage or a terminal state
-            if due.not_before is not None:
+                    continue  # meanwhile it reached its next stage or a terminal state, or was restored
+            if newest is not None and due.not_before is not None:
                 await self._remove(newest, answer_by)  # before its schedule fires
             changed = await self._changes.wait_until_visible(message, answer_by)
-            # Removed from the queue, so that no worker receives it only to drop it.
-            await self._remove(newest, answer_by)
-            await self._check_not_finished_before(message, newest.sequence, changed)
+            if newest is not None:
+                # Removed from the queue, so that no worker receives it only to drop it.
+                await self._remove(newest, answer_by)
+            await self._check_not_finished_before(message, sequence, changed)
             return changed
         if not_in_stream:
-            raise StateUnavailable("The job's messages are being restored. Try again in a few seconds.")
+            raise StateUnavailable("The job's messages are being replicated or restored. Try again in a few seconds.")
         raise StateUnavailable("The job's state changes too fast to cancel it. Try again.")
 
     async def _running(self, due: Due) -> Progress | None:
@@ -93,16 +95,19 @@ class Cancel:
             except (BrokerUnavailable, JetStreamError):
                 continue
 
-    async def _check_not_finished_before(self, message: AnyJobMessage, sequence: int, changed: Changed) -> None:
+    async def _check_not_finished_before(self, message: AnyJobMessage, sequence: int | None, changed: Changed) -> None:
         """Raise Conflict if a terminal event of the job was stored before its cancel.
 
         Messages that followed `sequence` may have been recorded, and have left the stream, between our reads and our
-        publish; the broker then accepts the cancel too. Raises StateUnavailable if this cannot be determined.
+        publish; the broker then accepts the cancel too. sequence: None for a predecessor that was gone from the stream.
+        Raises StateUnavailable if this cannot be determined.
         """
         job = changed.job
         if changed.recorded and job.run == message.run and job.status != "canceled":
             raise Conflict(FINISHED.format(job.status))
-        if not changed.queried and not await self._changes.status.is_unrecorded(sequence):
+        if changed.queried:
+            return
+        if sequence is None or not await self._changes.status.is_unrecorded(sequence):
             raise StateUnavailable(
                 "It cannot be determined now whether the job finished before it was canceled. "
                 "Get the job in a few seconds."
@@ -110,11 +115,12 @@ class Cancel:
 
 
 def canceled(
-    due: Due, sequence: int, job: Snapshot, tick: Progress | None = None, traceparent: str | None = None
+    due: Due, sequence: int | None, job: Snapshot, tick: Progress | None = None, traceparent: str | None = None
 ) -> Canceled:
     """Build the message that cancels the job.
 
-    sequence: the stream sequence of `due`; tick: the newest progress tick of the running attempt, if one is known.
+    sequence: the stream sequence of `due`, None if it is gone from the stream. tick: the newest progress tick of the
+    running attempt, if one is known.
     """
     progress = max(due.progress, job.progress, tick.progress if tick else 0)
     message = Canceled(

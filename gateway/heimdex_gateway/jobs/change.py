@@ -7,15 +7,15 @@ from typing import Any, Final
 import msgspec
 
 from heimdex_contracts import lifecycle, messages, subjects, tracing
-from heimdex_contracts.errors import HeimdexError
+from heimdex_contracts.errors import BrokerUnavailable, HeimdexError
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Follows, JobMessage
 from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import CONSUMER_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
-from heimdex_gateway.jobs.repository import Database
-from heimdex_gateway.jobs.status import NATS_DOWN, StateUnavailable, StatusReader
+from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
+from heimdex_gateway.jobs.status import BOTH_NEEDED, NATS_DOWN, StateUnavailable, StatusReader
 
 #: How long a response waits until the status store has recorded the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0
@@ -71,6 +71,30 @@ class JobChanges:
     async def publish(self, message: AnyJobMessage, expected: int) -> None:
         """Publish a message as the successor of stream sequence `expected`. Raises as Publisher.publish."""
         await self._publisher.publish(message, expected, asyncio.get_running_loop().time() + PUBLISH_SECONDS)
+
+    async def lost_message(self, job: Snapshot) -> AnyJobMessage | None:
+        """Return the newest message of an unfinished job as its row keeps it, if it is certainly gone from the stream.
+
+        A successor of it is then published with the expected sequence 0: it competes with the reconciler, which
+        restores the job, and the broker accepts one of the two. A worker that still runs the job is superseded.
+        Returns None if the message may be in the stream, or if the job changes meanwhile. The order of the reads
+        matters: the leader has applied whatever the row contains before the stream is read, and what a worker published
+        before that and what has left the stream since is in the row that is read last.
+
+        Raises StateUnavailable if NATS or Postgres is down.
+        """
+        try:
+            last = await self.database.last_message(job.job_id)
+            if last is None or last.step != job.step or not await self.status.leader_knows_recorded():
+                return None
+            if await self.broker.last_message(subjects.JOBS, subjects.job_filter(job.job_id), timeout=1.0) is not None:
+                return None
+            row = await self.database.job(job.job_id, job.tenant)
+        except DatabaseUnavailable:
+            raise StateUnavailable(BOTH_NEEDED) from None
+        except (BrokerUnavailable, JetStreamError):
+            raise StateUnavailable(NATS_DOWN) from None
+        return last if row is not None and row.step == job.step and not row.ended else None
 
     async def check_queue(self, stage: str) -> None:
         """Raise Conflict if the stage has no queue, so that a message at it would be recorded and never run.
