@@ -1,10 +1,11 @@
 """Projects the events of one batch to the rows to write. Pure."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from heimdex_contracts import lifecycle, messages
+from heimdex_contracts import lifecycle, messages, patches
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import (
     AnyJobMessage,
@@ -18,8 +19,9 @@ from heimdex_contracts.messages import (
 class JobRow(msgspec.Struct, frozen=True):
     """The row of one job: its merged snapshot and the message that is kept with it.
 
-    message: the job's newest message on HEIMDEX_JOBS in this batch. None if there is none, or if it is not needed: that
-    of a completed job is kept only if the job has a `callback_url`. attempt_only: the batch has only ticks and failed
+    message: the job's newest message on HEIMDEX_JOBS in this batch, as it arrived, with the fields that this release
+    does not know. None if there is none, or if it is not needed: that of a completed job is kept only if the job has a
+    `callback_url`. attempt_only: the batch has only ticks and failed
     attempts of the job, so their hand-over must already be recorded.
     """
 
@@ -46,32 +48,33 @@ def ahead(events: Sequence[AnyMessage]) -> frozenset[tuple[str, int]]:
     )
 
 
-def job_rows(events: Iterable[AnyMessage]) -> list[JobRow]:
+def job_rows(events: Iterable[AnyMessage], payloads: Iterable[bytes] | None = None) -> list[JobRow]:
     """One row for each job, sorted by id, because two stores that lock rows in different orders would deadlock.
 
-    events: those of one batch, without the events that are `ahead`.
+    events: those of one batch, without the events that are `ahead`. payloads: what each of them was decoded from; None:
+    the events were made here, and are encoded.
     """
     rows: dict[str, JobRow] = {}
-    newest: dict[str, tuple[Snapshot, AnyJobMessage]] = {}
-    for event in events:
+    newest: dict[str, tuple[Snapshot, AnyJobMessage, bytes | None]] = {}
+    for event, payload in zip(events, itertools.repeat(None) if payloads is None else payloads, strict=False):
         snapshot = lifecycle.snapshot(event)
         is_attempt = isinstance(event, (Progress, AttemptFailed))
         if not isinstance(event, (Progress, AttemptFailed)):
             other = newest.get(event.job_id)
             if other is None or lifecycle.outranks(snapshot, other[0]):
-                newest[event.job_id] = (snapshot, event)
+                newest[event.job_id] = (snapshot, event, payload)
         row = rows.get(event.job_id)
         if row is None:
             rows[event.job_id] = JobRow(snapshot, None, is_attempt)
         else:
             rows[event.job_id] = JobRow(lifecycle.merge(row.job, snapshot), None, is_attempt and row.attempt_only)
     return [
-        msgspec.structs.replace(rows[job_id], message=_kept(newest.get(job_id, (None, None))[1]))
+        msgspec.structs.replace(rows[job_id], message=_kept(*newest[job_id][1:]) if job_id in newest else None)
         for job_id in sorted(rows)
     ]
 
 
-def _kept(newest: AnyJobMessage | None) -> bytes | None:
-    if newest is None or (isinstance(newest, Completed) and newest.callback_url is None):
+def _kept(newest: AnyJobMessage, payload: bytes | None) -> bytes | None:
+    if isinstance(newest, Completed) and newest.callback_url is None:
         return None
-    return messages.encode(newest)
+    return messages.encode(newest) if payload is None else patches.to_keep(newest, payload)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from heimdex_contracts import messages, subjects, tracing
+from heimdex_contracts import messages, patches, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, Superseded, UnusableMessage
 from heimdex_contracts.history import event_rows
 from heimdex_contracts.messages import AnyJobMessage, AnyMessage, Due
@@ -131,7 +131,7 @@ class Reconciler:
     async def _refill(self, state: dict[str, Any]) -> None:
         """Record every message that the stream still holds. A message that is already recorded changes nothing."""
         raised = 0
-        batch: list[AnyJobMessage] = []
+        batch: list[tuple[AnyJobMessage, bytes]] = []
         sequence = state["first_seq"]
         while sequence <= state["last_seq"]:
             stored = await self._broker.next_message(subjects.JOBS, "heimdex.jobs.*.*", sequence)
@@ -139,7 +139,7 @@ class Reconciler:
                 break
             sequence = stored.sequence + 1
             try:
-                batch.append(messages.decode_job(stored.subject, stored.data))
+                batch.append((messages.decode_job(stored.subject, stored.data), stored.data))
             except UnusableMessage:
                 continue  # its consumers move it to the dead letters
             if len(batch) >= PAGE:
@@ -149,17 +149,18 @@ class Reconciler:
         if raised:
             self._log.warning("jobs_refilled", message="recorded jobs that were missing in Postgres", count=raised)
 
-    async def _record(self, batch: list[AnyJobMessage]) -> int:
+    async def _record(self, batch: list[tuple[AnyJobMessage, bytes]]) -> int:
+        """Record messages with their payloads. Returns how many jobs were recorded or changed."""
         if not batch:
             return 0
         # Record their progress, too: a job that was reported as running must not be pending until its next tick.
-        ticks = await asyncio.gather(
-            *(latest_progress(self._broker, event) for event in batch if isinstance(event, Due))
+        latest = await asyncio.gather(
+            *(latest_progress(self._broker, event) for event, _ in batch if isinstance(event, Due))
         )
-        events: list[AnyMessage] = [*batch, *(tick for tick in ticks if tick is not None)]
-        recorded = await self._database.run(
-            lambda connection: queries.record(connection, job_rows(events), event_rows(events))
-        )
+        ticks = [tick for tick in latest if tick is not None]
+        events: list[AnyMessage] = [*(event for event, _ in batch), *ticks]
+        rows = job_rows(events, [*(payload for _, payload in batch), *(messages.encode(tick) for tick in ticks)])
+        recorded = await self._database.run(lambda connection: queries.record(connection, rows, event_rows(events)))
         return recorded.raised
 
     async def _compare_page(self, after: str | None, rest: timedelta | None) -> tuple[str | None, int]:
@@ -198,10 +199,12 @@ class Reconciler:
         if not isinstance(last, Due):
             return False
         again = restored(last, now)
+        payload = patches.patched(again, last, now.message.encode())
         if not await self._has_queue(again):
             return False
         try:
-            await self._publisher.publish(again, expected=0, deadline=asyncio.get_running_loop().time() + 5)
+            deadline = asyncio.get_running_loop().time() + 5
+            await self._publisher.publish(again, expected=0, deadline=deadline, payload=payload)
         except Superseded:
             return False  # another store published it first
         except (BrokerUnavailable, Refused) as error:

@@ -187,8 +187,9 @@ class Recorder:
                 return  # the events are redelivered to another store after their ack wait
             started = time.monotonic_ns()
             events = [held.event for held in batch]
+            payloads = [held.msg.data for held in batch]
             try:
-                written = await self._database.run(lambda connection: write(connection, events))  # noqa: B023
+                written = await self._database.run(lambda connection: write(connection, events, payloads))  # noqa: B023
             except OUTAGE:
                 continue
             except (asyncpg.PostgresError, *UNRECORDABLE) as error:
@@ -316,20 +317,27 @@ class Recorder:
         return held.msg.metadata.num_delivered < MAX_DELIVERIES_SEEN
 
 
-async def write(connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackResult]) -> WriteResult:
+async def write(
+    connection: asyncpg.Connection, events: Sequence[AnyMessage | CallbackResult], payloads: Sequence[bytes]
+) -> WriteResult:
     """Write one batch; acknowledging it is left to the caller. Results of callbacks are added only to the history.
 
-    Raises asyncpg's errors, and one of UNRECORDABLE for events that Postgres can never hold.
+    payloads: what each event was decoded from. Raises asyncpg's errors, and one of UNRECORDABLE for events that
+    Postgres can never hold.
     """
-    job_events = [event for event in events if not isinstance(event, CallbackMessage)]
+    both = zip(events, payloads, strict=True)
+    arrived = [(event, data) for event, data in both if not isinstance(event, CallbackMessage)]
+    job_events: list[AnyMessage] = [event for event, _ in arrived]
     if len(job_events) < len(events):
         callback_rows = [callback_row(event) for event in events if isinstance(event, CallbackMessage)]
         await queries.record_callbacks(connection, callback_rows)
         if not job_events:
             return WriteResult(0, frozenset())
     early = ahead(job_events)
-    in_time = [event for event in job_events if (event.job_id, event.step) not in early] if early else job_events
-    written = await queries.record(connection, job_rows(in_time), event_rows(job_events))
+    if early:
+        arrived = [(event, data) for event, data in arrived if (event.job_id, event.step) not in early]
+    rows = job_rows([event for event, _ in arrived], [data for _, data in arrived])
+    written = await queries.record(connection, rows, event_rows(job_events))
     # A callback reports the recorded terminal state of a run, not a later terminal event of the same run.
     ends = [event for event in job_events if needs_callback(event)]
     strays = await queries.strays(connection, ends) if ends else written.strays

@@ -57,13 +57,13 @@ _advice: Final = msgspec.json.Decoder(Advice)
 
 
 class Undeliverable:
-    """Recovers undeliverable messages for one status store. record: writes messages of jobs to Postgres."""
+    """Recovers undeliverable messages for one status store. record: writes messages with their payloads to Postgres."""
 
     def __init__(
         self,
         broker: Broker,
         publisher: Publisher,
-        record: Callable[[list[AnyJobMessage]], Awaitable[int]],
+        record: Callable[[list[tuple[AnyJobMessage, bytes]]], Awaitable[int]],
         callbacks: CallbackOutbox,
         log: Logger,
     ) -> None:
@@ -177,7 +177,7 @@ class Undeliverable:
         except UnusableMessage:
             return False  # left for a person to examine
         if advice.consumer == subjects.STATUS_STORE:
-            await self._record([message])
+            await self._record([(message, stuck.data)])
             if needs_callback(message) and not await self._callbacks.publish(message):
                 raise BrokerUnavailable("a due callback could not be stored")
         last = await self._publisher.last(message.job_id)

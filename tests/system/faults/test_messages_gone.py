@@ -1,11 +1,14 @@
 """A job whose messages are gone from the stream: it can be canceled, and is published again if a stage can take it."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
+from heimdex_contracts import messages, subjects
 from tests.support.api import Api
+from tests.support.histories import due
 from tests.support.pipelines.scripted import STAGES, Script
 from tests.support.servers import NatsServer
 from tests.support.services import LAUNCHERS, System
@@ -126,3 +129,20 @@ async def test_a_worker_that_still_runs_the_job_is_interrupted_and_hands_nothing
         await api.wait_until(await api.submit("scripted"), "completed")
         assert seen.subjects("heimdex-stored.jobs", job_id) == ["canceled"]
     assert await api.get(job_id) == job
+
+
+@pytest.mark.allows("restored")
+async def test_a_restored_job_has_the_fields_that_only_a_newer_release_knows(
+    scripted: System, api: Api, nats: NatsServer
+) -> None:
+    await queued_job(scripted, api)
+    job = due(type="scripted", stage="preparing", route=STAGES)
+    payload = {**json.loads(messages.encode(job)), "params": {"source": "https://media.example/film.mp4"}}
+    async with Observer(nats.url, "heimdex-stored.>") as seen:
+        await seen.nc.request(subjects.job_subject(job.stage, job.job_id), json.dumps(payload).encode())
+        await api.wait_until_listed([job.job_id])
+        await lose_messages(seen, job.job_id)
+        await scripted["status-store"].wait_log("job_restored", job_id=job.job_id)
+        await eventually(lambda: len(seen.payloads("heimdex-stored.jobs", job.job_id)) == 2)
+        restored = seen.payloads("heimdex-stored.jobs", job.job_id)[1]
+    assert (restored["reason"], restored["params"]) == ("restored", payload["params"])

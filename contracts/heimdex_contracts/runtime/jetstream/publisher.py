@@ -61,8 +61,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     headers: dict[str, str]
 
 
-def envelope(message: AnyJobMessage, expected: int) -> Envelope:
+def envelope(message: AnyJobMessage, expected: int, payload: bytes | None = None) -> Envelope:
     """Encode a message as the successor of stream sequence `expected` (0: the job's first message).
+
+    payload: the message's JSON if it has more fields than this release knows (`patches.patched`).
 
     `Nats-Msg-Id` is the same for every repetition of one hand-over, and for all messages that start the same run.
     Competing successors with different tokens have different ids. A restored message has an id of its own, so that
@@ -83,7 +85,7 @@ def envelope(message: AnyJobMessage, expected: int) -> Envelope:
         token = subjects.LATER
     if message.trace:
         headers["traceparent"] = message.trace
-    return Envelope(subjects.job_subject(token, message.job_id), messages.encode(message), headers)
+    return Envelope(subjects.job_subject(token, message.job_id), payload or messages.encode(message), headers)
 
 
 def _id_suffix(message: AnyJobMessage) -> str | None:
@@ -114,18 +116,21 @@ class Publisher:
         self._problem = problem
         self._behind_seconds = behind_seconds
 
-    async def publish(self, message: AnyJobMessage, expected: int, deadline: float | None = None) -> int:
+    async def publish(
+        self, message: AnyJobMessage, expected: int, deadline: float | None = None, payload: bytes | None = None
+    ) -> int:
         """Publish as the successor of stream sequence `expected` (0: the job's first); returns the new sequence.
 
         A publish without a response is repeated. If the repetition is rejected because the first one was stored, the
         message counts as stored. deadline: the event-loop time at which this method stops repeating; None: never.
+        payload: as in `envelope`.
 
         Raises Superseded when the job has another successor; Refused when JetStream rejects the message for lack of
         space or a limit, or when its streams are wrong; LeaderBehind when the stream's leader has not applied
         `expected` within `behind_seconds`; BrokerUnavailable when the outcome is unknown at the deadline.
         """
         self._refuse_broken_streams()
-        ready = envelope(message, expected)
+        ready = envelope(message, expected, payload)
         loop = asyncio.get_running_loop()
         attempt = 0
         behind_until: float | None = None

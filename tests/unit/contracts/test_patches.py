@@ -1,0 +1,70 @@
+"""A message that is built from a stored one keeps what this release does not know."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heimdex_contracts import messages, patches
+from heimdex_contracts.job_spec import spec_of
+from heimdex_contracts.messages import AnyJobMessage, Due, Failed, Follows, JobMessage, StageRun
+from heimdex_status_store.queries import Unfinished
+from heimdex_status_store.reconciler import restored
+from tests.support.histories import START, Writer, due
+
+JOB = due(route=("a", "b"), stage="b", step=3, finished=(StageRun("a", 1, START, START, 1.5),), follows=Follows(9))
+
+
+def newer(message: AnyJobMessage, **unknown: Any) -> bytes:
+    """Return the JSON of this message as a newer release writes it."""
+    fields = json.loads(messages.encode(message))
+    for stage_run in fields.get("finished", []):
+        stage_run["output"] = {"frames": [1, 2]}
+    return json.dumps({**unknown, **fields}, indent=1).encode()
+
+
+def failed(job: Due) -> Failed:
+    return Failed(**spec_of(job, JobMessage), step=4, at=START, stage="b", attempt=0, error="x", finished=job.finished)
+
+
+def test_the_unknown_fields_of_the_job_and_of_its_fields_stay() -> None:
+    stored = newer(JOB, params={"source": "é", "size": 123456789012345678901234567890}, entered=2)
+    patched = json.loads(patches.patched(failed(JOB), JOB, stored))
+    assert patched["params"] == {"source": "é", "size": 123456789012345678901234567890}
+    assert (patched["entered"], patched["event"], patched["step"]) == (2, "failed", 4)
+    assert patched["finished"] == json.loads(stored)["finished"]
+    assert not {"reason", "follows"} & patched.keys(), "a failed job is not due, and this one follows nothing"
+
+
+def test_what_was_restored_keeps_them_too() -> None:
+    row = Unfinished(JOB.job_id, 3, 30, "b", True, START, "", 2, False)
+    stored = newer(JOB, params={"a": 1})
+    patched = json.loads(patches.patched(restored(JOB, row), JOB, stored))
+    assert (patched["params"], patched["step"], patched["reason"]) == ({"a": 1}, 4, "restored")
+
+
+@given(st.data())
+def test_the_patched_message_is_the_successor_for_every_reader(data: st.DataObject) -> None:
+    url = data.draw(st.none() | st.just("https://shop.example"))
+    job = msgspec.structs.replace(Writer().due, callback_url=url, attempts=data.draw(st.integers(0, 3)))
+    for successor in (failed(job), restored(job, Unfinished(job.job_id, 0, 5, job.stage, True, START, "", 2, False))):
+        for stored in (messages.encode(job), newer(job, params=1)):
+            assert messages.decode_stored(patches.patched(successor, job, stored)) == successor
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [b'"\xff"', b"1e999", b'"\\ud800"', b'"\\u0000"', b"[" * 2000 + b"]" * 2000],
+    ids=["not UTF-8", "no number", "half a character", "a NUL", "too deep"],
+)
+def test_an_unknown_field_that_postgres_could_not_query_is_not_kept(unknown: bytes) -> None:
+    payload = messages.encode(JOB)[:-1] + b',"later":' + unknown + b"}"
+    assert patches.to_keep(JOB, payload) == messages.encode(JOB)
+
+
+def test_any_other_payload_is_kept_as_it_arrived() -> None:
+    for payload in (messages.encode(JOB), newer(JOB, params=[1, 2])):
+        assert patches.to_keep(JOB, payload) == payload
