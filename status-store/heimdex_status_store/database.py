@@ -25,6 +25,7 @@ RELATIONS: Final = {
     "durables": [],
     "installation": ["installation", "job_installation"],
     "tracebacks": [],
+    "refusals": ["refusals"],
 }
 _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
 _CURRENT: Final = "SELECT to_revision FROM migrations ORDER BY id DESC LIMIT 1"

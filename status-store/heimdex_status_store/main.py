@@ -22,6 +22,7 @@ from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.installation import Installation
 from heimdex_status_store.reconciler import Reconciler
 from heimdex_status_store.recorder import Recorder
+from heimdex_status_store.refusals import Refusals
 from heimdex_status_store.retention import prune
 from heimdex_status_store.stage_watch import StageWatch
 
@@ -90,7 +91,10 @@ async def serve(running: Process) -> None:
     installation = Installation(broker, upkeep_database, log)
     if not await running.unless_stopped(installation.settle()):
         return
+    publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS) or installation.problem)
+    refusals = Refusals(broker, publisher, upkeep_database, config.unknown_after_seconds, log)
     counters = micro.Counters(subjects.STATUS_STORE, "heimdex.*.*.*", subjects.STATUS_STORE)
+    counters.details["refused_jobs"] = refusals.counts
     ack_wait = min(stream.consumers[0].ack_wait_seconds for stream in required_streams if stream.consumers)
     holder = Holder(broker, topology)
     leases = Leases(holder, ack_wait)
@@ -111,13 +115,13 @@ async def serve(running: Process) -> None:
     )
     leases.start()
     work = asyncio.create_task(recorder.run())
-    publisher = Publisher(broker, log, lambda: topology.problem_of(subjects.JOBS) or installation.problem)
     checking = asyncio.create_task(installation.run())
     upkeep = [
         checking,
         asyncio.create_task(database.keep()),
         asyncio.create_task(installations.Watch(broker, log).run()),
-        asyncio.create_task(Reconciler(broker, topology, upkeep_database, publisher, log).run()),
+        asyncio.create_task(Reconciler(broker, topology, upkeep_database, publisher, refusals, log).run()),
+        asyncio.create_task(refusals.run()),
         asyncio.create_task(stages.run()),
         asyncio.create_task(prune(upkeep_database, config.retention_days, log)),
     ]

@@ -276,6 +276,105 @@ async def mark_stream_seen(connection: asyncpg.Connection, seen: StreamSeen) -> 
     )
 
 
+class RefusedStep(msgspec.Struct, frozen=True):
+    """A job that workers refused at this step, and when that happened for the first time. The columns of `refusals`."""
+
+    job_id: str
+    step: int
+    type: str
+    stage: str
+    first_at: datetime
+
+
+_REFUSED: Final = _columns(RefusedStep, job_id=("job_id", "uuid"))
+_REFUSED_COLUMNS: Final = ", ".join(_REFUSED)
+_GONE_ON: Final = "COALESCE(jobs.step > {step} OR jobs.status NOT IN ('pending', 'processing'), false)"
+
+#: Adds the refused steps that are new, and returns each one with the time of its first refusal, and whether its job has
+#: gone on; such a step is not added.
+RECORD_REFUSALS: Final = f"""
+WITH incoming AS (
+    SELECT * FROM unnest({_arrays(_REFUSED)}) AS new ({_REFUSED_COLUMNS})
+), seen AS (
+    SELECT incoming.*, {_GONE_ON.format(step="incoming.step")} AS gone_on
+    FROM incoming LEFT JOIN jobs ON jobs.id = incoming.job_id
+), added AS (
+    INSERT INTO refusals AS old ({_REFUSED_COLUMNS})
+    SELECT {_REFUSED_COLUMNS} FROM seen WHERE NOT gone_on
+    ORDER BY job_id -- two stores that lock rows in different orders would deadlock
+    ON CONFLICT (job_id) DO UPDATE
+        SET step = EXCLUDED.step, type = EXCLUDED.type, stage = EXCLUDED.stage, first_at = EXCLUDED.first_at
+        WHERE old.step < EXCLUDED.step
+)
+SELECT seen.job_id::text, seen.step, seen.type, seen.stage, COALESCE(refusals.first_at, seen.first_at), gone_on
+FROM seen LEFT JOIN refusals ON refusals.job_id = seen.job_id AND refusals.step = seen.step
+"""  # noqa: S608  # our own columns
+
+
+async def record_refusals(
+    connection: asyncpg.Connection, steps: Sequence[RefusedStep]
+) -> list[tuple[RefusedStep, bool]]:
+    """Add refused steps, one per job. Returns each with the time of its first refusal, and whether its job went on."""
+    columns = [[getattr(step, name) for step in steps] for name in RefusedStep.__struct_fields__]
+    return [(RefusedStep(*row[:-1]), row[-1]) for row in await connection.fetch(RECORD_REFUSALS, *columns)]
+
+
+REFUSED_PAGE: Final = """
+SELECT job_id::text, step, type, stage, first_at FROM refusals
+WHERE $1::uuid IS NULL OR job_id > $1 ORDER BY job_id LIMIT $2
+"""
+
+
+async def refused_page(connection: asyncpg.Connection, after: str | None, limit: int) -> list[RefusedStep]:
+    """Return the next page of refused steps after this job id (None: the first)."""
+    return [RefusedStep(*row) for row in await connection.fetch(REFUSED_PAGE, after, limit)]
+
+
+#: Deletes the refused steps of one page whose jobs have gone on, or do not exist after some time.
+CLEAN_UP_REFUSALS: Final = f"""
+WITH page AS (
+    SELECT refusals.job_id, refusals.step,
+           {_GONE_ON.format(step="refusals.step")} OR jobs.id IS NULL AND first_at < now() - $2::interval AS is_removed
+    FROM refusals LEFT JOIN jobs ON jobs.id = refusals.job_id
+    WHERE $1::uuid IS NULL OR refusals.job_id > $1
+    ORDER BY refusals.job_id LIMIT $3
+), removed AS (
+    DELETE FROM refusals USING page
+    WHERE is_removed AND refusals.job_id = page.job_id AND refusals.step = page.step
+)
+SELECT job_id::text, step, is_removed FROM page ORDER BY job_id
+"""  # noqa: S608  # our own columns
+
+
+async def clean_up_refusals(
+    connection: asyncpg.Connection, after: str | None, orphaned_after: timedelta, limit: int
+) -> list[tuple[str, int, bool]]:
+    """Delete the refused steps of one page whose jobs have gone on. Returns the page: job id, step, whether deleted.
+
+    after: the job id after which the page begins (None: the first page). orphaned_after: the age at which a refused
+    step whose job has no row is deleted.
+    """
+    return [tuple(row) for row in await connection.fetch(CLEAN_UP_REFUSALS, after, orphaned_after, limit)]
+
+
+class JobState(msgspec.Struct, frozen=True):
+    """What a job's row says: its step, whether it is in a terminal state, and the time of its last event."""
+
+    step: int
+    ended: bool
+    updated_at: datetime
+
+
+async def job_states(connection: asyncpg.Connection, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Return the states of those of these jobs that have a row, by job id."""
+    rows = await connection.fetch(
+        "SELECT id::text, step, status NOT IN ('pending', 'processing'), updated_at FROM jobs"
+        " WHERE id = ANY($1::uuid[])",
+        job_ids,
+    )
+    return {row[0]: JobState(*row[1:]) for row in rows}
+
+
 #: Deletes finished jobs past their retention, oldest first, and skips those that another status store is deleting. The
 #: index jobs_listed has the jobs of one tenant, type and status together, sorted by age, so the cost does not depend on
 #: the number of other jobs.

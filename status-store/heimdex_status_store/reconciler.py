@@ -27,6 +27,7 @@ from heimdex_status_store.callback_outbox import CallbackOutbox
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.projection import job_rows
 from heimdex_status_store.queries import StreamSeen, Unfinished
+from heimdex_status_store.refusals import Refusals
 from heimdex_status_store.undeliverable import Undeliverable
 
 #: Seconds between two checks whether either store was replaced.
@@ -52,6 +53,7 @@ class Reconciler:
         topology: Topology,
         database: Database,
         publisher: Publisher,
+        refusals: Refusals,
         log: Logger,
         rest: timedelta = REST,
         check_seconds: float = CHECK_SECONDS,
@@ -63,6 +65,7 @@ class Reconciler:
         self._database = database
         self._publisher = publisher
         self._log = log
+        self._refusals = refusals
         self._callbacks = CallbackOutbox(broker, log)
         self._undeliverable = Undeliverable(broker, publisher, self._record, self._callbacks, log)
         self._after: str | None = None
@@ -184,7 +187,8 @@ class Reconciler:
         """
         last_stored = await self._publisher.last(row.job_id)
         if last_stored is not None:
-            await self._undeliverable.suspect(row, last_stored)
+            if not self._refusals.is_refused(row.job_id, row.step):
+                await self._undeliverable.suspect(row, last_stored)
             return False
         # An unfinished job always has a message in the stream, unless it finished and was recorded since the page was
         # read.

@@ -66,10 +66,11 @@ _EVENTS: Final = {
     "stray_removed": "stray",
     "message_unusable": "unusable",
     "attempt_isolated": "isolated",
+    "unknown_job_failed": "refused",
     "defect": "defect",
     **{
         f"{work}_broken": "defect"
-        for work in ("delivery", "settlement", "pruning", "reconnection", "request", "sweep", "topology")
+        for work in ("delivery", "settlement", "pruning", "reconnection", "refusals", "request", "sweep", "topology")
     },
     "not_json": "not_json",
 }

@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_pending_jobs: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 1_000_000
     #: Days after which a job in a terminal state is deleted; 0: never.
     retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 30.0
+    #: Seconds after the first refusal of a job whose type or stage no worker knows, after which the job is failed.
+    unknown_after_seconds: Annotated[float, msgspec.Meta(ge=1, le=365 * 24 * 3600)] = 3600.0
     #: Modules that declare job types; each has an attribute `PIPELINES`.
     pipelines: tuple[str, ...] = ("heimdex_contracts.mock_process",)
     #: The API keys; without any, the API requires none.
@@ -91,6 +93,7 @@ _FORMATS: Final[dict[str, str]] = {
     "shutdown_grace_seconds": "a number of seconds from 0 to 86400",
     "max_pending_jobs": "a whole number from 1 to 100000000",
     "retention_days": "a number of days from 0 (never delete) to 36500",
+    "unknown_after_seconds": "a number of seconds from 1 to 31536000",
     "log_level": f"one of {', '.join(_LOG_LEVELS)}",
     "nats_url": "nats://[user:password@]host[:port], several separated by commas",
     "database_url": "a libpq URI such as postgresql://user:password@host:5432/database",
@@ -107,6 +110,7 @@ Service = Literal["gateway", "stage-worker", "status-store"]
 #: Settings that only these services read. The others neither validate nor hold them: most contain a secret.
 _READ_BY: Final[dict[str, frozenset[Service]]] = {
     "database_url": frozenset({"gateway", "status-store"}),
+    "unknown_after_seconds": frozenset({"status-store"}),
     **dict.fromkeys(
         ("api_keys", "rate_limit", "cors_origins", "callback_secret", "callback_allow"), frozenset({"gateway"})
     ),

@@ -43,7 +43,7 @@ class EventList(msgspec.Struct, frozen=True):
 def event_object(row: EventRow) -> EventObject:
     """Convert an entry of the history to its form in the API."""
     ended = None
-    if row.ended_stage is not None and row.ended_attempt is not None:
+    if row.ended_stage is not None and row.ended_attempt:  # 0: the stage failed before any attempt
         ended = EndedAttempt(row.ended_stage, row.ended_attempt, _moment(row.started_at), row.seconds)
     return EventObject(
         id=f"{row.step}.{row.attempt}",

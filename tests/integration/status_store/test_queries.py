@@ -98,7 +98,7 @@ def test_an_unfinished_run_keeps_its_newest_message_in_whatever_order_events_arr
                 batch, rest = rest[:size], rest[size:]
                 if not batch:
                     continue
-                recorded = await recorder.write(connection, batch)
+                recorded = await recorder.write(connection, batch, list(map(messages.encode, batch)))
                 rest += [
                     event
                     for event in batch
