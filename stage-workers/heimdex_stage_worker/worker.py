@@ -31,6 +31,7 @@ from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
 from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome
+from heimdex_stage_worker.blocked_loop import BlockedLoop
 from heimdex_stage_worker.claims import Begun, Claims, ClaimTaken
 from heimdex_stage_worker.context import AttemptState, StageFunction
 from heimdex_stage_worker.execution import failures
@@ -124,6 +125,8 @@ class StageWorker:
         await self._broker.nc.direct_subscribe(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
         watching = asyncio.create_task(installations.Watch(self._broker, self._log).run())
         self._leases.start()
+        blocked_loop = BlockedLoop(process.settings, self._holder, process.name, self._log)
+        blocked_loop.start()
         for puller in self._pullers:
             await puller.start()
         process.ready(self._log, concurrency=process.settings.stage_concurrency)
@@ -132,6 +135,7 @@ class StageWorker:
             process.stopping.set()
         watching.cancel()
         await self._stop(process.stop_by())
+        blocked_loop.stop()
 
     async def _on_reconnect(self) -> None:
         self._leases.renew_all()

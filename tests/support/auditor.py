@@ -29,6 +29,9 @@ KINDS: Final = {
     "refused": "a worker returned a job whose type or stage it does not know",
     "unclaimed": "an attempt ran without its claim, because the stream of claims did not accept it",
     "topology": "a stream or a consumer was created or changed after the start",
+    "forked": "a process that a stage forked returned to its worker's code, and was ended",
+    "exit_refused": "code of a stage tried to end its worker",
+    "blocked": "code of a stage blocked the event loop for so long that its worker gave up",
     "defect": "the code reached a state that it does not expect",
     "not_json": "a line of a log is not a JSON object",
 }
@@ -67,10 +70,23 @@ _EVENTS: Final = {
     "message_unusable": "unusable",
     "attempt_isolated": "isolated",
     "unknown_job_failed": "refused",
+    "forked_child_ended": "forked",
+    "exit_refused": "exit_refused",
+    "loop_blocked_too_long": "blocked",
     "defect": "defect",
     **{
         f"{work}_broken": "defect"
-        for work in ("delivery", "settlement", "pruning", "reconnection", "refusals", "request", "sweep", "topology")
+        for work in (
+            "blocked_loop",
+            "delivery",
+            "settlement",
+            "pruning",
+            "reconnection",
+            "refusals",
+            "request",
+            "sweep",
+            "topology",
+        )
     },
     "not_json": "not_json",
 }

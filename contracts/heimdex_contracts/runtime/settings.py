@@ -38,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retry_backoff_seconds: tuple[Delay, ...] | None = None
     ack_wait_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 3600)] = 10.0
     stage_concurrency: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    #: The time for which code of a stage may block the worker's event loop.
+    blocked_seconds: Annotated[float, msgspec.Meta(ge=1, le=24 * 3600)] = 120.0
     stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     shutdown_grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=24 * 3600)] = 10.0
     log_level: str = "info"
@@ -89,6 +91,7 @@ _FORMATS: Final[dict[str, str]] = {
     "retry_backoff_seconds": f"delays in seconds, each from 0 to {MAX_SECONDS}, separated by commas, such as 1,2,4",
     "ack_wait_seconds": "a number of seconds from 0.5 to 86400",
     "stage_concurrency": "a whole number from 1 to 10000",
+    "blocked_seconds": "a number of seconds from 1 to 86400",
     "stream_replicas": "1, or on a NATS cluster 3 or 5",
     "shutdown_grace_seconds": "a number of seconds from 0 to 86400",
     "max_pending_jobs": "a whole number from 1 to 100000000",
@@ -111,6 +114,7 @@ Service = Literal["gateway", "stage-worker", "status-store"]
 _READ_BY: Final[dict[str, frozenset[Service]]] = {
     "database_url": frozenset({"gateway", "status-store"}),
     "unknown_after_seconds": frozenset({"status-store"}),
+    "blocked_seconds": frozenset({"stage-worker"}),
     **dict.fromkeys(
         ("api_keys", "rate_limit", "cors_origins", "callback_secret", "callback_allow"), frozenset({"gateway"})
     ),

@@ -78,6 +78,11 @@ class Attempt:
         self._end(failures.errored(error, __file__))
 
     @property
+    def state(self) -> AttemptState:
+        """What the worker knows of this attempt."""
+        return self._state
+
+    @property
     def goes_on(self) -> Future[Any] | asyncio.Task[Any] | None:
         """The function while it runs on although its attempt is over.
 

@@ -22,6 +22,7 @@ def forks(scratch: Path, system: System) -> Forking:
     return forking
 
 
+@pytest.mark.allows("forked")
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_stage_that_forks_and_its_neighbour_complete_on_their_first_attempt(
     system: System, api: Api, forks: Forking, stage: str

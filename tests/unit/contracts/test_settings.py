@@ -228,6 +228,14 @@ def test_only_the_gateway_reads_the_settings_for_its_callers(service: settings.S
     assert settings.read(dict.fromkeys(SECRETS, ","), service) == settings.read({})
 
 
+@pytest.mark.parametrize("value", ["0", "soon", "nan", "inf", "-1", "90000"])
+def test_only_a_worker_reads_how_long_its_loop_may_be_blocked(value: str) -> None:
+    assert settings.read({"HEIMDEX_BLOCKED_SECONDS": "2.5"}, "stage-worker").blocked_seconds == 2.5
+    assert settings.read({"HEIMDEX_BLOCKED_SECONDS": value}, "gateway") == settings.read({})
+    with pytest.raises(SettingsError, match="HEIMDEX_BLOCKED_SECONDS"):
+        settings.read({"HEIMDEX_BLOCKED_SECONDS": value}, "stage-worker")
+
+
 def test_a_worker_does_not_read_the_address_of_the_database() -> None:
     url = {"HEIMDEX_DATABASE_URL": "postgresql://me:s3cret@db/heimdex"}
     assert settings.read(url, "stage-worker") == settings.read({})

@@ -63,6 +63,9 @@ FAULTS = {
     "refused": Logs().say("unknown_work", job_id="a"),
     "unclaimed": Logs().say("claim_not_stored", job_id="a"),
     "topology": Logs().say("starting").say("ready").say("consumer_configured"),
+    "forked": Logs().say("forked_child_ended"),
+    "exit_refused": Logs().say("exit_refused"),
+    "blocked": Logs().say("loop_blocked_too_long", **JOB),
     "defect": Logs().say("delivery_broken"),
     "not_json": Logs().say("not_json", line="Traceback"),
 }

@@ -6,14 +6,16 @@ is not settled is redelivered after its ack wait.
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime.jetstream.client import headers_of
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.jetstream.message import Metadata
-from heimdex_contracts.runtime.jetstream.topology import Topology
+from heimdex_contracts.runtime.jetstream.topology import Topology, exists
 from heimdex_contracts.subjects import NANOSECOND
 
 _ACK: Final = b"+ACK"
@@ -106,3 +108,34 @@ class Delivery:
             # If the connection breaks, the message is redelivered, and its next holder looks up the job's state.
             with contextlib.suppress(BrokerUnavailable):
                 self._holder.broker.send(self.reply, answer)
+
+
+class StandIn:
+    """Renews the leases of held deliveries through a connection of its own, in another thread than their holder's.
+
+    For a holder whose event loop does not answer: it can neither renew a lease nor learn that a stream is another one.
+    """
+
+    def __init__(self, holder: Holder, broker: Broker) -> None:
+        self._holder = holder
+        self._broker = broker
+        #: The newest delivery of each stream that this connection has found in it. Older messages then exist too.
+        self._newest: dict[str, int] = {}
+        broker.on_disconnect.append(self._newest.clear)
+
+    async def renew_all(self, wanted: Callable[[], bool]) -> None:
+        """Restart the ack wait of each delivery whose message is still in its stream, while `wanted` returns True.
+
+        Raises BrokerUnavailable or JetStreamError.
+        """
+        # Copied at once: the holder's thread may change the set.
+        deliveries = [delivery for delivery in tuple(self._holder.held) if delivery.is_current]
+        for delivery in sorted(deliveries, key=attrgetter("metadata.sequence"), reverse=True):
+            metadata = delivery.metadata
+            if metadata.sequence > self._newest.get(metadata.stream, 0):
+                if not await exists(self._broker, metadata):
+                    continue  # the job was canceled, or the server has lost its newest messages
+                self._newest[metadata.stream] = metadata.sequence
+            # A settled delivery has been let go. A renewal after a nak would cancel its delay.
+            if delivery in self._holder.held and wanted():
+                self._broker.send(delivery.reply, _IN_PROGRESS, linger=0)

@@ -489,7 +489,7 @@ class Topology:
         )
         lost: list[str] = []
         for delivery in newest_first:
-            if await self._exists(delivery.metadata):
+            if await exists(self._broker, delivery.metadata):
                 break
             lost.append(delivery.reply)
         if lost and self._broker.replicated:
@@ -520,14 +520,19 @@ class Topology:
             )
         self._behind_since.pop(stream)
 
-    async def _exists(self, metadata: Metadata) -> bool:
-        try:
-            answer = await self._broker.api(f"STREAM.MSG.GET.{metadata.stream}", {"seq": metadata.sequence})
-        except JetStreamError as error:
-            if error.err_code != NO_MESSAGE:
-                raise
-            return False
-        return _nanoseconds(answer["message"]["time"]) == metadata.stored_ns
+
+async def exists(broker: Broker, metadata: Metadata) -> bool:
+    """Return whether the stream still has this message, and not another one at its sequence.
+
+    It then has all older messages too: a server loses its newest ones. Raises BrokerUnavailable or JetStreamError.
+    """
+    try:
+        answer = await broker.api(f"STREAM.MSG.GET.{metadata.stream}", {"seq": metadata.sequence})
+    except JetStreamError as error:
+        if error.err_code != NO_MESSAGE:
+            raise
+        return False
+    return _nanoseconds(answer["message"]["time"]) == metadata.stored_ns
 
 
 def _stored_since(info: dict[str, Any]) -> int:
