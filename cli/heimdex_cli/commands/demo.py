@@ -86,8 +86,8 @@ def _run_jobs(system: EmbeddedSystem, cancelled: Callable[[], bool]) -> dict[str
 def _note_failures(board: Board, labels: dict[str, str], attempts: list[FailedAttempt]) -> None:
     for failed in attempts:
         sentence = describe_attempt(failed.event, failed.stage, failed.attempt, failed.error, failed.delay_seconds)
-        last = "; no further attempt" if failed.delay_seconds is None else ""
-        board.note(f"{labels.get(failed.job_id, failed.job_id)}  {sentence}{last}")
+        over = failed.event == "attempt_failed" and failed.delay_seconds is None
+        board.note(f"{labels.get(failed.job_id, failed.job_id)}  {sentence}{'; no further attempt' if over else ''}")
 
 
 def print_summary(jobs: dict[str, Job], stages: list[str]) -> None:
