@@ -110,8 +110,8 @@ class Capture:
         self._alive = alive
         self._outputs = {stream: _Output(service, stream, self.entries) for stream in _FDS}
         sys.stdout, sys.stderr = (_Text(output) for output in self._outputs.values())
-        # Its text is small, so the pipe has room for it; the reader outlives the crash.
-        faulthandler.enable(_FDS["stderr"])
+        # A crash leaves the stack of the thread that crashed. The reader outlives it.
+        faulthandler.enable(_FDS["stderr"], all_threads=False)
 
     def watch(self, log: _Log) -> None:
         """Stop capturing if the reader is killed: without it, a write to the pipes kills a child process."""
