@@ -121,7 +121,7 @@ class Gateway(BaseHTTPRequestHandler):
                 "ended": {"stage": stage, "attempt": attempt, "started_at": None, "duration_seconds": 0.5}
                 if attempt
                 else None,
-                "error": "it was told to" if attempt else None,
+                "error": {1: "worker lost: it died", 2: "it was told to"}.get(attempt or 0),
                 "retry_in_seconds": {1: 0.0, 2: 1.5}.get(attempt or 0),
                 "traceback": 'Traceback:\n  File "x.py", line 1\nBoom' if attempt == 2 else None,
             }

@@ -15,7 +15,7 @@ def describe_attempt(event: str, stage: str, attempt: int, error: str | None, de
     begins.
     """
     if event == "attempt_lost":
-        return f"attempt {attempt} at {stage} was lost: {error}"
+        return f"attempt {attempt} at {stage} was lost: {(error or '').removeprefix('worker lost: ')}"
     return f"attempt {attempt} at {stage} failed: {error}{next_attempt(event, delay_seconds)}"
 
 

@@ -87,7 +87,7 @@ def test_events_is_a_table_or_one_event_a_line(api: str, capsys: Printed) -> Non
         "attempt_failed",
         "failed",
     ]
-    assert rows[2].split(maxsplit=6)[6].rstrip() == "0.5 s  1 of analyzing  it was told to"
+    assert rows[2].split(maxsplit=6)[6].rstrip() == "0.5 s  1 of analyzing  worker lost: it died"
     assert rows[3].split(maxsplit=6)[6].rstrip() == "0.5 s  2 of analyzing  it was told to; next attempt in 1.5 s"
     assert call(["events", job_id, "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -100,7 +100,7 @@ def test_watch_shows_each_attempt_that_failed_or_was_lost(api: str, capsys: Prin
     job_id = submit(capsys, "--fail-at", "analyzing")
     assert call(["watch", job_id]) == 1
     shown = capsys.readouterr().out
-    assert f"{job_id}  attempt 1 at analyzing was lost: it was told to\n" in shown
+    assert f"{job_id}  attempt 1 at analyzing was lost: it died\n" in shown
     assert f"{job_id}  attempt 2 at analyzing failed: it was told to; next attempt in 1.5 s\n" in shown
     assert "Traceback" not in shown
 
