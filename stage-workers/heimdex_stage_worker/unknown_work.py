@@ -7,7 +7,7 @@ reported on core NATS. The status store ends a job that no worker has known for 
 
 import contextlib
 import random
-from typing import Final
+from typing import Any, Final
 
 from heimdex_contracts import messages, subjects
 from heimdex_contracts.errors import BrokerUnavailable
@@ -29,7 +29,11 @@ class UnknownWork:
         self._broker = broker
         self._log = log
         #: Refused deliveries by job type and stage.
-        self.refused: dict[tuple[str, str], int] = {}
+        self._refused: dict[tuple[str, str], int] = {}
+
+    def counts(self) -> list[dict[str, Any]]:
+        """Return how many deliveries were refused, by job type and stage."""
+        return [{"type": name, "stage": stage, "refused": count} for (name, stage), count in self._refused.items()]
 
     def refuse(self, delivery: Delivery, due: Due) -> str:
         """Request a later redelivery, and report the refusal. Returns the reason, one sentence. Nothing is awaited."""
@@ -48,14 +52,14 @@ class UnknownWork:
         with contextlib.suppress(BrokerUnavailable):  # the next refusal is reported
             self._broker.send(subjects.refusal_subject(due.stage, due.job_id), messages.encode(refusal))
         kind = (due.type, due.stage)
-        if kind not in self.refused:
+        if kind not in self._refused:
             self._log.warning(
                 "unknown_work",
                 message=f"{reason}: such jobs stay queued for a worker that does",
                 job_id=due.job_id,
                 type=due.type,
             )
-        self.refused[kind] = self.refused.get(kind, 0) + 1
+        self._refused[kind] = self._refused.get(kind, 0) + 1
         return reason
 
 

@@ -85,6 +85,7 @@ class StageWorker:
         self._holder = Holder(self._broker, self._topology)
         self._leases = Leases(self._holder, settings.ack_wait_seconds)
         self._counters = micro.Counters(stage, subjects.stage_filter(stage), stage)
+        self._counters.details["refused_deliveries"] = self._unknown.counts
         self._threads = Threads(stage)
         self._abandoned = StuckFunctions(settings.stage_concurrency, self._log)
         #: The jobs canceled last, with the step of the cancel: a delivery of such a job may still arrive.
@@ -434,7 +435,7 @@ class StageWorker:
             held, begun.attempt, at=at, started_at=begun.started_at or held.due.at, error=WORKER_LOST, traceback=None
         )
         await self._publish_attempt(held, msgspec.structs.replace(event, lost=True))
-        self._log_of(held).warning("attempt_lost", lost=begun.attempt, message=WORKER_LOST)
+        self._log_of(held).warning("attempt_lost", attempt=begun.attempt, message=WORKER_LOST)
 
     def _attempt_event(
         self, held: HeldJob, attempt: int, *, at: datetime, started_at: datetime, error: str, traceback: str | None
