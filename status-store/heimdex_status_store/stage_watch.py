@@ -21,6 +21,8 @@ LOOK_SECONDS: Final = 5.0
 LOOKS: Final = 3
 #: The time that a worker has to answer.
 ANSWER_SECONDS: Final = 1.0
+#: The time that NATS has to answer. A cluster first waits for the servers that lead the consumers.
+LIST_SECONDS: Final = 6.0
 
 
 class _Delivered(msgspec.Struct, frozen=True):
@@ -125,7 +127,8 @@ class StageWatch:
         consumers: list[dict[str, Any]] = []
         unknown: set[str] = set()
         while True:
-            page = await self._broker.api(f"CONSUMER.LIST.{subjects.JOBS}", {"offset": len(consumers) + len(unknown)})
+            body = {"offset": len(consumers) + len(unknown)}
+            page = await self._broker.api(f"CONSUMER.LIST.{subjects.JOBS}", body, LIST_SECONDS)
             consumers += page.get("consumers") or ()
             unknown.update(page.get("missing") or ())
             if not page.get("consumers") or len(consumers) + len(unknown) >= page["total"]:
