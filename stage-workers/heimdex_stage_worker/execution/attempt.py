@@ -206,6 +206,8 @@ def _failure(error: BaseException) -> Errored:
 
 def _outcome_of(result: Any) -> Outcome:
     """Return the outcome of an attempt whose function returned this."""
+    if result is None:
+        return Finished()
     if inspect.isgenerator(result):
         kind = "a generator"
     elif inspect.isasyncgen(result):

@@ -87,11 +87,9 @@ class Commands:
                 command=_shown(words[0]),
             ),
         )
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._run(started, command, check)
-        return self._run_beside(started, command, check)
+        if _is_on_event_loop():
+            return self._run_beside(started, command, check)
+        return self._run(started, command, check)
 
     def terminate(self) -> None:
         """End all commands, and refuse others: the attempt is over. Safe to call from any thread."""
@@ -357,6 +355,14 @@ class Lines:
                 message=f"the command wrote more than {MAX_LINES_PER_SECOND} lines in a second",
             )
             self._dropped = 0
+
+
+def _is_on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -31,11 +31,11 @@ KINDS = ["async", "sync"]
 
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
-    made = Processes(tmp_path / "commands")
-    monkeypatch.setenv(commands.FOLDER, str(made.folder))
-    yield made
-    for path in made.folder.glob("*.pids"):
-        for pid in made.living([int(line) for line in path.read_text().splitlines()]):
+    processes = Processes(tmp_path / "commands")
+    monkeypatch.setenv(commands.FOLDER, str(processes.folder))
+    yield processes
+    for path in processes.folder.glob("*.pids"):
+        for pid in processes.living([int(line) for line in path.read_text().splitlines()]):
             os.kill(pid, signal.SIGKILL)
 
 
@@ -112,6 +112,15 @@ async def test_a_command_that_fails_raises_its_name_exit_code_and_last_lines(log
     assert str(error).endswith("line 20")
     assert (await run(log, kind, "sh", "-c", script, check=False)).returncode == 3
     assert "was killed by SIGKILL" in str(await run(log, kind, "sh", "-c", "kill -9 $$"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_traceback_of_a_command_that_fails_has_the_stages_own_line(log: RecordingLogger, kind: str) -> None:
+    function = commands.wait if kind == "async" else commands.block
+    outcome = await ended(attempt(function, log, job_type="failing"))
+    assert isinstance(outcome, Errored)
+    assert "ctx.run_command(words(ctx))" in (outcome.traceback or "")
+    assert "no running event loop" not in (outcome.traceback or "")
 
 
 async def test_a_command_that_cannot_start_says_why(log: RecordingLogger, tmp_path: Path) -> None:
@@ -192,7 +201,7 @@ async def test_a_command_leaves_no_process_thread_or_pipe(log: RecordingLogger, 
     [
         (Attempt.supersede, Superseded()),
         (Attempt.interrupt, Interrupted()),
-        (lambda made: made.fail(ValueError("a child task")), Errored("ValueError: a child task", traceback=None)),
+        (lambda attempt: attempt.fail(ValueError("a child task")), Errored("ValueError: a child task", traceback=None)),
         (None, "time-out"),
     ],
     ids=["cancel", "stop", "failure elsewhere", "time-out"],
@@ -201,11 +210,11 @@ async def test_the_end_of_the_attempt_is_the_end_of_its_command_and_its_children
     log: RecordingLogger, processes: Processes, kind: str, end: Callable[[Attempt], None] | None, outcome: Any
 ) -> None:
     function = commands.wait if kind == "async" else commands.block
-    made = attempt(function, log, timeout=None if end else commands.TIMEOUT_SECONDS)
-    running = asyncio.create_task(ended(made))
+    running_attempt = attempt(function, log, timeout=None if end else commands.TIMEOUT_SECONDS)
+    running = asyncio.create_task(ended(running_attempt))
     await eventually(lambda: processes.pids("some-id", "painting"))
     if end:
-        end(made)
+        end(running_attempt)
     result = await running
     if isinstance(outcome, str):
         assert isinstance(result, Errored)
@@ -215,7 +224,7 @@ async def test_the_end_of_the_attempt_is_the_end_of_its_command_and_its_children
     pids = processes.pids("some-id", "painting")
     assert len(pids) == 3
     await eventually(lambda: not processes.living(pids), what="its processes end")
-    await eventually(lambda: made.goes_on is None, what="its function ends")
+    await eventually(lambda: running_attempt.goes_on is None, what="its function ends")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -241,8 +250,8 @@ async def test_a_command_that_nobody_waits_for_ends_with_its_attempt(
         while not processes.pids("some-id", "painting"):
             pass
 
-    made = attempt(leaves_a_task if kind == "async" else leaves_a_thread, log)
-    assert await ended(made) == Finished()
+    running_attempt = attempt(leaves_a_task if kind == "async" else leaves_a_thread, log)
+    assert await ended(running_attempt) == Finished()
     pids = processes.pids("some-id", "painting")
     await eventually(lambda: not processes.living(pids), what="its processes end")
     await eventually(lambda: len(refused) == (1 if kind == "async" else 2))
@@ -290,11 +299,11 @@ async def test_the_same_in_a_process_of_its_own(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     code = f"{commands.__name__}:{function}"
-    made = IsolatedAttempt(code, state(), None if end == "supersede" else 3.0, asyncio.Semaphore(1))
-    running = asyncio.create_task(ended(made))
+    running_attempt = IsolatedAttempt(code, state(), None if end == "supersede" else 3.0, asyncio.Semaphore(1))
+    running = asyncio.create_task(ended(running_attempt))
     await eventually(lambda: processes.pids("some-id", "painting"), timeout=40)
     if end == "supersede":
-        made.supersede()
+        running_attempt.supersede()
     outcome = await running
     assert outcome == Superseded() if end == "supersede" else "time-out" in outcome.error
     pids = processes.pids("some-id", "painting")
