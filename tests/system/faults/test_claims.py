@@ -122,3 +122,18 @@ async def test_no_attempt_fails_because_the_stream_of_claims_is_deleted(
         assert all("on attempt 4 of 4" in job["error"] for job in errors)
         await eventually(seen.empty)
         assert await seen.count(CHECKPOINTS) >= 0, "the stream is created again"
+
+
+async def test_a_cancel_between_two_attempts_removes_the_claim(
+    system: System, api: Api, nats: NatsServer, duties: Behaviours
+) -> None:
+    system.env["HEIMDEX_RETRY_BACKOFF_SECONDS"] = "600"
+    system.start_all(stages=STAGES)
+    await system.ready()
+    async with Observer(nats.url) as seen:
+        job_id = await api.submit("raiser")
+        await system["working"].wait_log("attempt_failed", job_id=job_id)
+        await eventually(lambda: seen.payloads("heimdex.checkpoints", job_id), what="the attempt is counted")
+        assert (await api.http.post(f"/jobs/{job_id}/cancel")).status_code == 200
+        await eventually(seen.empty)
+        await eventually(lambda: seen.empty(CHECKPOINTS), what="the claim is removed with the job's messages")
