@@ -23,7 +23,7 @@ class HeldJob:
         self.sequence = delivery.metadata.sequence
         #: The progress of earlier attempts, which callers may already have seen, in percent of the job.
         self.reported_progress = due.progress
-        self.redelivered = delivery.metadata.num_delivered > 1
+        self.redelivered = delivery.redelivered
         #: Whether a schedule published this message. The server publishes it even if the job has been canceled since.
         self.fired = due.not_before is not None and due.reason in {"submitted", "restored"}
         #: The number of this attempt, from 1, including the attempts before a hand-back.

@@ -22,6 +22,8 @@ _ACK: Final = b"+ACK"
 _NAK: Final = b"-NAK"
 _TERM: Final = b"+TERM"
 _IN_PROGRESS: Final = b"+WPI"
+#: The beginning of the id of a copy that the status store published (its `undeliverable`), as a header.
+COPY_ID: Final = b"Nats-Msg-Id: again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class Delivery:
     def key(self) -> tuple[int, int]:
         """Identifies the message by its sequence and its time of storage, also across a stream that lost its data."""
         return (self.metadata.sequence, self.metadata.stored_ns)
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the message was delivered before: by its number, or as a copy of one that NATS no longer delivered."""
+        return self.metadata.num_delivered > 1 or COPY_ID in self._block
 
     @property
     def is_current(self) -> bool:
