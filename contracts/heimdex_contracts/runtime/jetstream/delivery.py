@@ -66,7 +66,7 @@ class Delivery:
 
     @property
     def redelivered(self) -> bool:
-        """Whether the message was delivered before: by its number, or as a copy of one that NATS no longer delivered."""
+        """Whether the message was delivered before, perhaps as the message of which this one is a copy."""
         return self.metadata.num_delivered > 1 or COPY_ID in self._block
 
     @property
