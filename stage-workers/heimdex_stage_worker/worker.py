@@ -36,6 +36,7 @@ from heimdex_stage_worker.claims import Begun, Claims, ClaimTaken
 from heimdex_stage_worker.context import AttemptState, StageFunction
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
+from heimdex_stage_worker.execution.guarded_tasks import create_task
 from heimdex_stage_worker.execution.isolation_policy import is_suspect
 from heimdex_stage_worker.execution.stuck_functions import StuckFunctions
 from heimdex_stage_worker.execution.subprocess_attempt import MAX_AT_ONCE, IsolatedAttempt
@@ -126,6 +127,7 @@ class StageWorker:
         await self._broker.nc.direct_subscribe(subjects.stored_subject(subjects.CANCELED), self._on_canceled)
         watching = asyncio.create_task(installations.Watch(self._broker, self._log).run())
         self._leases.start()
+        asyncio.get_running_loop().set_task_factory(create_task)
         blocked_loop = BlockedLoop(process.settings, self._holder, process.name, self._log)
         blocked_loop.start()
         for puller in self._pullers:

@@ -10,10 +10,10 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 
 import uvloop
 
@@ -21,9 +21,8 @@ from heimdex_contracts.errors import CannotServe, SettingsError
 from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_contracts.runtime.logs import Logger
+from heimdex_contracts.runtime.run_to_end import run_to_end
 from heimdex_contracts.runtime.settings import Settings
-
-T = TypeVar("T")
 
 EXIT_UNUSABLE_SETTINGS = 2
 EXIT_CANNOT_SERVE = 2
@@ -134,31 +133,6 @@ def exit_unusable(error: SettingsError) -> NoReturn:
     """Print the error to stderr and exit with EXIT_UNUSABLE_SETTINGS, also if an imported module started threads."""
     print(error, file=sys.stderr, flush=True)
     os._exit(EXIT_UNUSABLE_SETTINGS)
-
-
-def run_to_end(
-    loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, T], on_exit: Callable[[BaseException], None]
-) -> T:
-    """Run `main` on this loop until it ends, whatever other code on the loop does. Returns its result.
-
-    A task or a callback of a stage that raises SystemExit or KeyboardInterrupt, or calls `loop.stop()`, stops the loop:
-    `on_exit` is then called with the error, and the loop runs on. Raises what `main` raises; if that is SystemExit or
-    KeyboardInterrupt, RuntimeError.
-    """
-    asyncio.set_event_loop(loop)
-    task = loop.create_task(main)
-    while not task.done():
-        try:
-            loop.run_until_complete(task)
-        except BaseException as error:
-            if loop.is_closed():
-                raise
-            if not task.done():
-                on_exit(error)
-    try:
-        return task.result()
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"the service raised {error!r}") from error
 
 
 def _log_refused_exit(log: Logger, error: BaseException) -> None:

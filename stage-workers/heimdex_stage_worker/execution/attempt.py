@@ -75,7 +75,7 @@ class Attempt:
 
         Its outcome is Errored, unless it has already ended. Must be called on the event loop.
         """
-        self._end(failures.errored(error, __file__))
+        self._end(_failure(error))
 
     @property
     def state(self) -> AttemptState:

@@ -11,12 +11,14 @@ import signal
 import sys
 from typing import Final
 
-from heimdex_contracts.runtime import logs
+from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.logs import Logger
+from heimdex_contracts.runtime.run_to_end import run_to_end
 from heimdex_contracts.settlement import Errored, Outcome
 from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
+from heimdex_stage_worker.execution.guarded_tasks import create_task
 from heimdex_stage_worker.execution.loading import load_stage
 from heimdex_stage_worker.execution.subprocess_attempt import Report, Work, decode_work, encode_report
 from heimdex_stage_worker.execution.threads import Threads
@@ -25,8 +27,14 @@ REPORT_SECONDS: Final = 0.2
 _PR_SET_PDEATHSIG: Final = 1
 
 
-async def run(work: Work, reports: int, log: Logger) -> None:
-    """Run the attempt, write its reports, and exit. `reports`: the file descriptor. The last report has the outcome."""
+async def run(work: Work, reports: int, log: Logger, running: list[Attempt]) -> None:
+    """Run the attempt, write its reports, and exit. The last report has the outcome.
+
+    reports: the file descriptor. running: gets the attempt once it runs.
+    """
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(create_task)
+    forks.protect(loop, (), f"heimdex-{work.stage}")
     state = AttemptState(
         job_id=work.job_id,
         job_type=work.job_type,
@@ -45,11 +53,13 @@ async def run(work: Work, reports: int, log: Logger) -> None:
     function = load_stage(work.code)
     os.write(reports, encode_report(Report(began=True)))
     reporting = asyncio.create_task(report_progress())
-    outcome = await Attempt(function, state, work.timeout_seconds, Threads(work.stage), log).run()
+    attempt = Attempt(function, state, work.timeout_seconds, Threads(work.stage), log)
+    running.append(attempt)
+    outcome = await attempt.run()
     reporting.cancel()
     os.write(reports, encode_report(_report_of(outcome)))
     logs.flush(drain_seconds=0)  # the reader of the output outlives this process
-    os._exit(0)  # asyncio.run would wait for a task that ignores its cancellation
+    os._exit(0)  # a task may ignore its cancellation
 
 
 def _report_of(outcome: Outcome) -> Report:
@@ -72,7 +82,13 @@ def main() -> None:
     reports = int(sys.argv[1])
     _keep_from_children(reports)
     try:
-        asyncio.run(run(decode_work(line), reports, log))
+        running: list[Attempt] = []
+
+        def fail(error: BaseException) -> None:
+            for attempt in running:  # whatever code ended the loop, it belongs to the only attempt
+                attempt.fail(error)
+
+        run_to_end(asyncio.new_event_loop(), run(decode_work(line), reports, log, running), fail)
     except BrokenPipeError:
         pass  # the worker no longer reads the reports
     except Exception as error:

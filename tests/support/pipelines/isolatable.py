@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -74,3 +75,29 @@ def leave_child(ctx: StageContext) -> None:
 
 def return_at_once(ctx: StageContext) -> None:
     pass
+
+
+async def exit_in_task(ctx: StageContext) -> None:
+    asyncio.get_running_loop().create_task(_exit())
+    await asyncio.sleep(3600)
+
+
+async def _exit() -> None:
+    raise SystemExit(3)
+
+
+async def exit_in_callback(ctx: StageContext) -> None:
+    asyncio.get_running_loop().call_later(0.01, sys.exit, 3)
+    await asyncio.sleep(3600)
+
+
+async def stop_loop(ctx: StageContext) -> None:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(3600)
+
+
+async def fork_and_return(ctx: StageContext) -> None:
+    child = os.fork()
+    if child:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # noqa: ASYNC222  # it ends at once
+        raise ValueError(f"the child that returned ended with {code}")

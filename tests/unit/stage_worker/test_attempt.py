@@ -394,7 +394,7 @@ async def test_an_attempt_fails_with_an_error_that_was_raised_elsewhere_for_it(a
     current.interrupt()
     outcome = await running
     assert isinstance(outcome, Errored)
-    assert outcome.error == "SystemExit: a child task exits"
+    assert outcome.error == "the stage tried to end its worker: SystemExit: a child task exits"
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["async", "sync", "sync that returns an awaitable"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from heimdex_contracts.runtime.forks import EXIT_FORKED
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
@@ -143,3 +144,17 @@ async def test_a_worker_whose_stage_has_changed_its_folder_still_finds_the_stage
     monkeypatch.setenv("PYTHONPATH", os.path.relpath(ROOT))  # noqa: ASYNC240  # text only
     monkeypatch.chdir(tmp_path)
     assert await ended(isolated("return_at_once")) == Finished()
+
+
+@pytest.mark.parametrize("function", ["exit_in_task", "exit_in_callback", "stop_loop"])
+async def test_code_that_ends_the_event_loop_of_its_process_fails_the_attempt(function: str) -> None:
+    outcome = await ended(isolated(function))
+    assert isinstance(outcome, Errored), f"instead: {outcome!r}"
+    assert not outcome.vanished
+    assert ("Event loop stopped" if function == "stop_loop" else "tried to end its worker") in outcome.error
+
+
+async def test_a_forked_child_that_returns_does_not_run_the_attempt_on() -> None:
+    outcome = await ended(isolated("fork_and_return"))
+    assert isinstance(outcome, Errored)
+    assert f"ended with {EXIT_FORKED}" in outcome.error
