@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from heimdex_stage_worker.context import StageContext
+from heimdex_stage_worker.context import PermanentError, StageContext
 
 
 class OddError(BaseException):
@@ -101,3 +101,38 @@ async def fork_and_return(ctx: StageContext) -> None:
     if child:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # noqa: ASYNC222  # it ends at once
         raise ValueError(f"the child that returned ended with {code}")
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt("not telling")
+
+
+def raise_hostile(ctx: StageContext) -> NoReturn:
+    raise type("X" * 3_000_000, (Unspeakable,), {}) from ValueError("y" * 3_000_000 + "\x00\ud800")
+
+
+async def raise_group(ctx: StageContext) -> None:
+    async def fail() -> NoReturn:
+        raise PermanentError("the file is not a video")
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fail())
+
+
+async def ignore_cancellation(ctx: StageContext) -> None:
+    while True:
+        try:
+            await asyncio.sleep(0.02)
+        except asyncio.CancelledError:
+            continue
+
+
+def wait_in_a_thread(ctx: StageContext) -> None:
+    time.sleep(3600)
+
+
+def report_garbage(ctx: StageContext) -> None:
+    object.__setattr__(ctx._state, "_fraction", "nan")
+    object.__setattr__(ctx._state, "reported", True)
+    time.sleep(1)  # for several reports

@@ -12,6 +12,7 @@ import pytest
 from heimdex_contracts.runtime.forks import EXIT_FORKED
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState
+from heimdex_stage_worker.execution.failures import MAX_TRACEBACK_BYTES
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
 from tests.support.pipelines import isolatable
 from tests.support.services import ROOT
@@ -158,3 +159,33 @@ async def test_a_forked_child_that_returns_does_not_run_the_attempt_on() -> None
     outcome = await ended(isolated("fork_and_return"))
     assert isinstance(outcome, Errored)
     assert f"ended with {EXIT_FORKED}" in outcome.error
+
+
+async def test_a_hostile_exception_is_described_through_the_pipe() -> None:
+    outcome = await ended(isolated("raise_hostile"))
+    assert isinstance(outcome, Errored)
+    assert not outcome.vanished
+    assert outcome.error.startswith("XXX")
+    assert outcome.traceback is not None
+    assert len(outcome.traceback.encode()) <= MAX_TRACEBACK_BYTES
+    assert "in raise_hostile" in outcome.traceback
+    assert "\x00" not in outcome.error + outcome.traceback
+
+
+async def test_a_permanent_error_in_a_group_is_permanent_through_the_pipe() -> None:
+    outcome = await ended(isolated("raise_group"))
+    assert isinstance(outcome, Errored)
+    assert (outcome.error, outcome.permanent) == ("the file is not a video", True)
+    assert "in raise_group" in (outcome.traceback or "")
+
+
+@pytest.mark.parametrize("function", ["ignore_cancellation", "wait_in_a_thread"])
+async def test_a_time_out_in_the_process_shows_where_the_function_is(function: str) -> None:
+    outcome = await ended(isolated(function, timeout=0.5))
+    assert isinstance(outcome, Errored)
+    assert "time-out of 0.5 s" in outcome.error
+    assert f"in {function}" in (outcome.traceback or "")
+
+
+async def test_a_stage_that_forges_its_progress_does_not_break_the_reports() -> None:
+    assert await ended(isolated("report_garbage")) == Finished()
