@@ -141,12 +141,15 @@ def _start(
 
 def _wait(command: Command, control: int, worker: int, woken: int, grace: float) -> None:
     """Wait until the command has ended, or must be killed."""
+    poll = select.poll()  # select.select takes no descriptor above 1023, and the worker may have that many
+    poll.register(control, select.POLLIN)
+    poll.register(woken, select.POLLIN)
     kill_at: float | None = None
     while command.reap() and command.code is None:
         left = PARENT_SECONDS if kill_at is None else min(PARENT_SECONDS, kill_at - time.monotonic())
         if left <= 0 or os.getppid() != worker:
             return
-        readable, _, _ = select.select([control, woken], [], [], left)
+        readable = {fd for fd, _ in poll.poll(left * 1000)}
         if woken in readable:
             os.read(woken, 512)
         if control in readable:
@@ -181,8 +184,10 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(null, stream)  # the end of a pipe is the end of the command and of its children
     control.send("started", command.pid)
-    _wait(command, control.fd, worker, woken, grace)
-    command.kill_all()
+    try:
+        _wait(command, control.fd, worker, woken, grace)
+    finally:
+        command.kill_all()
     control.send("ended", -signal.SIGKILL if command.code is None else command.code)
     os._exit(0)
 

@@ -202,7 +202,9 @@ class Command:
                 " output: use stdout=PATH to write it to a file"
             )
         if self._code is None:
-            raise ChildProcessError(f"the process that runs the command {_shown(self.words[0])!r} was lost")
+            raise ChildProcessError(
+                f"the launcher of the command {_shown(self.words[0])!r} {_ending(launcher.returncode)}"
+            )
         stdout = None if self._path is not None else bytes(self._stdout)
         return subprocess.CompletedProcess(command, self._code, cast("bytes", stdout), self._stderr.tail())
 

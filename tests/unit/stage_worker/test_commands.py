@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -195,6 +196,19 @@ async def test_a_command_leaves_no_process_thread_or_pipe(log: RecordingLogger, 
     await eventually(lambda: threading.active_count() <= threads + 2)  # the starter of each attempt's Threads
 
 
+async def test_a_command_runs_beside_more_than_a_thousand_open_files(log: RecordingLogger) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    files: list[int] = []
+    try:
+        files.extend(os.dup(0) for _ in range(1100))
+        assert (await run(log, "sync", "sh", "-c", "sleep 0.1; echo x")).stdout == b"x\n"
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("end", "outcome"),
@@ -369,7 +383,7 @@ async def test_the_sudden_death_of_a_launcher_is_an_error_and_the_end_of_its_com
     launcher.kill()
     outcome = await running
     assert isinstance(outcome, Errored)
-    assert "the process that runs the command 'sh' was lost" in outcome.error
+    assert "the launcher of the command 'sh' was killed by SIGKILL" in outcome.error
     pids = processes.pids("some-id", "painting")
     # The child in a session of its own could only be ended by its launcher.
     await eventually(lambda: len(processes.living(pids)) <= 1, what="its process group ends")
