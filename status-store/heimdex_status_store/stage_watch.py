@@ -52,10 +52,10 @@ class _Queue(msgspec.Struct, frozen=True):
 class StageWatch:
     """Finds the stages without a worker, and the jobs at stages that no pipeline declares. Logs each change once."""
 
-    def __init__(self, broker: Broker, pipelines: Pipelines, log: Logger, look_seconds: float | None = None) -> None:
+    def __init__(self, broker: Broker, pipelines: Pipelines, log: Logger, look_seconds: float = LOOK_SECONDS) -> None:
         self._broker = broker
         self._log = log
-        self._look_seconds = LOOK_SECONDS if look_seconds is None else look_seconds
+        self._look_seconds = look_seconds
         #: By queue: the stages whose workers take its jobs. A queue that is not a key belongs to no declared stage.
         self._served_by: dict[str, set[str]] = {name: {name} for name in pipelines.queue_names}
         for stage in pipelines.stage_names:
