@@ -1,6 +1,7 @@
 """The console script `heimdex-stage-worker STAGE`: reads the settings, loads the stage's code, runs its worker."""
 
 import os
+import signal
 import sys
 from typing import Final, NoReturn
 
@@ -59,6 +60,7 @@ def list_stages() -> NoReturn:
 
     Exit codes: 0, or 2 for an invalid setting or a stage whose code cannot be used (one line each on stderr).
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt is then one that a module raises
     # The list is read by programs. What the imported modules print goes to stderr.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as listed:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

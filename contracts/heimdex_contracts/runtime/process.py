@@ -103,9 +103,10 @@ def run(
     CannotServe (one log entry on stderr). 1 when the NATS client gave up or the service raised an unexpected error.
     The service may set another one (`Process.exit_code`).
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         # Modules of pipelines and stages may take long to import. Nothing is held yet, so the process need not wait.
-        signal.signal(number, lambda *_: os._exit(0))
+        if not _is_ignored(number):
+            signal.signal(number, lambda *_: os._exit(0))
     try:
         settings = read_settings()
     except SettingsError as error:

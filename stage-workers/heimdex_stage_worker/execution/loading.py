@@ -25,8 +25,6 @@ def load_stage(code: str) -> StageFunction:
     module, _, name = code.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a module may raise anything, and may exit
         cause = " ".join(describe(error, _MAX_CAUSE_LENGTH).split())
         raise SettingsError(f"The stage's code {code!r} cannot be imported: {cause}.") from error

@@ -90,11 +90,12 @@ CODE = {
     "no function": "run = 5",
     "broken": "def run(ctx) pass",
     "missing import": "import no_such_module",
+    "interrupt": "raise KeyboardInterrupt",
 }
 
 
 @pytest.mark.parametrize(
-    ("process", "example"), [*(("list", example) for example in CODE), ("worker", "misspelt"), ("run", "misspelt")]
+    ("process", "example"), [*(("list", example) for example in CODE), ("worker", "interrupt"), ("run", "misspelt")]
 )
 def test_code_of_a_stage_that_cannot_be_used_is_one_line_and_exit_code_2(
     declaring: Declaring, process: str, example: str
@@ -121,7 +122,8 @@ SLOW = "import pathlib, time\npathlib.Path('imports').touch()\ntime.sleep(600)\n
 
 
 @pytest.mark.parametrize(
-    ("process", "number"), [("worker", signal.SIGTERM), ("store", signal.SIGINT), ("run", signal.SIGINT)]
+    ("process", "number"),
+    [("worker", signal.SIGTERM), ("worker", signal.SIGHUP), ("store", signal.SIGINT), ("run", signal.SIGINT)],
 )
 async def test_a_process_ends_with_0_at_a_signal_while_a_module_is_imported(
     declaring: Declaring, process: str, number: signal.Signals
