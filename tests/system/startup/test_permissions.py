@@ -14,6 +14,7 @@ from heimdex_cli.embedded.child_process import ChildProcess
 from heimdex_cli.embedded.ports import free_port
 from tests.conftest import NewSystem
 from tests.support.api import Api
+from tests.support.pipelines.deployed import RUNS, declared
 from tests.support.pipelines.scripted import STAGES, Script
 from tests.support.receiver import SECRET, Receiver
 from tests.support.services import LAUNCHERS, ROOT, System
@@ -114,6 +115,22 @@ async def test_every_transition_of_a_job_is_permitted(
         for subject in ("heimdex.jobs.preparing.x", "heimdex.jobs.nobody.x", "heimdex.attempts.preparing.x"):
             await seen.nc.publish(subject, b"rubbish")
         await eventually(lambda: len({msg.subject for msg in seen.messages("heimdex.unusable", ".x")}) == 3)
+        await eventually(seen.empty)
+    check_nothing_was_refused(system)
+
+
+@pytest.mark.allows("refused", "topology")
+async def test_a_job_that_no_worker_knows_is_reported_and_failed(
+    system: System, users: Users, guarded: Guarded, scratch: Path
+) -> None:
+    system.env["HEIMDEX_UNKNOWN_AFTER_SECONDS"] = "1"
+    users.start("gateway", "status-store")
+    older = {**declared({"film": ("preparing",)}), RUNS: str(scratch / "runs")}
+    system.start("preparing", {**older, "HEIMDEX_NATS_URL": guarded.url("stage-worker")})
+    await system.ready()
+    async with Api(system.url) as api, Observer(guarded.url("operator"), "heimdex-nothing") as seen:
+        job_id = await api.submit("scripted")
+        assert "no worker knows" in (await api.wait_until(job_id, "failed"))["error"]
         await eventually(seen.empty)
     check_nothing_was_refused(system)
 
