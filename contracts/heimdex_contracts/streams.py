@@ -203,7 +203,7 @@ def for_stages(stages: tuple[str, ...], ack_wait_seconds: float) -> tuple[Stream
                 "max_msgs_per_subject": 1,
                 "max_age": 7 * 24 * 3600 * NANOSECOND,
                 # The server reserves this amount of disk space.
-                "max_bytes": 256 * 1024 * 1024,
+                "max_bytes": 64 * 1024 * 1024,
                 "duplicate_window": 2 * NANOSECOND,
             },
             (),

@@ -29,8 +29,8 @@ from tests.support.waiting import eventually
 from tests.support.watching import Observer
 
 MOST = 20
-#: JetStream takes three quarters of what is free for its own limit, and our streams reserve 64 MiB of that.
-DISK_BYTES = 128 * 1024 * 1024
+#: JetStream takes three quarters of what is free for its own limit, and our streams reserve 128 MiB of that.
+DISK_BYTES = 256 * 1024 * 1024
 #: What our own streams reserve, and some more.
 LIMIT_BYTES = 32 * 1024 * 1024 + sum(
     stream.options.get("max_bytes", 0)
