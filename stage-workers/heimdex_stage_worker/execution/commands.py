@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -45,7 +46,10 @@ DRAIN_SECONDS: Final = 1.0
 #: The launcher kills a command that must end within this time; a launcher that does not is killed itself.
 LAUNCHER_SECONDS: Final = GRACE_SECONDS + command_launcher.KILLED_SECONDS + 2.0
 _READ_BYTES: Final = 1 << 16
-_PIPE_BUF: Final = 4096
+
+#: Held while a launcher starts. A process that is forked at this moment would keep the other ends of its pipes.
+_NO_FORK: Final = threading.RLock()
+os.register_at_fork(before=_NO_FORK.acquire, after_in_parent=_NO_FORK.release, after_in_child=_NO_FORK.release)
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Completed = subprocess.CompletedProcess[bytes]
@@ -150,7 +154,7 @@ class Command:
         self.ended: Future[None] = Future()
         self._env = env
         self._cwd = cwd
-        self._input = memoryview(input)
+        self._input = input
         self._path = path
         self._stdout = bytearray()
         self._stderr = Lines(log)
@@ -178,16 +182,17 @@ class Command:
                 output: int | IO[bytes] = subprocess.PIPE
                 if self._path is not None:
                     output = stack.enter_context(open(self._path, "wb"))
-                launcher = subprocess.Popen(  # noqa: S603  # the stage's own command
-                    [sys.executable, "-I", "-S", command_launcher.__file__, str(theirs.fileno()), str(os.getpid())],
-                    stdin=subprocess.PIPE if self._input else subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.PIPE,
-                    pass_fds=(theirs.fileno(),),
-                    # A signal for the worker's group, such as Ctrl-C or the end of an isolated attempt, spares it.
-                    start_new_session=True,
-                    bufsize=0,
-                )
+                with _NO_FORK:
+                    launcher = subprocess.Popen(  # noqa: S603  # the stage's own command
+                        [sys.executable, "-I", "-S", command_launcher.__file__, str(theirs.fileno()), str(os.getpid())],
+                        stdin=stack.enter_context(_file_with(self._input)) if self._input else subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.PIPE,
+                        pass_fds=(theirs.fileno(),),
+                        # A signal for the worker's group, such as Ctrl-C or the end of an isolated attempt, spares it.
+                        start_new_session=True,
+                        bufsize=0,
+                    )
             try:
                 self._talk(launcher, ours)
             finally:
@@ -223,29 +228,26 @@ class Command:
                 selector.register(launcher.stdout, selectors.EVENT_READ, self._read_stdout)
             if launcher.stderr is not None:
                 selector.register(launcher.stderr, selectors.EVENT_READ, self._stderr.feed)
-            if launcher.stdin is not None:
-                os.set_blocking(launcher.stdin.fileno(), False)
-                selector.register(launcher.stdin, selectors.EVENT_WRITE)
-            drained_at: float | None = None
+            ended_at: float | None = None
             while selector.get_map():
                 now = time.monotonic()
-                if drained_at is not None and now > drained_at:
-                    break  # a process that the launcher could not end holds a pipe
+                if ended_at is None and (self._has_ended() or launcher.poll() is not None):
+                    ended_at = now
+                # Usually the pipes end too. Another process may hold one: one that the launcher could not end, or one
+                # that was forked meanwhile.
+                if ended_at is not None and now > ended_at + DRAIN_SECONDS:
+                    break
                 if self._terminated_at is not None and now > self._terminated_at + LAUNCHER_SECONDS:
                     break
-                for key, _ in selector.select(0.5):
-                    if key.data is None:
-                        if not self._write(key.fd):
-                            selector.unregister(key.fileobj)
-                            cast("IO[bytes]", key.fileobj).close()
-                        continue
+                for key, _ in selector.select(0.5 if ended_at is None else 0.1):
                     data = _read(key.fd)
                     key.data(data)
                     if not data:
                         selector.unregister(key.fileobj)
-                        if key.fileobj is control:
-                            drained_at = time.monotonic() + DRAIN_SECONDS
         self._stderr.feed(b"")
+
+    def _has_ended(self) -> bool:
+        return self._code is not None or self._refused is not None
 
     def _send_terminate(self) -> None:
         if self._control is not None:
@@ -273,22 +275,13 @@ class Command:
             if len(self._stdout) > MAX_STDOUT_BYTES:
                 self.terminate()
 
-    def _write(self, fd: int) -> bool:
-        """Write a part of the input. Returns whether more is left."""
-        try:
-            self._input = self._input[os.write(fd, self._input[:_PIPE_BUF]) :]
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False  # the command does not read it
-        return bool(self._input)
-
     def _end(self, launcher: "subprocess.Popen[bytes]", control: socket.socket) -> None:
         """Make sure that no process and no pipe is left."""
         with self._lock:
             self._control = None
-        control.close()  # a launcher that still runs now kills its command
-        for pipe in (launcher.stdin, launcher.stdout, launcher.stderr):
+        with contextlib.suppress(OSError):
+            control.shutdown(socket.SHUT_RDWR)  # a launcher that still runs now kills its command
+        for pipe in (launcher.stdout, launcher.stderr):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -357,6 +350,17 @@ class Lines:
                 message=f"the command wrote more than {MAX_LINES_PER_SECOND} lines in a second",
             )
             self._dropped = 0
+
+
+def _file_with(data: bytes) -> IO[bytes]:
+    """Return a file with these bytes. (Of a pipe, a process that was forked meanwhile would keep the end open.)"""
+    if sys.platform == "linux":
+        file = cast("IO[bytes]", open(os.memfd_create("input"), "w+b"))  # noqa: SIM115  # the caller closes it
+    else:
+        file = cast("IO[bytes]", tempfile.TemporaryFile())  # noqa: SIM115
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def _is_on_event_loop() -> bool:

@@ -196,6 +196,32 @@ async def test_a_command_leaves_no_process_thread_or_pipe(log: RecordingLogger, 
     await eventually(lambda: threading.active_count() <= threads + 2)  # the starter of each attempt's Threads
 
 
+async def test_a_process_that_is_forked_meanwhile_does_not_keep_a_command_from_ending(
+    log: RecordingLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, forked = subprocess.Popen._execute_child, []  # type: ignore[attr-defined]
+
+    def fork_first(*args: Any) -> None:
+        # As another stage of the same worker may do; the child has copies of all descriptors.
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+            os._exit(0)
+        forked.append(pid)
+        execute(*args)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", fork_first)
+    try:
+        result = await run(log, "sync", "sh", "-c", "cat; echo end >&2", input=b"x" * 1_000_000)
+        assert result.stdout == b"x" * 1_000_000
+        assert result.stderr == b"end\n"
+        assert psutil.pid_exists(forked[0])
+    finally:
+        for pid in forked:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)  # noqa: ASYNC222  # it was killed
+
+
 async def test_a_command_runs_beside_more_than_a_thousand_open_files(log: RecordingLogger) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
