@@ -21,9 +21,11 @@ from weakref import WeakSet
 import msgspec
 
 from heimdex_contracts.runtime import logs
+from heimdex_contracts.runtime.output.running import ATTEMPT
 
 #: The exit code of a child that returned to code of its parent (EX_SOFTWARE).
 EXIT_FORKED: Final = 70
+MAX_ERROR_LENGTH: Final = 2000
 
 
 class Socket(Protocol):
@@ -120,11 +122,19 @@ def _end(where: str, error: BaseException | None = None) -> NoReturn:
         "pid": os.getpid(),
         "event": "forked_child_ended",
         "message": f"a forked process returned to {where} and was ended: it must end with os._exit",
-        "error": None if error is None else f"{type(error).__name__}: {error}",
+        **ATTEMPT.get(),
+        **({} if error is None else {"error": _describe(error)}),
         "level": "error",
         "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }
     # Not through the logger: another thread of the parent may have held its lock during the fork.
     with contextlib.suppress(OSError):
-        os.write(logs.entry_fd(), msgspec.json.encode(entry) + b"\n")
+        os.write(logs.entry_fd(), msgspec.json.encode(entry, enc_hook=repr) + b"\n")
     os._exit(EXIT_FORKED)
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:MAX_ERROR_LENGTH]
+    except BaseException:  # an exception's own __str__ may raise anything
+        return type(error).__name__[:MAX_ERROR_LENGTH]

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import inspect
+import os
 import threading
 import time
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from heimdex_contracts.runtime import logs
+from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.context import AttemptState, StageContext, StageFunction, StageInterrupted
@@ -124,10 +125,12 @@ class Attempt:
             return await self._outcome_of_call()
 
     async def _outcome_of_call(self) -> Outcome:
+        pid = os.getpid()
         try:
             if is_async(self._function):
                 self._called(time.monotonic())
                 result = await self._function(self._ctx)
+                forks.end_if_forked(pid)
             else:
                 loop = asyncio.get_running_loop()
                 self._blocking = self._threads.submit(partial(self._call_blocking, loop))
@@ -139,6 +142,7 @@ class Attempt:
                     result = await result
             return _outcome_of(result)
         except BaseException as error:
+            forks.end_if_forked(pid, error)
             if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
                 raise
             return _failure(error)
@@ -148,12 +152,16 @@ class Attempt:
         self._thread = threading.get_ident()
         if self._timeout is not None:
             loop.call_soon_threadsafe(self._called, time.monotonic())
+        pid = os.getpid()
         try:
-            return Returned(self._function(self._ctx))
+            value = self._function(self._ctx)
         except BaseException as error:
+            forks.end_if_forked(pid, error)
             # Nothing else may reach the future: asyncio would stop the loop for a SystemExit, and futures do not take
             # a StopIteration. An error's own __str__ takes its time here and not on the event loop.
             return _failure(error)
+        forks.end_if_forked(pid)
+        return Returned(value)
 
     def _called(self, at: float) -> None:
         """Start the time-out at the function's call. `at`: the time of the call by `time.monotonic`."""

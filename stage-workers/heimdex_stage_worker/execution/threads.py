@@ -6,15 +6,12 @@ keeps the process alive.
 """
 
 import contextvars
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
-
-from heimdex_contracts.runtime import forks
 
 
 class Threads:
@@ -50,12 +47,9 @@ class Threads:
 
 
 def _run(future: Future[Any], function: Callable[[], Any]) -> None:
-    pid = os.getpid()
     try:
         result = function()
     except BaseException as error:
-        forks.end_if_forked(pid, error)
         future.set_exception(error)
     else:
-        forks.end_if_forked(pid)
         future.set_result(result)

@@ -27,7 +27,7 @@ PIPELINES = tuple(
     Pipeline(
         type=f"{stage}_{kind}",
         stages=(Stage(stage, expected_seconds=1, code=f"{__name__}:{stage}"),),
-        retry_backoff_seconds=(0.1,) if kind == "orphaned" else (),
+        retry_backoff_seconds=(0.1, 0.1, 0.1) if kind == "orphaned" else (),
     )
     for stage in STAGES
     for kind in (*KINDS, "orphaned", "steady", "quick")
