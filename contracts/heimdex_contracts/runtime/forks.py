@@ -11,10 +11,13 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Iterable
+from concurrent.futures.thread import _WorkItem
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
 from weakref import WeakSet
 
@@ -87,6 +90,8 @@ class _Protection:
         _detach_sockets()
         if threading.get_ident() == self._loop_thread:
             _end_loop(self._loop)
+        else:
+            _end_after_work_item()
         self._restore_mask()
 
 
@@ -114,6 +119,15 @@ def _end_loop(loop: asyncio.AbstractEventLoop) -> None:
         if isinstance(due, deque) or (isinstance(due, set) and any(hasattr(each, "writelines") for each in due)):
             due.clear()
     loop.call_soon(_end, "the event loop of its parent")
+
+
+def _end_after_work_item() -> None:
+    """If this thread was a worker of an executor, let the child end with the work item, instead of waiting for more."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _WorkItem.run.__code__:
+            frame.f_locals["self"].future.add_done_callback(lambda _: _end("the executor of its parent"))
+        frame = frame.f_back
 
 
 def _end(where: str, error: BaseException | None = None) -> NoReturn:

@@ -1,16 +1,16 @@
 """Job types whose stage forks: `forking` runs it in a thread of the worker, `forking_async` on its event loop.
 
 The type of a job determines how. `pool` and `executor` map over two processes, `terminated` ends a child with SIGTERM,
-and `forgetful` forks a child that returns as if it were the stage. `orphaned` leaves a child that lives until the test
-kills it, `steady` forks nothing. Each records that it is done with that, and then waits until the test opens the gate.
-`quick` returns at once. `Forking` is the interface for the test.
+and `forgetful` forks a child that returns as if it were the stage; `threaded` does so in a thread of an executor.
+`orphaned` leaves a child that lives until the test kills it, `steady` forks nothing. Each records that it is done with
+that, and then waits until the test opens the gate. `quick` returns at once. `Forking` is the interface for the test.
 """
 
 import asyncio
 import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 from heimdex_contracts.pipelines import Pipeline, Stage
@@ -19,7 +19,7 @@ from heimdex_stage_worker.context import StageContext
 
 FOLDER = "TEST_FORKING_FOLDER"
 STAGES = ("forking", "forking_async")
-KINDS = ("pool", "executor", "terminated", "forgetful")
+KINDS = ("pool", "executor", "terminated", "forgetful", "threaded")
 #: What a child waits for something that must not happen, or for the test to kill it.
 LONG_SECONDS = 60.0
 
@@ -90,6 +90,11 @@ def _expect_forked_exit(child: int) -> None:
         raise RuntimeError(f"the child that returned ended with {code}")
 
 
+def _forget() -> None:
+    if (child := os.fork()) != 0:
+        _expect_forked_exit(child)
+
+
 def forking(ctx: StageContext) -> None:
     child = 0
     match ctx.job_type.rpartition("_")[2]:
@@ -107,6 +112,9 @@ def forking(ctx: StageContext) -> None:
             if (child := os.fork()) == 0:
                 return
             _expect_forked_exit(child)
+        case "threaded":
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(_forget).result()
         case "orphaned":
             if (child := os.fork()) == 0:
                 time.sleep(LONG_SECONDS)
@@ -137,6 +145,8 @@ async def forking_async(ctx: StageContext) -> None:
                 return
             await asyncio.to_thread(_expect_forked_exit, child)
             return
+        case "threaded":
+            await asyncio.to_thread(_forget)
         case "orphaned":
             if (child := os.fork()) == 0:
                 time.sleep(LONG_SECONDS)  # noqa: ASYNC251  # in the child
