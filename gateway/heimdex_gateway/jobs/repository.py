@@ -175,7 +175,8 @@ class Database:
 
     async def has_jobs(self, job_type: str, tenant: str) -> bool:
         """Return whether this tenant has jobs of this type. Raises DatabaseUnavailable."""
-        return bool((await self._ask(HAS_JOBS, tenant, job_type))[0])
+        rows = await self._ask(HAS_JOBS, tenant, job_type)
+        return bool(rows[0][0])
 
     async def history(self, job_id: str) -> list[EventRow]:
         """Return the recorded part of the job's history, in order. Raises DatabaseUnavailable."""
