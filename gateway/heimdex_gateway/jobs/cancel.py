@@ -44,18 +44,19 @@ class Cancel:
                 return None
             if job.ended:
                 raise Conflict(FINISHED.format(job.status))
-            due = newest.message if newest is not None else await self._changes.lost_message(job)
-            if due is None:
+            last = newest or await self._changes.lost_message(job)
+            if last is None:
                 # The leader of a replicated stream may not have the message yet that Postgres has.
                 not_in_stream = True
                 await asyncio.sleep(change.BEHIND_SECONDS)
                 continue
+            due = last.message
             if not isinstance(due, Due):
                 continue  # between the two reads, its terminal event was recorded and it was retried
             sequence = None if newest is None else newest.sequence
             message = canceled(due, sequence, job, await self._running(due), traceparent)
             try:
-                await self._changes.publish(message, sequence or 0)
+                await self._changes.publish(message, sequence or 0, last)
             except Superseded:
                 if not await self._changes.is_recorded(message):
                     continue  # meanwhile it reached its next stage or a terminal state, or was restored

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from heimdex_contracts import lifecycle, messages, subjects, tracing
+from heimdex_contracts import lifecycle, messages, patches, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, HeimdexError
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.lifecycle import Snapshot
@@ -14,8 +14,8 @@ from heimdex_contracts.messages import AnyJobMessage, Follows, JobMessage
 from heimdex_contracts.runtime.backoff import repeat
 from heimdex_contracts.runtime.jetstream.connection import CONSUMER_NOT_FOUND, Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
-from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
-from heimdex_gateway.jobs.status import BOTH_NEEDED, NATS_DOWN, StateUnavailable, StatusReader
+from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, KeptMessage
+from heimdex_gateway.jobs.status import BOTH_NEEDED, NATS_DOWN, Newest, StateUnavailable, StatusReader
 
 #: How long a response waits until the status store has recorded the change.
 RECORDED_WITHIN_SECONDS: Final = 2.0
@@ -68,11 +68,16 @@ class JobChanges:
         """Return the event-loop time by which the response to a change that starts now must be sent."""
         return asyncio.get_running_loop().time() + self._answered_within_seconds
 
-    async def publish(self, message: AnyJobMessage, expected: int) -> None:
-        """Publish a message as the successor of stream sequence `expected`. Raises as Publisher.publish."""
-        await self._publisher.publish(message, expected, asyncio.get_running_loop().time() + PUBLISH_SECONDS)
+    async def publish(self, message: AnyJobMessage, expected: int, last: Newest | KeptMessage) -> None:
+        """Publish a message as the successor of stream sequence `expected`. Raises as Publisher.publish.
 
-    async def lost_message(self, job: Snapshot) -> AnyJobMessage | None:
+        last: the message that it was built from. The fields of it that only a newer release knows are kept.
+        """
+        payload = patches.patched(message, last.message, last.payload)
+        deadline = asyncio.get_running_loop().time() + PUBLISH_SECONDS
+        await self._publisher.publish(message, expected, deadline, payload)
+
+    async def lost_message(self, job: Snapshot) -> KeptMessage | None:
         """Return the newest message of an unfinished job as its row keeps it, if it is certainly gone from the stream.
 
         A successor of it is then published with the expected sequence 0: it competes with the reconciler, which
@@ -85,7 +90,7 @@ class JobChanges:
         """
         try:
             last = await self.database.last_message(job.job_id)
-            if last is None or last.step != job.step or not await self.status.leader_knows_recorded():
+            if last is None or last.message.step != job.step or not await self.status.leader_knows_recorded():
                 return None
             if await self.broker.last_message(subjects.JOBS, subjects.job_filter(job.job_id), timeout=1.0) is not None:
                 return None
@@ -118,7 +123,8 @@ class JobChanges:
         This happens if an earlier, unconfirmed publish of it was stored, and the message has since left the stream.
         """
         with contextlib.suppress(HeimdexError):
-            return await self.database.last_message(message.job_id) == message
+            last = await self.database.last_message(message.job_id)
+            return last is not None and last.message == message
         return False
 
     async def wait_until_visible(self, message: AnyJobMessage, answer_by: float) -> Changed:

@@ -108,6 +108,13 @@ class Installation(msgspec.Struct, frozen=True):
     database: str | None
 
 
+class KeptMessage(msgspec.Struct, frozen=True):
+    """The newest message of a job, and its JSON, which may have fields of a newer release."""
+
+    message: AnyJobMessage
+    payload: bytes
+
+
 class DatabaseUnavailable(HeimdexError):
     """Postgres could not be queried, so nothing is known about the row."""
 
@@ -141,13 +148,14 @@ class Database:
         rows = await self._ask(ROW, job_id, tenant)
         return _snapshot(rows[0], job_id) if rows else None
 
-    async def last_message(self, job_id: str) -> AnyJobMessage | None:
+    async def last_message(self, job_id: str) -> KeptMessage | None:
         """Return the newest message of a job as stored in its row, or None. Raises DatabaseUnavailable."""
         rows = await self._ask("SELECT message FROM job_messages WHERE id = $1", job_id)
         if not rows or rows[0][0] is None:
             return None
+        payload = rows[0][0].encode()
         try:
-            return messages.decode_stored(rows[0][0].encode())
+            return KeptMessage(messages.decode_stored(payload), payload)
         except UnusableMessage:
             return None
 

@@ -6,13 +6,13 @@ from typing import Final, Literal
 from heimdex_contracts import lifecycle, routes
 from heimdex_contracts.errors import HeimdexError, Superseded
 from heimdex_contracts.lifecycle import Snapshot
-from heimdex_contracts.messages import AnyJobMessage, Canceled, Due, Failed
+from heimdex_contracts.messages import Canceled, Due, Failed
 from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.admission import Admission
 from heimdex_gateway.jobs.change import Changed, Conflict, JobChanges
-from heimdex_gateway.jobs.repository import Cursor, JobQuery
-from heimdex_gateway.jobs.status import StateUnavailable
+from heimdex_gateway.jobs.repository import Cursor, JobQuery, KeptMessage
+from heimdex_gateway.jobs.status import Newest, StateUnavailable
 
 #: How many jobs one request retries, and how many of these concurrently.
 MAX_JOBS: Final = 500
@@ -67,10 +67,10 @@ class Retry:
                 raise Conflict(f"The job {state}: only a failed or canceled job can be retried.")
             # A terminal event leaves the stream when it is recorded. The job's row keeps a copy.
             if newest is not None and newest.message.step == job.step:
-                last: AnyJobMessage | None = newest.message
+                kept: Newest | KeptMessage | None = newest
             else:
-                last = await self._changes.database.last_message(job_id)
-            if not isinstance(last, Failed | Canceled):
+                kept = await self._changes.database.last_message(job_id)
+            if kept is None or not isinstance(last := kept.message, Failed | Canceled):
                 continue  # recorded, or retried by another request, between the two reads
             pipeline = self._pipelines.by_type.get(last.type)
             message = retried(last, newest.sequence if newest else None, job, pipeline, start_from, traceparent)
@@ -78,7 +78,7 @@ class Retry:
                 await self._changes.check_queue(message.stage)
             try:
                 async with self._admission.reserve():
-                    await self._changes.publish(message, newest.sequence if newest else 0)
+                    await self._changes.publish(message, newest.sequence if newest else 0, kept)
             except Superseded:
                 if not await self._changes.is_recorded(message):
                     continue

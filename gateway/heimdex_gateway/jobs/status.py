@@ -50,11 +50,12 @@ class Unreadable(StateUnavailable):
 
 
 class Newest(msgspec.Struct, frozen=True):
-    """A job's newest message in the stream: `sequence` and `subject` say where it lies."""
+    """A job's newest message in the stream: `sequence` and `subject` say where it lies. payload: its JSON."""
 
     message: AnyJobMessage
     sequence: int
     subject: str
+    payload: bytes
 
     def view(self) -> Snapshot:
         """The job as this message alone shows it."""
@@ -209,7 +210,7 @@ class StatusReader:
             last = await self._broker.last_message(subjects.JOBS, subjects.job_filter(job_id), timeout=1.0)
             if last is None:
                 return None
-            return Newest(messages.decode_job(last.subject, last.data), last.sequence, last.subject)
+            return Newest(messages.decode_job(last.subject, last.data), last.sequence, last.subject, last.data)
         except (BrokerUnavailable, JetStreamError):
             raise StateUnavailable(NATS_DOWN) from None
         except UnusableMessage:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from heimdex_contracts import messages, subjects
+from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Due, Refusal
 from tests.support.api import Api
 from tests.support.histories import due
@@ -179,6 +180,51 @@ async def test_a_refused_message_that_its_jobs_end_left_behind_is_deleted(
         await eventually(lambda: _count(seen, 1), what="the end is recorded, and its predecessor is left")
         await refuse_until(seen, job, seen.empty)
     assert (await api.get(job.job_id))["error"] == "no worker knows it"
+
+
+async def test_a_job_that_a_worker_has_run_since_is_not_failed_yet(
+    system: System, api: Api, nats: NatsServer, database_url: str
+) -> None:
+    system.env |= {**NEW, "HEIMDEX_UNKNOWN_AFTER_SECONDS": "3"}
+    system.start("gateway")
+    system.start("status-store")
+    await system.ready()
+    async with Observer(nats.url, "heimdex-stored.>") as seen:
+        job = await submit_by_hand(seen)
+        await refuse(seen, job)
+        (row,) = await eventually(lambda: refused_rows(database_url)) or []
+        await asyncio.sleep(max(0.0, 2 - (messages.now() - row["first_at"]).total_seconds()))
+        tick = messages.Progress(
+            **spec_of(job, messages.Progress), step=0, stage="mix", attempt=1, progress=5, at=messages.now()
+        )
+        await seen.nc.request(subjects.progress_subject("mix", job.job_id), messages.encode(tick))
+        await api.wait_until(job.job_id, "processing")
+
+        async def is_failed() -> bool:
+            return (await api.get(job.job_id))["status"] == "failed"
+
+        await refuse_until(seen, job, is_failed)
+        failed = seen.payloads("heimdex-stored.jobs", job.job_id)[1]
+        assert (msgspec.convert(failed["at"], messages.Moment) - tick.at).total_seconds() >= 3
+
+
+@pytest.mark.parametrize("start_from", ["failed", "start"])
+async def test_a_cancel_and_a_retry_keep_the_fields_that_only_a_newer_release_knows(
+    system: System, api: Api, nats: NatsServer, start_from: str
+) -> None:
+    system.env |= NEW
+    system.start("gateway")
+    system.start("status-store")
+    await system.ready()
+    async with Observer(nats.url, "heimdex-stored.>") as seen:
+        job = await submit_by_hand(seen, params={"source": 7})
+        await cancel(api, job.job_id)
+        await retry(api, job.job_id, f"?from={start_from}")
+        await eventually(lambda: len(seen.payloads("heimdex-stored.jobs", job.job_id)) == 3)
+        payloads = seen.payloads("heimdex-stored.jobs", job.job_id)
+    assert [payload["event"] for payload in payloads] == ["due", "canceled", "due"]
+    assert [payload["params"] for payload in payloads] == [{"source": 7}] * 3
+    assert payloads[2]["route"] == ["mix", "print"]
 
 
 async def _count(seen: Observer, number: int) -> bool:
