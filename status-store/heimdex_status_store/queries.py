@@ -288,16 +288,21 @@ class RefusedStep(msgspec.Struct, frozen=True):
 
 _REFUSED: Final = _columns(RefusedStep, job_id=("job_id", "uuid"))
 _REFUSED_COLUMNS: Final = ", ".join(_REFUSED)
-_GONE_ON: Final = "COALESCE(jobs.step > {step} OR jobs.status NOT IN ('pending', 'processing'), false)"
+#: Sorts before every job id.
+_FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 
 #: Adds the refused steps that are new, and returns each one with the time of its first refusal, and whether its job has
-#: gone on; such a step is not added.
+#: gone on; such a step is not added. The subqueries look up each job by its id. For a join, Postgres would read a whole
+#: table that it has not analyzed yet.
 RECORD_REFUSALS: Final = f"""
 WITH incoming AS (
     SELECT * FROM unnest({_arrays(_REFUSED)}) AS new ({_REFUSED_COLUMNS})
 ), seen AS (
-    SELECT incoming.*, {_GONE_ON.format(step="incoming.step")} AS gone_on
-    FROM incoming LEFT JOIN jobs ON jobs.id = incoming.job_id
+    SELECT incoming.*, COALESCE((
+        SELECT jobs.step > incoming.step OR jobs.status NOT IN ('pending', 'processing')
+        FROM jobs WHERE jobs.id = incoming.job_id
+    ), false) AS gone_on
+    FROM incoming
 ), added AS (
     INSERT INTO refusals AS old ({_REFUSED_COLUMNS})
     SELECT {_REFUSED_COLUMNS} FROM seen WHERE NOT gone_on
@@ -306,8 +311,10 @@ WITH incoming AS (
         SET step = EXCLUDED.step, type = EXCLUDED.type, stage = EXCLUDED.stage, first_at = EXCLUDED.first_at
         WHERE old.step < EXCLUDED.step
 )
-SELECT seen.job_id::text, seen.step, seen.type, seen.stage, COALESCE(refusals.first_at, seen.first_at), gone_on
-FROM seen LEFT JOIN refusals ON refusals.job_id = seen.job_id AND refusals.step = seen.step
+SELECT job_id::text, step, type, stage, COALESCE((
+    SELECT refusals.first_at FROM refusals WHERE refusals.job_id = seen.job_id AND refusals.step = seen.step
+), first_at), gone_on
+FROM seen
 """  # noqa: S608  # our own columns
 
 
@@ -321,29 +328,29 @@ async def record_refusals(
 
 REFUSED_PAGE: Final = """
 SELECT job_id::text, step, type, stage, first_at FROM refusals
-WHERE $1::uuid IS NULL OR job_id > $1 ORDER BY job_id LIMIT $2
+WHERE job_id > $1 ORDER BY job_id LIMIT $2
 """
 
 
 async def refused_page(connection: asyncpg.Connection, after: str | None, limit: int) -> list[RefusedStep]:
     """Return the next page of refused steps after this job id (None: the first)."""
-    return [RefusedStep(*row) for row in await connection.fetch(REFUSED_PAGE, after, limit)]
+    return [RefusedStep(*row) for row in await connection.fetch(REFUSED_PAGE, after or _FIRST_ID, limit)]
 
 
 #: Deletes the refused steps of one page whose jobs have gone on, or do not exist after some time.
-CLEAN_UP_REFUSALS: Final = f"""
+CLEAN_UP_REFUSALS: Final = """
 WITH page AS (
-    SELECT refusals.job_id, refusals.step,
-           {_GONE_ON.format(step="refusals.step")} OR jobs.id IS NULL AND first_at < now() - $2::interval AS is_removed
-    FROM refusals LEFT JOIN jobs ON jobs.id = refusals.job_id
-    WHERE $1::uuid IS NULL OR refusals.job_id > $1
-    ORDER BY refusals.job_id LIMIT $3
+    SELECT job_id, step, COALESCE((
+        SELECT jobs.step > refusals.step OR jobs.status NOT IN ('pending', 'processing')
+        FROM jobs WHERE jobs.id = refusals.job_id
+    ), first_at < now() - $2::interval) AS is_removed
+    FROM refusals WHERE job_id > $1 ORDER BY job_id LIMIT $3
 ), removed AS (
     DELETE FROM refusals USING page
     WHERE is_removed AND refusals.job_id = page.job_id AND refusals.step = page.step
 )
 SELECT job_id::text, step, is_removed FROM page ORDER BY job_id
-"""  # noqa: S608  # our own columns
+"""
 
 
 async def clean_up_refusals(
@@ -354,7 +361,7 @@ async def clean_up_refusals(
     after: the job id after which the page begins (None: the first page). orphaned_after: the age at which a refused
     step whose job has no row is deleted.
     """
-    return [tuple(row) for row in await connection.fetch(CLEAN_UP_REFUSALS, after, orphaned_after, limit)]
+    return [tuple(row) for row in await connection.fetch(CLEAN_UP_REFUSALS, after or _FIRST_ID, orphaned_after, limit)]
 
 
 class JobState(msgspec.Struct, frozen=True):

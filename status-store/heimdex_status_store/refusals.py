@@ -36,6 +36,8 @@ ROUND_SECONDS: Final = 0.5
 #: New refusals written in one statement, and the maximum number of such statements in one round.
 BATCH: Final = 500
 BATCHES: Final = 10
+#: Rows of a page that is read at the start.
+LOADED: Final = 5000
 #: Jobs ended in one round; a deploy that stranded 100,000 jobs must not occupy the status store.
 MOST_ENDED: Final = 25
 #: How old a refusal may be to end its job, in seconds. It is shorter than the delay before any redelivery.
@@ -178,9 +180,9 @@ class Refusals:
         """Read the refusals of before this process, so that none of these jobs passes for one that is stuck."""
         after: str | None = None
         while len(self._jobs) < MOST_CACHED:
-            page = await self._database.run(lambda connection: queries.refused_page(connection, after, BATCH))  # noqa: B023
+            page = await self._database.run(lambda connection: queries.refused_page(connection, after, LOADED))  # noqa: B023
             self._cache(step for step in page if step.job_id not in self._jobs)
-            if len(page) < BATCH:
+            if len(page) < LOADED:
                 break
             after = page[-1].job_id
         self._loaded = True
