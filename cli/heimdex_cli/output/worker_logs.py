@@ -58,8 +58,7 @@ def _parse(line: bytes) -> FailedAttempt | None:
             entry["event"],
             entry["job_id"],
             entry["stage"],
-            # The attempt that notices a lost one logs it.
-            entry.get("lost", entry["attempt"]),
+            entry["attempt"],
             entry["message"] if entry["event"] == "attempt_lost" else entry["error"],
             None if delay is None else float(delay),
         )

@@ -6,6 +6,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from heimdex_cli.output.tables import print_events
 from tests.support.api import Api
 from tests.support.pipelines import failing, with_pipelines
+from tests.support.pipelines.deployed import RUNS, declared
 from tests.support.services import System
 from tests.support.waiting import eventually
 from tests.system.api.sse import entries, history
@@ -144,3 +146,20 @@ async def test_a_lost_worker_leaves_each_lost_attempt_and_its_last_words(
     if job_type == "crashed":
         stacks = [line for line in logged if line["event"] == "stage_output" and " in explain" in line["message"]]
         assert {line["attempt"] for line in stacks} == {1, 2, 3}
+
+
+@pytest.mark.full
+@pytest.mark.allows("refused", "topology", "errors")
+async def test_a_type_that_no_worker_knows_is_named_in_both_logs_and_in_the_history(
+    system: System, api: Api, scratch: Path
+) -> None:
+    known, newer = declared({"film": ("cut",)}), declared({"film": ("cut",), "song": ("cut",)})
+    system.env |= {**known, RUNS: str(scratch / "runs"), "HEIMDEX_UNKNOWN_AFTER_SECONDS": "1"}
+    system.start("gateway", env=newer)
+    system.start("status-store")
+    system.start("cut")
+    await system.ready()
+    events, logged = await failed(system, api, "song")
+    assert [entry["event"] for entry in events] == ["submitted", "failed"]
+    assert "no worker knows the job type 'song'" in events[-1]["error"]
+    assert {entry["event"] for entry in logged} >= {"unknown_work", "jobs_refused", "unknown_job_failed"}

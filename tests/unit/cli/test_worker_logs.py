@@ -18,7 +18,7 @@ def test_new_attempts_are_reported_once_and_other_lines_are_ignored(tmp_path: Pa
     assert reader.read_new() == []
     _append(log, "not JSON about attempt_failed\n" + json.dumps({"event": "started"}) + "\n[]\n")
     _append(log, json.dumps(LINE | {"delay_seconds": 1}) + "\n" + json.dumps(LINE | {"attempt": 4}) + "\n")
-    lost = {"event": "attempt_lost", "job_id": "j", "stage": "analyzing", "attempt": 6, "lost": 5, "message": "gone"}
+    lost = {"event": "attempt_lost", "job_id": "j", "stage": "analyzing", "attempt": 5, "message": "gone"}
     _append(log, json.dumps(lost) + "\n" + json.dumps({"event": "stage_output", "message": "attempt_lost"}) + "\n")
     assert reader.read_new() == [
         FailedAttempt("attempt_failed", "j", "analyzing", 1, "boom", 1.0),
