@@ -30,7 +30,18 @@ CALM_JOBS = 30
 #: What no process logs while nothing is hit.
 MISHAPS = ("delivery_superseded", "delivery_dropped", "job_restored", "message_unusable", "deliveries_lost")
 #: What the auditor allows: what follows from a kill or a freeze at any moment.
-STORM = ("dropped", "superseded", "topology", "isolated", "worker_lost", "lost", "left", "behind")
+STORM = (
+    "dropped",
+    "superseded",
+    "topology",
+    "repeated",
+    "unclaimed",
+    "isolated",
+    "worker_lost",
+    "lost",
+    "left",
+    "behind",
+)
 #: A message that a killed store held comes back after the store's ack wait of 30 s.
 PATIENCE = 150
 
