@@ -111,9 +111,10 @@ def run(
         settings = read_settings()
     except SettingsError as error:
         exit_unusable(error)
-    log = logs.configure(settings.log_level, name, capture_output=capture_output)
     gc.collect()
     gc.freeze()  # imported modules stay alive, so the collector need not scan them again
+    # Forks, so it comes after the collector has written to all objects: the child shares their memory.
+    log = logs.configure(settings.log_level, name, capture_output=capture_output)
     gc.set_threshold(*GC_THRESHOLDS)
     loop = uvloop.new_event_loop()
     try:
