@@ -5,7 +5,6 @@ acknowledge the messages of the other store.
 """
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -28,6 +27,7 @@ from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.micro import Counters
 from heimdex_status_store import queries
 from heimdex_status_store.callback_outbox import AGAIN_SECONDS, CallbackOutbox, needs_callback
+from heimdex_status_store.claims import remove_claim
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.projection import ahead, job_rows
 from heimdex_status_store.queries import WriteResult
@@ -233,7 +233,7 @@ class Recorder:
             if isinstance(held.event, Canceled) and held.msg.is_current:
                 redeliver = not await self._delete_predecessors(held.event)
                 if not redeliver:
-                    self._spawn(self._remove_claim(held.event.job_id))
+                    self._spawn(remove_claim(self._broker, held.event.job_id))
             if (
                 needs_callback(held.event)
                 and not redeliver
@@ -295,17 +295,6 @@ class Recorder:
         except (BrokerUnavailable, JetStreamError):
             return False
         return True
-
-    async def _remove_claim(self, job_id: str) -> None:
-        """Remove the claim of a canceled job that waited for its next attempt: no worker receives it any more.
-
-        If that is not possible now, the stream removes the claim when it reaches its maximum age.
-        """
-        subject = subjects.checkpoint_subject("*", job_id)
-        with contextlib.suppress(BrokerUnavailable, JetStreamError):
-            stored = await self._broker.last_message(subjects.CHECKPOINTS, subject)
-            if stored is not None:
-                await self._broker.delete_of(subjects.CHECKPOINTS, stored.subject, stored.sequence)
 
     async def _fired_late(self, canceled: Canceled) -> int | None:
         """The sequence of the message that NATS published for a canceled schedule, or None.

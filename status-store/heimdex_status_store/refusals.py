@@ -27,6 +27,7 @@ from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamErro
 from heimdex_contracts.runtime.jetstream.publisher import Publisher, Refused
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store import queries
+from heimdex_status_store.claims import remove_claim
 from heimdex_status_store.database import OUTAGE, Database
 from heimdex_status_store.queries import JobState, RefusedStep
 
@@ -247,6 +248,7 @@ class Refusals:
         self._forget(job_id)
         # After the terminal event is recorded and has left the stream, its predecessor would be the newest message.
         await self._broker.delete_of(subjects.JOBS, subjects.job_filter(job_id), stored.sequence)
+        await remove_claim(self._broker, job_id)
 
     async def _clean_up(self) -> None:
         """Delete the rows of one page whose jobs have gone on, or do not exist any more."""

@@ -198,6 +198,10 @@ async def test_a_job_that_a_worker_has_run_since_is_not_failed_yet(
             **spec_of(job, messages.Progress), step=0, stage="mix", attempt=1, progress=5, at=messages.now()
         )
         await seen.nc.request(subjects.progress_subject("mix", job.job_id), messages.encode(tick))
+        claim = messages.Claim(
+            job_id=job.job_id, step=0, stage="mix", attempt=2, token="some", started_at=tick.at, ended=True
+        )
+        await seen.nc.request(subjects.checkpoint_subject("mix", job.job_id), messages.encode(claim))
         await api.wait_until(job.job_id, "processing")
 
         async def is_failed() -> bool:
@@ -206,6 +210,7 @@ async def test_a_job_that_a_worker_has_run_since_is_not_failed_yet(
         await refuse_until(seen, job, is_failed)
         failed = seen.payloads("heimdex-stored.jobs", job.job_id)[1]
         assert (msgspec.convert(failed["at"], messages.Moment) - tick.at).total_seconds() >= 3
+        await eventually(lambda: seen.empty("HEIMDEX_CHECKPOINTS"), what="its claim is removed")
 
 
 @pytest.mark.parametrize("start_from", ["failed", "start"])
