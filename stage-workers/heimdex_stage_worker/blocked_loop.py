@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.runtime import logs
@@ -23,7 +23,7 @@ from heimdex_contracts.runtime.jetstream.leases import TIMES_PER_ACK_WAIT
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.process import EXIT_BROKEN
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_stage_worker.execution import attempt, failures
+from heimdex_stage_worker.execution import attempt, failures, guarded_tasks
 
 #: The first time at which a blocked loop is logged; each further time is twice as late.
 LOG_SECONDS: Final = 5.0
@@ -83,6 +83,11 @@ class BlockedLoop:
         renewing: asyncio.Task[None] | None = None
         try:
             while not answered.is_set():
+                if renewing is not None and renewing.done():
+                    self._log.error(
+                        "blocked_loop_broken", message="cannot renew the leases", exc_info=renewing.exception()
+                    )
+                    renewing = None
                 if renewing is None and self._holder.held:
                     renewing = asyncio.create_task(self._renew(answered))
                 asked_at = time.monotonic()
@@ -113,7 +118,6 @@ class BlockedLoop:
             await broker.connect()
             stand_in = StandIn(self._holder, broker)
             while True:
-                # Until the next round.
                 delay = self._settings.ack_wait_seconds / TIMES_PER_ACK_WAIT
                 try:
                     await stand_in.renew_all(lambda: not answered.is_set())
@@ -124,25 +128,28 @@ class BlockedLoop:
             with contextlib.suppress(Exception):
                 await broker.close()
 
-    def _give_up(self, blocked: float) -> None:
-        self._log.error(
-            "loop_blocked_too_long",
-            message="code of a stage blocks the event loop for too long: the worker exits, so that its jobs run "
-            "elsewhere; use a blocking function or asyncio.to_thread",
-            blocked_seconds=round(blocked, 1),
-            held=len(self._holder.held),
-            **self._where(),
-        )
-        logs.flush()
-        os._exit(EXIT_BROKEN)
+    def _give_up(self, blocked: float) -> NoReturn:
+        try:
+            self._log.error(
+                "loop_blocked_too_long",
+                message="code of a stage blocks the event loop for too long: the worker exits, so that its jobs run "
+                "elsewhere; use a blocking function or asyncio.to_thread",
+                blocked_seconds=round(blocked, 1),
+                held=len(self._holder.held),
+                **self._where(),
+            )
+            logs.flush()
+        finally:
+            os._exit(EXIT_BROKEN)  # whatever keeps the log from being written: the leases are renewed no longer
 
     def _where(self) -> dict[str, Any]:
         """Return where the loop is, of an attempt only its own frames, and which attempt it is."""
-        where: dict[str, Any] = {"stack": failures.stack_of_thread(self._loop_thread, attempt.__file__)}
         for frame, _ in traceback.walk_stack(sys._current_frames().get(self._loop_thread)):
-            if frame.f_code.co_filename == attempt.__file__:
-                running = frame.f_locals.get("self")
-                if isinstance(running, attempt.Attempt):
-                    where |= {"job_id": running.state.job_id, "attempt": running.state.attempt}
-                break
-        return where
+            if frame.f_code.co_filename in {attempt.__file__, guarded_tasks.__file__}:
+                caller = frame.f_locals.get("self")
+                state = caller.state if isinstance(caller, attempt.Attempt | guarded_tasks.GuardedCoroutine) else None
+                return {
+                    "stack": failures.stack_of_thread(self._loop_thread, frame.f_code.co_filename),
+                    **({"job_id": state.job_id, "attempt": state.attempt} if state else {}),
+                }
+        return {"stack": failures.stack_of_thread(self._loop_thread)}

@@ -87,6 +87,9 @@ class _Protection:
         signal.set_wakeup_fd(-1)
         for number in self._signals:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        # Python does not know of libuv's handler, which writes to a pipe of the parent.
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _detach_sockets()
         if threading.get_ident() == self._loop_thread:
             _end_loop(self._loop)

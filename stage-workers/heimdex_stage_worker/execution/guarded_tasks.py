@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.current_attempt import CURRENT
@@ -35,6 +36,11 @@ class GuardedCoroutine(Coroutine[Any, Any, Any]):
     def __init__(self, coro: Coroutine[Any, Any, Any], attempt: Attempt) -> None:
         self._coro = coro
         self._attempt = attempt
+
+    @property
+    def state(self) -> AttemptState:
+        """What the worker knows of the attempt."""
+        return self._attempt.state
 
     def send(self, value: Any) -> Any:
         """Resume the coroutine."""

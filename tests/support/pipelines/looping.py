@@ -1,6 +1,7 @@
 """Job types with one async stage, `looping`, which shares its worker's event loop with its neighbours.
 
-When it runs first, `blocker` blocks the loop for TEST_BLOCK_SECONDS, and `computing` computes for as long.
+When it runs first, `blocker` blocks the loop for TEST_BLOCK_SECONDS, `task_blocker` does so in a child task, and
+`computing` computes for as long.
 `late_blocker` blocks it in a callback, when its attempt has completed. `neighbour` waits until the test opens the gate.
 `Looping` is the interface for the test.
 """
@@ -23,7 +24,7 @@ PIPELINES = tuple(
         stages=(Stage(STAGE, expected_seconds=1, code=f"{__name__}:looping"),),
         retry_backoff_seconds=(0.1, 0.1),
     )
-    for kind in ("blocker", "late_blocker", "computing", "neighbour")
+    for kind in ("blocker", "task_blocker", "late_blocker", "computing", "neighbour")
 )
 
 
@@ -66,10 +67,16 @@ def _block() -> None:
     time.sleep(float(os.environ[SECONDS]))
 
 
+async def _block_in_task() -> None:
+    _block()
+
+
 async def looping(ctx: StageContext) -> None:
     match ctx.job_type if _begin(ctx) else "":
         case "blocker":
             _block()
+        case "task_blocker":
+            await asyncio.create_task(_block_in_task())
         case "late_blocker":
             asyncio.get_running_loop().call_later(0.5, _block)
         case "computing":

@@ -18,7 +18,7 @@ def looping(scratch: Path, system: System) -> Looping:
     return Looping(scratch / "looping")
 
 
-@pytest.mark.parametrize("kind", ["blocker", pytest.param("computing", marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", ["task_blocker", pytest.param("computing", marks=pytest.mark.full)])
 async def test_a_loop_blocked_for_several_ack_waits_costs_no_attempt(
     system: System, api: Api, nats: NatsServer, looping: Looping, kind: str
 ) -> None:
@@ -43,7 +43,8 @@ async def test_a_loop_blocked_for_several_ack_waits_costs_no_attempt(
     assert sorted(job_id for job_id, attempt, _ in looping.runs()) == sorted([*neighbours, *blockers])
     assert logged[0]["level"] == "warning"
     assert (logged[0]["job_id"], logged[0]["attempt"], logged[0]["stage"]) == (blockers[0], 1, STAGE)
-    assert "in looping" in logged[0]["stack"]
+    assert ("in looping" if kind == "computing" else "in _block_in_task") in logged[0]["stack"]
+    assert "heimdex_stage_worker" not in logged[0]["stack"], "only the stage's frames"
 
 
 @pytest.mark.allows("blocked", "repeated")
