@@ -1,11 +1,13 @@
 """Tasks of a stage that try to end the event loop."""
 
 import asyncio
+import inspect
 import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+import anyio
 import pytest
 import pytest_asyncio
 
@@ -134,3 +136,21 @@ async def test_tasks_outside_of_an_attempt_are_not_guarded() -> None:
     task = asyncio.create_task(asyncio.sleep(0))
     assert not isinstance(task.get_coro(), GuardedCoroutine)
     await task
+
+
+async def test_libraries_that_look_into_their_tasks_work_inside_of_an_attempt() -> None:
+    async def stage(_: StageContext) -> None:
+        # anyio, which httpx uses, asks for the state of each coroutine before it cancels it.
+        with anyio.move_on_after(0.01) as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(anyio.sleep_forever)
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        task = asyncio.create_task(asyncio.sleep(3600))
+        assert inspect.getcoroutinestate(cast("Any", task.get_coro())) == inspect.CORO_CREATED
+        await asyncio.sleep(0)
+        assert inspect.getcoroutinestate(cast("Any", task.get_coro())) == inspect.CORO_SUSPENDED
+        assert task.get_stack()
+        task.cancel()
+
+    assert await outcome_of(stage) == Finished()
