@@ -43,9 +43,13 @@ def configure(level: str, service: str, *, capture_output: bool = False, to: Des
     global _capture, _configured  # see there
     _configured = (level, service)
     stream: TextIO = sys.stderr
+    problem: OSError | None = None
     if capture_output:
-        _capture = Capture(service, to or Destination(_STDERR, None))
-        stream = cast("TextIO", _capture.entries)
+        try:
+            _capture = Capture(service, to or Destination(_STDERR, None))
+            stream = cast("TextIO", _capture.entries)
+        except OSError as error:
+            problem = error
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         _add_attempt_of_context,
@@ -76,6 +80,12 @@ def configure(level: str, service: str, *, capture_output: bool = False, to: Des
     log = cast("Logger", structlog.get_logger().bind(service=service))
     if _capture is not None:
         _capture.watch(log)
+    if problem is not None:
+        log.error(
+            "output_not_captured",
+            message="cannot start the process that reads the output of stages: it is written as it is",
+            error=str(problem),
+        )
     return log
 
 

@@ -31,6 +31,7 @@ def in_thread(function, *arguments):
     thread.join()
 
 def main():
+    {before}
     log = logs.configure("info", "heimdex-testing", capture_output=True)
 {body}
     logs.flush()
@@ -41,11 +42,14 @@ if __name__ == "__main__":
 """
 
 
-def run(body: str, folder: Path, code: int | None = 0) -> list[dict[str, Any]]:
-    """Run these lines in a process that captures its output. Returns its log. code: the expected exit code."""
+def run(body: str, folder: Path, code: int | None = 0, before: str = "pass") -> list[dict[str, Any]]:
+    """Run these lines in a process that captures its output. Returns its log. code: the expected exit code.
+
+    before: a line to run before the output is captured.
+    """
     indented = "\n".join(f"    {line}" for line in body.splitlines())
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(body=indented))
+    script.write_text(SCRIPT.format(body=indented, before=before))
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
@@ -270,11 +274,19 @@ print("goes on")
     assert [entry["event"] for entry in run(body, tmp_path)] == ["output_not_captured", "as it is", "stage_output"]
 
 
+def test_a_process_that_cannot_fork_at_its_start_logs_that_and_goes_on(tmp_path: Path) -> None:
+    body = """os.write(2, b'{"event":"as it is"}\\n')"""
+    before = "os.fork = lambda: os.kill(0, 99)  # raises OSError"
+    assert [entry["event"] for entry in run(body, tmp_path, before=before)] == ["output_not_captured", "as it is"]
+
+
 def test_a_closed_log_does_not_hurt_the_process(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     body = f"open({str(tmp_path / 'ended')!r}, 'w').write(str(signal.getsignal(signal.SIGPIPE)))"
     script.write_text(
-        SCRIPT.format(body=f"    time.sleep(0.2); print(1); log.error('x'); sh('seq 1 20000; true'); {body}")
+        SCRIPT.format(
+            before="pass", body=f"    time.sleep(0.2); print(1); log.error('x'); sh('seq 1 20000; true'); {body}"
+        )
     )
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
     assert process.stderr

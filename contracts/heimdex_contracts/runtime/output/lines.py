@@ -1,6 +1,7 @@
 """Splits bytes into lines of text, and writes log entries so that no two of them mix."""
 
 import codecs
+import contextlib
 import fcntl
 import os
 import re
@@ -74,7 +75,8 @@ class Destination(NamedTuple):
         kind = os.fstat(fd).st_mode
         lock_fd = None
         if (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)) and hasattr(os, "memfd_create"):
-            lock_fd = os.memfd_create("heimdex-log-lock")
+            with contextlib.suppress(OSError):  # a sandbox may refuse it; then two long entries may mix
+                lock_fd = os.memfd_create("heimdex-log-lock")
         return cls(os.dup(fd), lock_fd)
 
 
