@@ -31,9 +31,9 @@ PIPELINES = tuple(
 class Looping:
     """Controls these jobs and reads their attempts. Every service needs `env`: `system.env |= looping.env`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: float = 0.0) -> None:
         self.folder = folder
-        self.seconds = 0.0
+        self.seconds = seconds
         folder.mkdir(parents=True, exist_ok=True)
 
     @property

@@ -15,6 +15,7 @@ from heimdex_cli.embedded.ports import free_port
 from tests.conftest import NewSystem
 from tests.support.api import Api
 from tests.support.pipelines.deployed import RUNS, declared
+from tests.support.pipelines.looping import STAGE, Looping
 from tests.support.pipelines.scripted import STAGES, Script
 from tests.support.receiver import SECRET, Receiver
 from tests.support.services import LAUNCHERS, ROOT, System
@@ -87,6 +88,21 @@ def users(system: System, guarded: Guarded) -> Users:
 def check_nothing_was_refused(system: System) -> None:
     for service in system.services:
         assert "iolation" not in service.stderr, f"{service} may not do what it must: {service.stderr}"
+
+
+async def test_the_leases_of_a_worker_whose_event_loop_is_blocked_may_be_renewed(
+    system: System, users: Users, guarded: Guarded, scratch: Path
+) -> None:
+    looping = Looping(scratch / "looping", seconds=5)  # more than two ack waits
+    system.env |= looping.env
+    users.start("gateway", STAGE, "status-store")
+    await system.ready()
+    async with Api(system.url) as api, Observer(guarded.url("operator")) as seen:
+        await api.wait_until(await api.submit("blocker"), "completed")
+        consumer = await seen.api(f"CONSUMER.INFO.{JOBS}.{STAGE}")
+    assert consumer["num_redelivered"] == 0
+    assert system[STAGE].logged("nats_connected", connection="blocked-loop")
+    check_nothing_was_refused(system)
 
 
 @pytest.mark.allows("unusable")
