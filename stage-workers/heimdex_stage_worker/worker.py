@@ -362,7 +362,7 @@ class StageWorker:
                     self._log_of(held).debug("stage_finished")
                 case settlement.GiveUp(error=error, traceback=traceback):
                     await self._publish(held, failed(held.due, held.ended(), error, traceback))
-                    self._log_of(held).warning("job_failed", error=error)
+                    self._log_of(held).warning("job_failed", error=error, traceback=traceback)
                 case settlement.HandBack():
                     await self._publish(held, handed_back(held.due, held.ended()))
                     self._log_of(held).info("job_handed_back")

@@ -53,6 +53,11 @@ def leave_child(ctx: StageContext) -> None:
     # PyDLL keeps the interpreter lock during the fork, so that the child has it and can continue.
     libc = ctypes.PyDLL(None)
     path, unfinished = os.environ[CHILD].encode(), f"{os.environ[CHILD]}.new".encode()
+    # A thread that has waited this long for the lock asks for it. The child would obey, and wait for that thread for
+    # ever.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    time.sleep(0.01)  # those that have asked before get it now
     if (os.fork() if how == "fork" else libc.fork()) == 0:
         # The child never releases that lock: another thread may have held the mutex that guards it during the fork.
         if how == "escaping":
@@ -64,6 +69,7 @@ def leave_child(ctx: StageContext) -> None:
         libc.rename(unfinished, path)
         libc.sleep(3600)
         libc._exit(0)
+    sys.setswitchinterval(interval)
     while not Path(os.environ[CHILD]).exists():
         time.sleep(0.01)
     if end == "dies":
