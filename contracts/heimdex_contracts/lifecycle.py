@@ -25,6 +25,7 @@ from heimdex_contracts.messages import (
     Completed,
     Due,
     Failed,
+    JobMessage,
     Progress,
 )
 
@@ -60,6 +61,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether the job is in a terminal state, so that this run has no further events."""
         return self.status in TERMINAL
+
+
+@cache
+def _not_in_attempt_events() -> tuple[str, ...]:
+    """The job's own fields that a Snapshot has and a tick or failed attempt lacks: a merge must not lose them."""
+    return tuple(name for name in _spec_fields(JobMessage) if name not in spec_fields(Progress))
 
 
 @cache
@@ -116,10 +123,12 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
     """
     high, low = (other, one) if outranks(other, one) else (one, other)
     progress = max(high.progress, low.progress) if high.run == low.run else high.progress
+    job_fields = {name: getattr(low, name) for name in _not_in_attempt_events() if getattr(high, name) is None}
     if high.status != "completed":
         progress = min(progress, 99)
     return msgspec.structs.replace(
         high,
+        **job_fields,
         # The merged progress is part of the result's rank, but it cannot make a later event of the same attempt lose:
         # the progress of a lower rank only raises what callers see, and one attempt's events come from one worker.
         progress=progress,

@@ -17,14 +17,10 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _REVISIONS: Final = [path.stem.rpartition("_up_")[2] for path in sorted(MIGRATIONS.glob("*_up_*.sql"))]
 #: The schema revision that this version of the store needs: that of the last migration file.
 REVISION: Final = _REVISIONS[-1]
-#: The relations that must exist, by the revision that creates them, oldest first.
+#: The relations that must exist, by the revision that creates them. Most revisions create none.
 RELATIONS: Final = {
     "jobs": ["jobs", "job_events", "stream_seen", "job_status", "job_messages", "job_history"],
-    "tenants": [],
-    "lists": [],
-    "durables": [],
     "installation": ["installation", "job_installation"],
-    "tracebacks": [],
     "refusals": ["refusals"],
 }
 _MISSING: Final = "SELECT bool_or(to_regclass(name) IS NULL) FROM unnest($1::text[]) AS name"
@@ -198,12 +194,8 @@ async def is_current(connection: asyncpg.Connection) -> bool:
 
 def _relations_of(revision: str | None) -> list[str]:
     """The relations that must exist at this revision. For an unknown revision: all that this version knows."""
-    names: list[str] = []
-    for step, created in RELATIONS.items():
-        names += created
-        if step == revision:
-            break
-    return names
+    known = _REVISIONS[: _REVISIONS.index(revision) + 1] if revision in _REVISIONS else _REVISIONS
+    return [name for step in known for name in RELATIONS.get(step, [])]
 
 
 async def migrate(connection: asyncpg.Connection) -> None:

@@ -41,11 +41,11 @@ ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1 AND tenant = $2"  
 _EVENT_COLUMNS: Final = ", ".join("job_id::text" if name == "job_id" else name for name in EventRow.__struct_fields__)
 HISTORY: Final = f"SELECT {_EVENT_COLUMNS} FROM job_history WHERE job_id = $1 ORDER BY step, attempt"  # noqa: S608  # our own columns
 #: Checks what the queries need: the columns, and the index without which listing many jobs takes too long.
-READY: Final = """
+READY: Final = f"""
 SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('jobs_listed')),
-       (SELECT tenant FROM job_status LIMIT 0), (SELECT message FROM job_messages LIMIT 0),
-       (SELECT traceback FROM job_history LIMIT 0)
-"""
+       EXISTS (SELECT {COLUMNS} FROM job_status LIMIT 0), EXISTS (SELECT message FROM job_messages LIMIT 0),
+       EXISTS (SELECT {_EVENT_COLUMNS} FROM job_history LIMIT 0)
+"""  # noqa: S608  # our own columns
 OLD_SCHEMA: Final = (
     "the schema is older than this gateway requires: the status store of the same version migrates it, "
     "and then logs schema_migrated"

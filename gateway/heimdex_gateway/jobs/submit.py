@@ -23,12 +23,15 @@ TIMEOUT_SECONDS: Final = 4.0
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """A job as requested; each field is a field of Due. not_before: None for now; callback_url: not resolved yet."""
+    """A job as requested; each field is a field of Due. not_before: None for now; callback_url: not resolved yet.
+
+    No field has a default, so that the type checker finds where a new one is not passed on.
+    """
 
     type: str
     fail_at_stage: str | None
     not_before: datetime | None
-    callback_url: str | None = None
+    callback_url: str | None
 
 
 class Submit:
