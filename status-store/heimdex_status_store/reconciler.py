@@ -208,12 +208,16 @@ class Reconciler:
             return False
         try:
             deadline = asyncio.get_running_loop().time() + 5
-            await self._publisher.publish(again, expected=0, deadline=deadline, payload=payload)
+            sequence = await self._publisher.publish(again, expected=0, deadline=deadline, payload=payload)
         except Superseded:
             return False  # another store published it first
         except (BrokerUnavailable, Refused) as error:
             self._log.warning("job_not_restored_yet", job_id=row.job_id, reason=str(error))
             return None
+        if await self._database.run(lambda connection: queries.unfinished_row(connection, row.job_id)) is None:
+            # It was canceled, and its cancel recorded and removed from the stream, since its row was read above.
+            await self._broker.delete_of(subjects.JOBS, subjects.job_filter(row.job_id), sequence)
+            return False
         self._log.info("job_restored", job_id=row.job_id, stage=again.stage, step=again.step)
         return True
 
