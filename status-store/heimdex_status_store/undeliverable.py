@@ -31,6 +31,9 @@ from heimdex_status_store.queries import Unfinished
 _ADVISED: Final = f"{ADVISORIES}.CONSUMER.MAX_DELIVERIES.*.*"
 #: A job without progress for this many leases, while workers of its stage wait for work, is held by none of them.
 LEASES: Final = 3
+#: At least this long: a worker whose event loop is blocked reports nothing, and renews its leases for the 120 s that
+#: HEIMDEX_BLOCKED_SECONDS has by default. A message that is moved under a running attempt discards its result.
+SILENT_SECONDS: Final = 150.0
 #: Maximum number of remembered suspects.
 MAX_SUSPECTS: Final = 10_000
 #: How long the state of a consumer is cached, so that a page of rows needs one request.
@@ -129,7 +132,7 @@ class Undeliverable:
             if len(self._suspects) < MAX_SUSPECTS:
                 self._suspects[row.job_id] = _Suspect(*sequences, now)
             return
-        if now - before.since > LEASES * state["config"]["ack_wait"] / NANOSECOND:
+        if now - before.since > max(SILENT_SECONDS, LEASES * state["config"]["ack_wait"] / NANOSECOND):
             del self._suspects[row.job_id]
             await self._settle(Advice(subjects.JOBS, consumer, last.sequence))
 
