@@ -194,7 +194,7 @@ class StageWorker:
             # Neither acknowledged nor returned: that would settle the delivery of the worker that runs the job.
             error = str(reason)
             self._log.info("delivery_declined", subject=msg.subject, message=error)
-        except (BrokerUnavailable, Refused) as reason:
+        except (BrokerUnavailable, JetStreamError, Refused) as reason:
             # The process stopped during a NATS outage. Nothing was published, so the message is redelivered after its
             # ack wait.
             error = str(reason)
@@ -230,7 +230,7 @@ class StageWorker:
             await self._until_known()
             held.delivery.nak(BEHIND_DELAY_SECONDS)
             raise
-        except (BrokerUnavailable, Refused, ClaimTaken):
+        except (BrokerUnavailable, JetStreamError, Refused, ClaimTaken):
             raise
         except Exception as defect:
             # A defect of this worker, not of the stage: the attempt fails with it, so that it is seen and retried.
