@@ -5,7 +5,6 @@ between, the message is redelivered, its next worker finds that the job has a su
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -51,6 +50,10 @@ MAX_CANCELED: Final = 10_000
 #: From this number of held jobs on, hand-overs are buffered for LINGER_SECONDS (see `runtime.jetstream.client`).
 BUSY: Final = 8
 LINGER_SECONDS: Final = 0.004
+#: How long a delivery may wait in a worker that several queues fill, while other jobs run. Another one may be free.
+SLOT_SECONDS: Final = 2.0
+#: The redelivery delay of a delivery that has waited in vain. It costs no attempt.
+SLOT_DELAY_SECONDS: Final = 0.5
 #: The part of the grace period that is reserved for handing back unfinished jobs.
 HAND_BACK_SECONDS: Final = 2.0
 #: The error of an attempt without a result.
@@ -111,9 +114,7 @@ class StageWorker:
             for number, queue in enumerate(queues)
         ]
         #: Limits the running jobs where several queues, each with this capacity, fill the worker.
-        self._slots: asyncio.Semaphore | contextlib.nullcontext[None] = (
-            asyncio.Semaphore(settings.stage_concurrency) if len(queues) > 1 else contextlib.nullcontext()
-        )
+        self._slots = asyncio.Semaphore(settings.stage_concurrency) if len(queues) > 1 else None
 
     async def serve(self) -> None:
         """Run jobs until the process receives a stop signal, then finish or hand back the held jobs."""
@@ -215,9 +216,17 @@ class StageWorker:
         """Run a job's attempt and settle its delivery. Returns the error of the attempt, or None."""
         self._hold(held)
         try:
-            async with self._slots:
+            if not await self._takes_slot():
+                # After a longer freeze of this process, another worker may hold the message.
+                if time.monotonic() - held.began < self._process.settings.ack_wait_seconds:
+                    held.delivery.nak(SLOT_DELAY_SECONDS)
+                return None
+            try:
                 outcome = await self._outcome_of(held)
                 await self._settle(held, outcome)
+            finally:
+                if self._slots is not None:
+                    self._slots.release()
             return outcome.error if isinstance(outcome, Errored) else None
         except LeaderBehind as reason:
             # Do not acknowledge: this may be the job's only message. A leader that has lost messages assigns this
@@ -241,6 +250,16 @@ class StageWorker:
             return error
         finally:
             self._let_go(held)
+
+    async def _takes_slot(self) -> bool:
+        """Wait for a slot, where several queues fill the worker. Returns False if none becomes free in time."""
+        if self._slots is None:
+            return True
+        try:
+            async with asyncio.timeout(SLOT_SECONDS):
+                return await self._slots.acquire()
+        except TimeoutError:
+            return False
 
     def _hold(self, held: HeldJob) -> None:
         self._held[held.delivery.key] = held

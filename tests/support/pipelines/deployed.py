@@ -1,6 +1,7 @@
 """Job types that a test declares in the environment, so that an old and a new deploy run beside each other.
 
-`declared` returns the settings of a deploy. Each attempt appends a line to the file TEST_DEPLOYED_RUNS.
+`declared` returns the settings of a deploy. Each attempt appends a line to the file TEST_DEPLOYED_RUNS. A job whose
+type begins with `gated` runs until `open_gate`.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 from heimdex_contracts.pipelines import Pipeline, Stage
 from heimdex_stage_worker.context import StageContext
+from tests.support.waiting import eventually
 
 VARIABLE = "TEST_DEPLOYED"
 RUNS = "TEST_DEPLOYED_RUNS"
@@ -37,9 +39,17 @@ def runs(folder: Path) -> list[tuple[str, str, int]]:
     return [(words[0], words[1], int(words[2])) for words in map(str.split, lines)]
 
 
+def open_gate(folder: Path) -> None:
+    """Let the gated jobs of the deploys whose attempts are listed in this folder end."""
+    (folder / "runs.gate").touch()
+
+
 async def run(ctx: StageContext) -> None:
     with Path(os.environ[RUNS]).open("a") as file:  # noqa: ASYNC230  # a line on a local disk
         file.write(f"{ctx.job_id} {ctx.stage} {ctx.attempt}\n")
+    if ctx.job_type.startswith("gated"):
+        gate = Path(os.environ[RUNS] + ".gate")
+        await eventually(gate.exists, timeout=600, what="the gate is open")
     if ctx.job_type.startswith("failing") and ctx.attempt == 1:
         raise RuntimeError("the script says so, attempt 1")
 

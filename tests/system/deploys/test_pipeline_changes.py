@@ -13,7 +13,7 @@ import pytest
 
 from heimdex_cli.embedded.ports import free_port
 from tests.support.api import Api
-from tests.support.pipelines.deployed import RUNS, declared, runs
+from tests.support.pipelines.deployed import RUNS, declared, open_gate, runs
 from tests.support.servers import NatsServer
 from tests.support.services import System
 from tests.support.waiting import eventually
@@ -150,3 +150,34 @@ async def test_a_job_of_an_unknown_type_waits_for_its_worker_and_delays_no_other
     assert runs(scratch) == [(film, "mix", 1), (song, "mix", 1)]
     (entry,) = system.logged("unknown_work")
     assert (entry["type"], entry["stage"], uuid.UUID(entry["job_id"])) == ("song", "mix", uuid.UUID(song))
+
+
+@pytest.mark.allows("repeated")
+async def test_a_worker_full_of_jobs_of_a_former_name_leaves_the_others_to_a_free_worker(
+    system: System, nats: NatsServer, scratch: Path
+) -> None:
+    system.env |= {RUNS: str(scratch / "runs"), "HEIMDEX_STAGE_CONCURRENCY": "1"}
+    old_types, types = {"gated": ("cut",), "film": ("cut",)}, {"gated": ("trim",), "film": ("trim",)}
+    old = Deploy(system, declared(old_types), old_types)
+    new = Deploy(system, declared(types, {"trim": "cut"}), types)
+    new.start_store()
+    for deploy in (old, new):
+        deploy.start_gateway()
+    new.start_workers()
+    await system.ready()
+    async with Observer(nats.url) as seen, Api(old.url) as api:
+        gated = await api.submit("gated")
+        await eventually(lambda: runs(scratch) == [(gated, "cut", 1)], what="the worker is full")
+        async with Api(new.url) as other:
+            film = await other.submit("film")
+
+        async def is_delivered() -> bool:
+            return bool((await seen.api("CONSUMER.INFO.HEIMDEX_JOBS.trim"))["num_ack_pending"] == 1)
+
+        await eventually(is_delivered, what="the worker is sent a job of the other queue too")
+        new.start_workers()
+        await api.wait_until(film, "completed")
+        assert runs(scratch) == [(gated, "cut", 1), (film, "trim", 1)]
+        open_gate(scratch)
+        await api.wait_until(gated, "completed")
+        await eventually(seen.empty)
