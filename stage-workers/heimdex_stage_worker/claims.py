@@ -174,6 +174,10 @@ class Claims:
         other = _of(stored, due)
         if other is not None and (other.token, other.attempt) != (claim.token, claim.attempt):
             raise ClaimTaken(f"another delivery has claimed the attempt {other.attempt}")
+        later = _decoded(stored) if stored is not None else None
+        if claim.ended and later is not None and later.step > claim.step:
+            # This process was frozen; the job has come to this stage again since, and that claim must stay.
+            raise ClaimTaken("a later hand-over of the job to this stage has a claim")
         return 0 if stored is None else stored.sequence
 
     def _gives_up(self, at: float, due: Due, reason: str) -> bool:

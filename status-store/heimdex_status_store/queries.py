@@ -353,6 +353,11 @@ SELECT job_id::text, step, is_removed FROM page ORDER BY job_id
 """
 
 
+async def delete_refusals(connection: asyncpg.Connection, job_ids: Sequence[str]) -> None:
+    """Delete the refusals of these jobs, so that their next refusal is the first one."""
+    await connection.execute("DELETE FROM refusals WHERE job_id = ANY ($1::uuid[])", job_ids)
+
+
 async def clean_up_refusals(
     connection: asyncpg.Connection, after: str | None, orphaned_after: timedelta, limit: int
 ) -> list[tuple[str, int, bool]]:

@@ -113,7 +113,7 @@ class Refusals:
                 await self._end()
                 if time.monotonic() - cleaned_at > CLEAN_UP_SECONDS:
                     cleaned_at = time.monotonic()
-                    self._forget_silent(cleaned_at)
+                    await self._forget_silent(cleaned_at)
                     await self._clean_up()
             except (*OUTAGE, BrokerUnavailable, JetStreamError) as error:
                 self._log.debug("refusals_delayed", reason=str(error))
@@ -173,9 +173,18 @@ class Refusals:
             if not self._counts[kind]:
                 del self._counts[kind]
 
-    def _forget_silent(self, now: float) -> None:
-        for job_id in [job_id for job_id, job in self._jobs.items() if now - job.last_seen > REFUSED_SECONDS]:
-            self._forget(job_id)
+    async def _forget_silent(self, now: float) -> None:
+        """Forget the jobs that have not been refused for longer than a refusal's delay, and delete their rows.
+
+        No worker has asked for them since, or one that knows them runs them or has returned them with a back-off. The
+        next refusal is then their first one.
+        """
+        silent = [job_id for job_id, job in self._jobs.items() if now - job.last_seen > REFUSED_SECONDS]
+        for first in range(0, len(silent), BATCH):
+            batch = silent[first : first + BATCH]
+            await self._database.run(lambda connection: queries.delete_refusals(connection, batch))  # noqa: B023
+            for job_id in batch:
+                self._forget(job_id)
 
     async def _load(self) -> None:
         """Read the refusals of before this process, so that none of these jobs passes for one that is stuck."""
@@ -204,16 +213,18 @@ class Refusals:
 
     async def _end(self) -> None:
         """End the jobs that have been refused for long enough, or delete their refused messages if they went on."""
-        fresh: dict[str, int] = {}
+        fresh: dict[str, tuple[float, int]] = {}
         while self._expired and len(fresh) < MOST_ENDED:
             at, job_id, step = self._expired.popleft()
             if time.monotonic() - at < FRESH_SECONDS:
-                fresh[job_id] = step
+                fresh[job_id] = (at, step)
         if not fresh:
             return
         states = await self._database.run(lambda connection: queries.job_states(connection, list(fresh)))
-        for job_id, step in fresh.items():
-            await self._end_job(job_id, step, states.get(job_id))
+        for job_id, (at, step) in fresh.items():
+            # Ending those before it may have taken long: by now, a worker that knows the job may run it.
+            if time.monotonic() - at < FRESH_SECONDS:
+                await self._end_job(job_id, step, states.get(job_id))
 
     async def _end_job(self, job_id: str, step: int, state: JobState | None) -> None:
         stored = await self._publisher.last(job_id)
