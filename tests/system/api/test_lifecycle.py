@@ -115,6 +115,7 @@ async def test_a_job_is_pending_until_a_worker_starts_it_and_its_progress_increa
     assert max(within_analyzing) <= 83
 
 
+@pytest.mark.full
 async def test_many_jobs_at_once_all_complete_and_leave_the_stream_empty(
     system: System, api: Api, nats: NatsServer
 ) -> None:

@@ -39,6 +39,7 @@ async def seconds_of_a_get(api: Api, job_id: str) -> float:
     return time.perf_counter() - began
 
 
+@pytest.mark.full
 async def test_sixteen_concurrent_floods_delay_no_other_request(calling: System, api: Api) -> None:
     calling.start_all(without=("gateway",))
     calling.start("gateway", launcher=SOON)

@@ -65,6 +65,7 @@ async def finish(load: Load, cluster: Cluster, database_url: str) -> None:
 
 
 @pytest.mark.allows("node_killed")
+@pytest.mark.full
 async def test_a_node_killed_every_few_seconds_loses_nothing(
     system: System, cluster: Cluster, database_url: str
 ) -> None:
@@ -197,6 +198,7 @@ async def test_an_empty_node_that_joins_gets_its_replicas(system: System, cluste
         print(f"\na node with an empty disk was a full member again after {time.monotonic() - began:.1f} s")
 
 
+@pytest.mark.full
 async def test_on_a_busy_machine_no_job_is_handed_over_twice_or_lost(
     new_system: NewSystem, cluster: Cluster, database_url: str
 ) -> None:

@@ -35,6 +35,7 @@ async def test_each_job_ends_as_its_stage_deserves_and_none_costs_its_worker_a_s
 
 
 @pytest.mark.allows("errors")
+@pytest.mark.full
 async def test_async_stages_that_ignore_their_cancellation_are_counted_and_too_many_end_the_worker(
     system: System, api: Api
 ) -> None:

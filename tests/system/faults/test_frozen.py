@@ -71,6 +71,7 @@ async def follow_the_thaw(nats: NatsServer, system: System, api: Api, frozen: Se
 
 
 @pytest.mark.allows("repeated", "superseded")
+@pytest.mark.full
 async def test_a_late_hand_over_is_refused_while_the_status_store_is_down_too(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
@@ -90,6 +91,7 @@ async def test_a_late_hand_over_is_refused_while_the_status_store_is_down_too(
 
 
 @pytest.mark.allows("repeated")
+@pytest.mark.full
 async def test_a_frozen_only_worker_uses_up_few_attempts_of_its_jobs_and_of_new_ones(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:

@@ -160,6 +160,7 @@ def limited_server(scratch: Path, limit: int) -> Iterator[str]:
         child.kill()
 
 
+@pytest.mark.full
 async def test_at_jetstreams_storage_limit_jobs_are_refused_until_space_is_free(
     new_system: NewSystem, scratch: Path, database_url: str
 ) -> None:

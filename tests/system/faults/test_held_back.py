@@ -25,6 +25,7 @@ SEED = 20260
 PATIENCE = 180
 
 
+@pytest.mark.full
 async def test_a_starved_leader_causes_no_wrong_response_and_loses_no_job(
     new_system: NewSystem, database_url: str, scratch: Path
 ) -> None:

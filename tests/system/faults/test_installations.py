@@ -179,6 +179,7 @@ async def test_after_a_take_over_the_streams_belong_to_the_other_and_the_first_o
         assert "already" in await asyncio.to_thread(take_over, second)
 
 
+@pytest.mark.full
 async def test_a_refused_database_does_not_adopt_the_id_while_the_other_store_restarts(
     new_system: NewSystem, nats: Any, postgres: PostgresServer
 ) -> None:
@@ -202,6 +203,7 @@ async def test_a_refused_database_does_not_adopt_the_id_while_the_other_store_re
         assert await database_of(urls[1]) in await refusal(first.start("status-store", launcher=SOON))
 
 
+@pytest.mark.full
 async def test_a_copy_of_the_database_is_another_database_and_gets_its_own_id_by_taking_over(
     system: System, nats: Any, database_url: str, new_system: NewSystem
 ) -> None:
@@ -230,6 +232,7 @@ async def test_a_copy_of_the_database_is_another_database_and_gets_its_own_id_by
         await second.start("status-store").wait_log("ready")
 
 
+@pytest.mark.full
 async def test_an_emptied_database_joins_the_streams_installation_again(
     system: System, nats: Any, database_url: str
 ) -> None:

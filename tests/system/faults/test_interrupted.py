@@ -14,6 +14,7 @@ from tests.support.watching import Observer
 DEPLOYS = 10
 
 
+@pytest.mark.full
 async def test_a_stage_that_is_restarted_ten_times_during_one_job_uses_up_no_attempt(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:

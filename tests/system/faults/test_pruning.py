@@ -42,6 +42,7 @@ async def test_finished_jobs_are_pruned_with_their_history_and_unfinished_ones_a
         await eventually(seen.empty)
 
 
+@pytest.mark.full
 async def test_thousands_of_jobs_are_pruned_in_batches_while_others_run(
     system: System, api: Api, nats: NatsServer, database_url: str
 ) -> None:

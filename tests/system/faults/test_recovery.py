@@ -79,6 +79,7 @@ def own_system(new_system: NewSystem, nats: NatsServer, own_postgres: Any) -> Sy
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("jobs", BACKLOG_JOBS)
+@pytest.mark.full
 async def test_a_backlog_of_thousands_of_events_is_written_when_postgres_is_back(
     own_system: System, nats: NatsServer, own_postgres: Any, jobs: int
 ) -> None:

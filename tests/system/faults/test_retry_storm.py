@@ -37,6 +37,7 @@ async def seconds_to_complete(api: Api, seen: Observer, count: int) -> list[floa
     return seconds
 
 
+@pytest.mark.full
 async def test_jobs_in_back_off_delay_no_healthy_job_and_have_as_many_attempts_as_their_policy_allows(
     system: System, api: Api, nats: NatsServer, duties: Behaviours, database_url: str
 ) -> None:

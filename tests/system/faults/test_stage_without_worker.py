@@ -103,6 +103,7 @@ async def test_a_busy_worker_is_not_reported_and_its_death_is_though_it_holds_ev
         script.open_gate()
 
 
+@pytest.mark.full
 async def test_jobs_in_back_off_of_a_worker_that_lives_are_not_reported(
     scripted: System, api: Api, nats: NatsServer, script: Script
 ) -> None:
@@ -158,6 +159,7 @@ async def test_other_consumers_idle_stages_and_scheduled_jobs_are_not_reported(
 
 
 @pytest.mark.allows("topology")
+@pytest.mark.full
 async def test_an_outage_changes_nothing_about_what_was_reported(scripted: System, api: Api, nats: NatsServer) -> None:
     scripted.start("gateway")
     store = start_store(scripted)

@@ -132,6 +132,7 @@ async def _ended(api: Api, jobs: list[str], status: str = "completed") -> bool:
     return set(answers) == {status}
 
 
+@pytest.mark.full
 async def test_two_gateways_return_no_older_state_while_the_store_lags_and_one_of_them_restarts(
     system: System, nats: NatsServer, duties: Behaviours
 ) -> None:

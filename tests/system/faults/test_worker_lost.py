@@ -82,6 +82,7 @@ async def test_a_job_that_kills_workers_fails_with_worker_lost_and_its_neighbour
     ]
 
 
+@pytest.mark.full
 async def test_neighbours_that_share_a_worker_with_several_killers_complete(
     system: System, api: Api, nats: NatsServer, duties: Behaviours
 ) -> None:
