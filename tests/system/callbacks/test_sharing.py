@@ -6,6 +6,8 @@ import statistics
 import time
 from contextlib import ExitStack
 
+import pytest
+
 from heimdex_callbacks.resolver import Resolver
 from heimdex_callbacks.sender import Sender
 from heimdex_callbacks.url import parse_url

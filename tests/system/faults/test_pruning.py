@@ -1,5 +1,7 @@
 """Finished jobs are pruned after HEIMDEX_RETENTION_DAYS, unfinished ones never, so that no table only grows."""
 
+import pytest
+
 from tests.support.api import Api
 from tests.support.pipelines.behaviours import STAGES, Behaviours
 from tests.support.rows import execute, fetch, statuses

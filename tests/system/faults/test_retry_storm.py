@@ -5,6 +5,8 @@ import statistics
 import time
 from collections import Counter
 
+import pytest
+
 from tests.support.api import Api
 from tests.support.ends import published
 from tests.support.pipelines.behaviours import STAGES, Behaviours
