@@ -121,7 +121,7 @@ test-full: $(STAMP) ## run the long tests (half an hour): many jobs, many server
 	HEIMDEX_CHAOS_SECONDS=60 $(VENV)/bin/pytest -n 2 --dist loadgroup -m full $(PYTEST_ARGS)
 
 # The release before, by commit, installed into an environment of its own.
-UPGRADE_FROM ?= 8cf383b
+UPGRADE_FROM ?= a308ed7
 BEFORE := .heimdex/upgrade/$(UPGRADE_FROM)
 
 $(BEFORE)/venv/bin/heimdex-gateway:

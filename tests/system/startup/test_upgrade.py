@@ -13,6 +13,7 @@ from tests.support.watching import Observer
 
 BEFORE = Path(os.environ.get("HEIMDEX_TEST_BEFORE", "")).absolute()
 ORDERS = {
+    "workers first": (*MOCK_STAGES, "status-store", "gateway"),
     "gateway first": ("gateway", *MOCK_STAGES, "status-store"),
     "gateway last": ("status-store", *reversed(MOCK_STAGES), "gateway"),
 }
