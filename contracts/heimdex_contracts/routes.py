@@ -5,9 +5,10 @@ while jobs are under way. Pure.
 """
 
 from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from heimdex_contracts.messages import AnyJobMessage
-from heimdex_contracts.pipelines import Pipeline
+from heimdex_contracts.pipelines import Pipeline, Stage
 
 
 def route_of(message: AnyJobMessage, pipeline: Pipeline | None) -> tuple[str, ...]:
@@ -33,15 +34,47 @@ def progress_along(route: Sequence[str], pipeline: Pipeline | None, stage: str, 
     not have weighs the mean of the others; where all stages expect 0 s, all have the same weight. Returns 0 for a stage
     that is not in the route.
     """
-    if stage not in route:
+    share = _shares_of(tuple(route), pipeline).get(stage)
+    if share is None:
         return 0
-    stages = () if pipeline is None else pipeline.stages
+    done = share.before + share.weight * min(1.0, max(0.0, fraction))
+    return min(99, int(100 * done / share.total))
+
+
+class _Share(NamedTuple):
+    """A stage's weight in its route, the sum of those before it, and the sum of all."""
+
+    before: float
+    weight: float
+    total: float
+
+
+def _shares_of(route: tuple[str, ...], pipeline: Pipeline | None) -> dict[str, _Share]:
+    """Return the share of each stage. A pipeline's jobs have few routes, and each job needs its shares many times."""
+    if pipeline is None:
+        return _computed(route, ())
+    cached = _cache.get(pipeline.type)
+    if cached is None or cached[0] is not pipeline or len(cached[1]) > _MAX_ROUTES:
+        cached = _cache[pipeline.type] = (pipeline, {})
+    shares = cached[1].get(route)
+    if shares is None:
+        shares = cached[1][route] = _computed(route, pipeline.stages)
+    return shares
+
+
+#: By job type: its pipeline, and the shares of each route of its jobs.
+_cache: Final[dict[str, tuple[Pipeline, dict[tuple[str, ...], dict[str, _Share]]]]] = {}
+_MAX_ROUTES: Final = 1000
+
+
+def _computed(route: tuple[str, ...], stages: Sequence[Stage]) -> dict[str, _Share]:
     known = {name: entry.expected_seconds for entry in stages for name in entry.names}
     weights = [known[name] for name in route if name in known]
     mean = sum(weights) / len(weights) if weights else 0.0
     weights = [known.get(name, mean) for name in route]
     if sum(weights) <= 0:
         weights = [1.0] * len(route)
-    position = route.index(stage)
-    done = sum(weights[:position]) + weights[position] * min(1.0, max(0.0, fraction))
-    return min(99, int(100 * done / sum(weights)))
+    return {
+        name: _Share(sum(weights[:position]), weights[position], sum(weights))
+        for position, name in reversed(list(enumerate(route)))
+    }

@@ -84,6 +84,14 @@ class StageWorker:
         )
         self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem_of(subjects.JOBS))
         self._unusable = DeadLetters(self._broker, self._log)
+        #: The job types and the names of their stages that this worker runs.
+        self._served = {
+            (pipeline.type, name)
+            for pipeline in pipelines.by_type.values()
+            for declared in pipeline.stages
+            if declared.name == stage
+            for name in declared.names
+        }
         self._unknown = UnknownWork(self._broker, self._log)
         self._claims = Claims(self._broker, process.stopping, self._log)
         self._holder = Holder(self._broker, self._topology)
@@ -167,7 +175,8 @@ class StageWorker:
         return on_delivery
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        # The task factory is for the tasks of stages (see `execution.guarded_tasks`).
+        task = asyncio.Task(work, loop=asyncio.get_running_loop())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -182,7 +191,7 @@ class StageWorker:
                 await self._unusable.store(msg, error)
                 return
             pipeline = self._pipelines.by_type.get(due.type)
-            if pipeline is None or not self._runs(due, pipeline):
+            if pipeline is None or (due.type, due.stage) not in self._served:
                 # Before any look at the streams: there may be very many such jobs.
                 error = self._unknown.refuse(msg, due)
                 return
@@ -208,15 +217,11 @@ class StageWorker:
             self._counters.count(time.monotonic_ns() - began, error)
             puller.release()
 
-    def _runs(self, due: Due, pipeline: Pipeline) -> bool:
-        """Return whether this worker's stage is the one at which the job is due."""
-        return any(due.stage in stage.names for stage in pipeline.stages if stage.name == self._stage)
-
     async def _run_held(self, held: HeldJob) -> str | None:
         """Run a job's attempt and settle its delivery. Returns the error of the attempt, or None."""
         self._hold(held)
         try:
-            if not await self._takes_slot():
+            if self._slots is not None and not await self._takes_slot(self._slots):
                 # After a longer freeze of this process, another worker may hold the message.
                 if time.monotonic() - held.began < self._process.settings.ack_wait_seconds:
                     held.delivery.nak(SLOT_DELAY_SECONDS)
@@ -251,13 +256,11 @@ class StageWorker:
         finally:
             self._let_go(held)
 
-    async def _takes_slot(self) -> bool:
+    async def _takes_slot(self, slots: asyncio.Semaphore) -> bool:
         """Wait for a slot, where several queues fill the worker. Returns False if none becomes free in time."""
-        if self._slots is None:
-            return True
         try:
             async with asyncio.timeout(SLOT_SECONDS):
-                return await self._slots.acquire()
+                return await slots.acquire()
         except TimeoutError:
             return False
 
@@ -311,7 +314,15 @@ class StageWorker:
         if begun is not None:
             await self._claim(held, held.reporter, begun)
         held.reporter.start()
-        self._log_of(held).debug("attempt_started", step=due.step, run=due.run)
+        # Not `_log_of`: a bound logger costs more than a line that is not written.
+        self._log.debug(
+            "attempt_started",
+            job_id=due.job_id,
+            stage=due.stage,
+            attempt=held.attempt,
+            step=due.step,
+            run=due.run,
+        )
         try:
             return await held.running.run()
         finally:
@@ -378,7 +389,9 @@ class StageWorker:
             match decision:
                 case settlement.Advance():
                     await self._publish(held, completed_or_next(held.due, held.pipeline, held.ended()))
-                    self._log_of(held).debug("stage_finished")
+                    self._log.debug(
+                        "stage_finished", job_id=held.due.job_id, stage=held.due.stage, attempt=held.attempt
+                    )
                 case settlement.GiveUp(error=error, traceback=traceback):
                     await self._publish(held, failed(held.due, held.ended(), error, traceback))
                     self._log_of(held).warning("job_failed", error=error, traceback=traceback)

@@ -99,7 +99,8 @@ class Attempt:
             return self._ended_by
         if self._state.fail_at_stage == self._state.stage:
             return Errored(f"fail_at_stage asked this job to fail at {self._state.stage}")
-        self._task = asyncio.get_running_loop().create_task(self._call())
+        # Past the task factory, which is for the tasks that the stage creates (see `guarded_tasks`).
+        self._task = asyncio.Task(self._call(), loop=asyncio.get_running_loop())
         self._task.add_done_callback(self._set_over)
         try:
             # One future covers all ways to end. This is cheaper than asyncio.wait for the task and the other events.
