@@ -19,6 +19,8 @@ Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
 # Postgres cannot store a NUL in a text column, so names and error texts must not contain one.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+#: As Name, without the pattern: it costs a third of the decoding of a message, and `decode` refuses a NUL anywhere.
+RouteName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -84,7 +86,7 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     follows: Follows | None = None
     trace: str | None = None
     callback_url: OfJob[Text | None] = None
-    route: OfJob[tuple[Name, ...]] = ()
+    route: OfJob[tuple[RouteName, ...]] = ()
 
 
 class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):

@@ -111,7 +111,9 @@ class Attempt:
         if not self._task.done():
             # A function that ignores its cancellation must not keep its slot for ever.
             await asyncio.wait({self._task}, timeout=SWALLOWED_SECONDS)
-        await self._commands.end()
+        self._commands.terminate()
+        if self._commands.running:
+            await self._commands.end()
         if self._ended_by is not None:
             return self._ended_by
         if self._task.cancelled():
@@ -122,31 +124,28 @@ class Attempt:
     async def _call(self) -> Outcome:
         CURRENT.set(self)
         state = self._state
-        with logs.bound(job_id=state.job_id, stage=state.stage, attempt=state.attempt):
-            return await self._outcome_of_call()
-
-    async def _outcome_of_call(self) -> Outcome:
         pid = os.getpid()
-        try:
-            if is_async(self._function):
-                self._called(time.monotonic())
-                result = await self._function(self._ctx)
-                forks.end_if_forked(pid)
-            else:
-                loop = asyncio.get_running_loop()
-                self._blocking = self._threads.submit(partial(self._call_blocking, loop))
-                outcome = await asyncio.wrap_future(self._blocking)
-                if isinstance(outcome, Errored):
-                    return outcome
-                result = outcome.value
-                if inspect.isawaitable(result):
-                    result = await result
-            return _outcome_of(result)
-        except BaseException as error:
-            forks.end_if_forked(pid, error)
-            if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
-                raise
-            return _failure(error)
+        with logs.bound(job_id=state.job_id, stage=state.stage, attempt=state.attempt):
+            try:
+                if is_async(self._function):
+                    self._called(time.monotonic())
+                    result = await self._function(self._ctx)
+                    forks.end_if_forked(pid)
+                else:
+                    loop = asyncio.get_running_loop()
+                    self._blocking = self._threads.submit(partial(self._call_blocking, loop))
+                    outcome = await asyncio.wrap_future(self._blocking)
+                    if isinstance(outcome, Errored):
+                        return outcome
+                    result = outcome.value
+                    if inspect.isawaitable(result):
+                        result = await result
+                return _outcome_of(result)
+            except BaseException as error:
+                forks.end_if_forked(pid, error)
+                if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
+                    raise
+                return _failure(error)
 
     def _call_blocking(self, loop: asyncio.AbstractEventLoop) -> Returned | Errored:
         """Call the function. Runs in a thread of its own."""

@@ -95,6 +95,11 @@ class Commands:
             return self._run_beside(started, command, check)
         return self._run(started, command, check)
 
+    @property
+    def running(self) -> bool:
+        """Whether a command of the attempt has not ended yet."""
+        return bool(self._running)
+
     def terminate(self) -> None:
         """End all commands, and refuse others: the attempt is over. Safe to call from any thread."""
         self._over = True

@@ -43,7 +43,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     messages.Name: st.from_regex(r"[a-z]{1,64}", fullmatch=True),
     messages.Name | None: st.from_regex(r"[a-z]{1,64}", fullmatch=True),
     messages.Text | None: st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1),
-    tuple[messages.Name, ...]: st.lists(st.from_regex(r"[a-z]{1,64}", fullmatch=True), min_size=1).map(
+    tuple[messages.RouteName, ...]: st.lists(st.from_regex(r"[a-z]{1,64}", fullmatch=True), min_size=1).map(
         lambda others: (*PIPELINE.stage_names, *others)
     ),
     messages.Moment: st.datetimes(min_value=START.replace(tzinfo=None)).map(lambda at: at.replace(tzinfo=START.tzinfo)),
