@@ -19,8 +19,9 @@ from tests.support.services import System
 from tests.support.waiting import eventually
 from tests.support.watching import Observer
 
-#: A worker that does not know a job returns it for 5 s or more, and a redelivery may meet the same worker again.
-WITHIN_SECONDS = 400.0
+#: A worker that does not know a job returns it for 5 to 120 s, and a redelivery may meet such a worker again: of two
+#: workers, each time with one chance in two. Of 40 jobs, one in a hundred runs needs longer than this.
+WITHIN_SECONDS = 1000.0
 
 Types = Mapping[str, tuple[str, ...]]
 
@@ -116,13 +117,14 @@ async def test_jobs_of_both_deploys_end_along_their_own_routes(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(WITHIN_SECONDS + 300)
 @pytest.mark.allows("refused", "topology")
 @pytest.mark.parametrize("first", ["workers", "gateway"])
 @pytest.mark.parametrize("change", CHANGES)
 async def test_every_kind_of_change_in_both_orders_of_the_rollout(
     system: System, nats: NatsServer, scratch: Path, change: str, first: str
 ) -> None:
-    await check_change(system, nats, scratch, CHANGES[change], first, 25)
+    await check_change(system, nats, scratch, CHANGES[change], first, 10)
 
 
 @pytest.mark.allows("refused")
