@@ -5,6 +5,7 @@ A fixture that a test does not request costs nothing. The unit tests request non
 
 import asyncio
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Processes inherit an ignored signal: SIGHUP below nohup, SIGINT in the background of a script. The services must
+    # get the signals that the tests send.
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     config.addinivalue_line(
         "markers",
         "allows(*kinds): kinds of findings that this test's fault may cause in the logs (tests/support/auditor)",
