@@ -27,8 +27,9 @@ async def test_a_delay_is_cut_short_by_the_time_at_which_the_loop_ends() -> None
     async with asyncio.timeout(30):
         async for _ in repeat(600, 600, until=until):
             turns += 1
-    assert turns == 2
-    assert loop.time() >= until
+    # The clock of uvloop has a resolution of a millisecond: the delay may end before `until`, and the rest is a turn.
+    assert turns in {2, 3}
+    assert loop.time() >= until - 0.01
 
 
 async def test_the_delay_doubles_up_to_its_maximum() -> None:
