@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import Final, Self
+
+RESOLUTION_SECONDS: Final = 0.001
 
 
 def repeat(
@@ -47,7 +49,9 @@ class _Repetition:
             return
         delay = self._next_seconds
         if self._until is not None:
-            delay = min(delay, self._until - asyncio.get_running_loop().time())
+            left = self._until - asyncio.get_running_loop().time()
+            # uvloop's timers and clock have a resolution of a millisecond: the loop would spin through the last one.
+            delay = 0 if left < RESOLUTION_SECONDS else min(delay, left)
         if delay <= 0 or (self._stop is not None and self._stop.is_set()):
             raise StopAsyncIteration
         if self._stop is None:
