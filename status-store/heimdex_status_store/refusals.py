@@ -2,7 +2,7 @@
 
 A worker that does not know a job's type or stage returns the job to its queue and reports that on core NATS
 (`heimdex.refusals.<stage>.<job_id>`). Another worker may know it, or be deployed in time. The first refusal is kept in
-Postgres, so that a restart of the status store does not begin the time anew. In front of it is a cache: a further
+Postgres, so that the time continues over a restart of the status store. In front of it is a cache: a further
 refusal of the same step writes nothing, however many jobs are refused.
 
 A job is ended only just after a refusal, since then nobody runs it, and as the successor of its newest message: of two
