@@ -12,13 +12,14 @@ keeps the highest. Duplicates, reordering, replays and two concurrent status sto
 
 from datetime import datetime
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from heimdex_contracts.job_spec import spec_fields
 from heimdex_contracts.messages import (
     DEFAULT_TENANT,
+    NOTHING,
     AnyMessage,
     AttemptFailed,
     Canceled,
@@ -27,6 +28,7 @@ from heimdex_contracts.messages import (
     Failed,
     JobMessage,
     Progress,
+    StageRun,
 )
 
 Status = Literal["pending", "processing", "completed", "failed", "canceled"]
@@ -36,7 +38,11 @@ Rank = tuple[int, int, int]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's state according to one event or to the merge of several. `step`, `attempt`, `progress` are its rank."""
+    """A job's state according to one event or to the merge of several. `step`, `attempt`, `progress` are its rank.
+
+    result, params: JSON. finished: the stages that have succeeded in this run, with their outputs; None where it is not
+    known, as for a tick.
+    """
 
     job_id: str
     type: str
@@ -46,11 +52,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     progress: int
     status: Status
     stage: str | None
-    result: dict[str, Any] | None
+    result: msgspec.Raw | None
     error: str | None
     created_at: datetime
     updated_at: datetime
     tenant: str = DEFAULT_TENANT
+    params: msgspec.Raw = NOTHING
+    finished: tuple[StageRun, ...] | None = None
 
     @property
     def rank(self) -> Rank:
@@ -80,7 +88,7 @@ def snapshot(event: AnyMessage) -> Snapshot:
     status: Status
     stage: str | None = event.stage
     attempt, progress = 0, event.progress
-    result: dict[str, Any] | None = None
+    result: msgspec.Raw | None = None
     error: str | None = None
     match event:
         case Due():
@@ -112,6 +120,7 @@ def snapshot(event: AnyMessage) -> Snapshot:
         result=result,
         error=error,
         updated_at=max(event.at, event.created_at),
+        finished=event.finished if isinstance(event, JobMessage) else None,
     )
 
 
@@ -123,7 +132,9 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
     """
     high, low = (other, one) if outranks(other, one) else (one, other)
     progress = max(high.progress, low.progress) if high.run == low.run else high.progress
-    job_fields = {name: getattr(low, name) for name in _not_in_attempt_events() if getattr(high, name) is None}
+    job_fields = {name: getattr(low, name) for name in _not_in_attempt_events() if not getattr(high, name)}
+    if high.finished is None and high.run == low.run:
+        job_fields["finished"] = low.finished
     if high.status != "completed":
         progress = min(progress, 99)
     return msgspec.structs.replace(

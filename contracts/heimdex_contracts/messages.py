@@ -27,6 +27,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
+#: No JSON: a job without params, a stage without an output. A field with this default is left out of the JSON only if
+#: its value is this very object, so nothing else may stand for "none".
+NOTHING: Final = msgspec.Raw()
+
 #: The tenant of jobs without a tenant: those of a gateway without API keys, and messages older than tenants.
 DEFAULT_TENANT: Final = "default"
 
@@ -34,14 +38,18 @@ DEFAULT_TENANT: Final = "default"
 Reason = Literal["submitted", "handed_over", "handed_back", "retried", "restored"]
 
 
-class StageRun(msgspec.Struct, frozen=True):
-    """A stage that succeeded: its attempt, its start and end, and its duration in seconds by a monotonic clock."""
+class StageRun(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A stage that succeeded: its attempt, its start and end, and its duration in seconds by a monotonic clock.
+
+    output: what its function returned, as JSON; NOTHING for None. That of a completed job's last stage is in `result`.
+    """
 
     stage: Name
     attempt: Count
     started_at: Moment
     ended_at: Moment
     seconds: Seconds
+    output: msgspec.Raw = NOTHING
 
 
 class Follows(msgspec.Struct, frozen=True):
@@ -70,6 +78,8 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     route: the names of the job's stages, in order, as they were declared at its submission. A worker hands over along
     this route and not along its own pipeline, which may be older or newer. Empty in messages of releases without it:
     the first hand-over then writes the route of its worker's pipeline.
+    params: the job's parameters as JSON, with their defaults, as the gateway validated them; NOTHING if its type has
+    none. No service parses them on the way.
     """
 
     job_id: OfJob[JobId]
@@ -87,6 +97,7 @@ class JobMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", o
     trace: str | None = None
     callback_url: OfJob[Text | None] = None
     route: OfJob[tuple[RouteName, ...]] = ()
+    params: OfJob[msgspec.Raw] = NOTHING
 
 
 class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
@@ -103,10 +114,14 @@ class Due(JobMessage, frozen=True, kw_only=True, tag="due", omit_defaults=True):
 
 
 class Completed(JobMessage, frozen=True, kw_only=True, tag="completed", omit_defaults=True):
-    """All stages of the run succeeded. `result` has at least `stages_completed` and `total_duration_seconds`."""
+    """All stages of the run succeeded.
+
+    result: a JSON object with at least `stages_completed`, `total_duration_seconds` and `output`, that of the last
+    stage. Messages of release 0.1.0 have no `output`.
+    """
 
     stage: Name
-    result: dict[str, Any]
+    result: msgspec.Raw
 
 
 class Failed(JobMessage, frozen=True, kw_only=True, tag="failed", omit_defaults=True):
@@ -249,6 +264,8 @@ def decode_job(subject: str, payload: bytes) -> AnyJobMessage:
     Raises UnusableMessage when the payload is invalid or belongs to another subject.
     """
     message: AnyJobMessage = decode(_jobs, payload)
+    if isinstance(message, Completed) and bytes(memoryview(message.result)[:1]) != b"{":
+        raise UnusableMessage("the result of a completed job must be a JSON object")
     if isinstance(message, Due) and message.not_before and subject == f"heimdex.jobs.{LATER}.{message.job_id}":
         return message
     if subject != f"heimdex.jobs.{token(message)}.{message.job_id}":

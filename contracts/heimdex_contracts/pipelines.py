@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import msgspec
+
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.subjects import GATEWAY, RESERVED_TOKENS, STATUS_STORE
 
@@ -30,6 +32,10 @@ _SHOWN_LENGTH: Final = 100
 _REASON_LENGTH: Final = 500
 
 
+#: The type of a field beside one that is called `type`.
+StructType = type[msgspec.Struct]
+
+
 class InvalidDeclaration(ValueError):
     """A Stage or a Pipeline has a value that cannot be used. The text is a sentence that names the value."""
 
@@ -40,10 +46,13 @@ class Stage:
 
     name: 1 to 64 of a-z, 0-9, _ and -, a letter first; it is a token of subjects, and binds an argument (`-` as `_`).
     expected_seconds: the usual duration, 0 to MAX_SECONDS; the stage's weight in the job's progress.
-    code: `package.module:function`, a function that takes a `StageContext`; only the stage's worker imports it.
+    code: `package.module:function`; only the stage's worker imports it. Its arguments are bound by name.
     timeout_seconds: an attempt that runs longer fails with an error and is retried like any other. More than 0, at most
     MAX_SECONDS; None: no limit.
     formerly: a tuple or list of earlier names of this stage. Its worker also takes the jobs that are queued under them.
+    output: the type of what the function returns: a msgspec.Struct or any other type that msgspec decodes from JSON;
+    None: anything that JSON can hold.
+    retry_backoff_seconds: as in Pipeline, for this stage; None: the pipeline's.
 
     Raises InvalidDeclaration for any other value.
     """
@@ -53,6 +62,8 @@ class Stage:
     code: str
     timeout_seconds: float | None = None
     formerly: tuple[str, ...] = ()
+    output: Any = None
+    retry_backoff_seconds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         _set(self, "name", _stage_name(self.name))
@@ -74,6 +85,11 @@ class Stage:
             expectation = "a tuple or list of stage names (a single one is written with a comma: ('name',))"
             raise _invalid(where, "formerly", self.formerly, expectation)
         _set(self, "formerly", tuple(_stage_name(name) for name in self.formerly))
+        if self.output is not None and (reason := _not_json(self.output)):
+            expectation = f"a type that msgspec decodes from JSON ({reason})"
+            raise _invalid(where, "output", self.output, expectation)
+        if self.retry_backoff_seconds is not None:
+            _set(self, "retry_backoff_seconds", _delays(where, self.retry_backoff_seconds))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +105,7 @@ class Pipeline:
     stages: a tuple or list of at least one Stage, in the order in which they run.
     retry_backoff_seconds: a tuple or list with one delay per retry, each 0 to MAX_SECONDS, so a stage has at most
     1 + len(...) attempts.
+    params: the struct of the job's parameters, a subclass of msgspec.Struct; None: its jobs have none.
 
     Raises InvalidDeclaration for any other value, and for two stages whose names are equal but for `-` and `_`.
     """
@@ -96,6 +113,7 @@ class Pipeline:
     type: str
     stages: tuple[Stage, ...]
     retry_backoff_seconds: tuple[float, ...] = (1.0, 2.0, 4.0)
+    params: StructType | None = None
 
     def __post_init__(self) -> None:
         _set(self, "type", _name("the job type", self.type))
@@ -117,12 +135,9 @@ class Pipeline:
             if bound.setdefault(_argument(name), name) != name:
                 both = f"{bound[_argument(name)]!r} and {name!r}"
                 raise InvalidDeclaration(f"{where} has the stages {both}, which bind the same argument: rename one")
-        backoff = self.retry_backoff_seconds
-        delays = [_seconds(delay) for delay in backoff] if isinstance(backoff, (tuple, list)) else [None]
-        if None in delays:
-            expectation = f"a tuple or list of numbers from 0 to {MAX_SECONDS}, such as (1, 2, 4), (5,) or ()"
-            raise _invalid(where, "retry_backoff_seconds", backoff, expectation)
-        _set(self, "retry_backoff_seconds", tuple(delays))
+        _set(self, "retry_backoff_seconds", _delays(where, self.retry_backoff_seconds))
+        if self.params is not None:
+            _check_params(where, self.params)
 
     @cached_property
     def stage_names(self) -> tuple[str, ...]:
@@ -133,6 +148,21 @@ class Pipeline:
     def first_stage(self) -> str:
         """The name of the stage at which a new job starts."""
         return self.stages[0].name
+
+    @cached_property
+    def params_decoder(self) -> msgspec.json.Decoder[Any]:
+        """Decodes the parameters of a job. Only for a pipeline with `params`."""
+        return msgspec.json.Decoder(self.params)
+
+    @cached_property
+    def params_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the parameters, or None without `params`."""
+        return None if self.params is None else msgspec.json.schema(self.params)
+
+    def backoff_of(self, stage: str) -> tuple[float, ...]:
+        """Return the retry policy of the stage of this name or former name. Raises KeyError."""
+        own = self.stage(stage).retry_backoff_seconds
+        return self.retry_backoff_seconds if own is None else own
 
     def stage(self, name: str) -> Stage:
         """Return the stage of this name or former name. Raises KeyError when the pipeline has no such stage."""
@@ -169,31 +199,23 @@ class Pipelines:
         entries = (each for entry in self.by_type.values() for each in entry.stages if each.name == stage)
         return tuple(dict.fromkeys(name for entry in entries for name in entry.formerly))
 
-    def code_of(self, stage: str) -> str:
-        """Return the `package.module:function` of a stage. Raises KeyError when no pipeline has the stage."""
-        for pipeline in self.by_type.values():
-            if stage in pipeline.stage_names:
-                return pipeline.stage(stage).code
-        raise KeyError(stage)
+    def stages_named(self, name: str) -> tuple[tuple[Pipeline, Stage], ...]:
+        """Return every stage of this name with its pipeline: job types may share a name, each with its own code."""
+        return tuple((entry, stage) for entry in self.by_type.values() for stage in entry.stages if stage.name == name)
 
 
 def collect(pipelines: Iterable[Pipeline]) -> Pipelines:
     """Index the pipelines by type.
 
-    Raises InvalidDeclaration when there is none, when two have the same type, when one stage name has two different
-    functions, or when a former name is a stage's name or the former name of another stage: two workers would take jobs
-    from one queue, each without the code of the other.
+    Raises InvalidDeclaration when there is none, when two have the same type, or when a former name is a stage's name
+    or the former name of another stage: two workers would take jobs from one queue, each without the code of the other.
     """
     by_type: dict[str, Pipeline] = {}
-    code: dict[str, str] = {}
     for pipeline in pipelines:
         if pipeline.type in by_type:
             raise InvalidDeclaration(f"the job type {pipeline.type!r} is declared twice")
         by_type[pipeline.type] = pipeline
-        for stage in pipeline.stages:
-            if code.setdefault(stage.name, stage.code) != stage.code:
-                raise InvalidDeclaration(f"the stage {stage.name!r} is declared with two different functions")
-    owner: dict[str, str] = {name: name for name in code}
+    owner: dict[str, str] = {name: name for entry in by_type.values() for name in entry.stage_names}
     for entry in by_type.values():
         for stage in entry.stages:
             for name in stage.formerly:
@@ -278,6 +300,33 @@ def _seconds(value: object) -> float | None:
         return None
     # Subclasses (numpy.float64, members of an IntEnum) cannot be encoded in a message.
     return value if type(value) in {int, float} else float(value)
+
+
+def _delays(where: str, backoff: object) -> tuple[float, ...]:
+    delays = [_seconds(delay) for delay in backoff] if isinstance(backoff, (tuple, list)) else [None]
+    if None in delays:
+        expectation = f"a tuple or list of numbers from 0 to {MAX_SECONDS}, such as (1, 2, 4), (5,) or ()"
+        raise _invalid(where, "retry_backoff_seconds", backoff, expectation)
+    return tuple(delay for delay in delays if delay is not None)
+
+
+def _check_params(where: str, params: object) -> None:
+    if not isinstance(params, type) or not issubclass(params, msgspec.Struct):
+        raise _invalid(where, "params", params, "a subclass of msgspec.Struct")
+    if params.__struct_config__.array_like:
+        raise _invalid(where, "params", params, "a struct that is an object in JSON: remove array_like")
+    if reason := _not_json(params):
+        raise _invalid(where, "params", params, f"a struct that msgspec decodes from JSON ({reason})")
+
+
+def _not_json(declared: Any) -> str | None:
+    """Return why values of this type cannot be decoded from JSON, or None if they can."""
+    try:
+        msgspec.json.Decoder(declared)
+        msgspec.json.schema(declared)
+    except Exception as error:  # an annotation may name anything
+        return _cut(" ".join(f"{type(error).__name__}: {error}".split()), _SHOWN_LENGTH * 2)
+    return None
 
 
 def _name(what: str, value: object) -> str:

@@ -41,7 +41,7 @@ def main() -> None:
         known = pipelines.load(values.pipelines)
         if stage not in known.stage_names:
             raise SettingsError(f"There is no stage {stage!r}; the stages are {', '.join(known.stage_names)}.")
-        load_stage(known.code_of(stage))
+        load_stage(known.stages_named(stage)[0][1].code)
         return values
 
     if stage == "--list":
@@ -49,7 +49,7 @@ def main() -> None:
 
     async def serve(running: Process) -> None:
         known = pipelines.load(running.settings.pipelines)
-        await StageWorker(running, known, stage, load_stage(known.code_of(stage))).serve()
+        await StageWorker(running, known, stage, load_stage(known.stages_named(stage)[0][1].code)).serve()
 
     sys.setswitchinterval(TURN_SECONDS)
     process.run(f"heimdex-{stage}", read_settings, serve, capture_output=True)
@@ -72,7 +72,7 @@ def list_stages() -> NoReturn:
     code = 0
     for stage in known.stage_names:
         try:
-            load_stage(known.code_of(stage))
+            load_stage(known.stages_named(stage)[0][1].code)
         except SettingsError as error:
             print(f"The stage {stage!r} cannot run. {error}", file=sys.stderr)
             code = process.EXIT_UNUSABLE_SETTINGS

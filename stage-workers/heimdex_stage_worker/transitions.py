@@ -59,14 +59,17 @@ def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Comple
     # The first run counts from the time at which it could start; a later run counts only the stages' durations.
     since = due.not_before or due.created_at
     elapsed = (common["at"] - since).total_seconds() if due.run == 1 else 0.0
-    result = {
-        "stages_completed": [entry.stage for entry in common["finished"]],
-        # The elapsed time is by the wall clocks of two machines, which may differ. It is at least the stages'
-        # durations.
-        "total_duration_seconds": round(max(elapsed, worked), 6),
-    }
+    result = msgspec.json.encode(
+        {
+            "stages_completed": [entry.stage for entry in common["finished"]],
+            # The elapsed time is by the wall clocks of two machines, which may differ. It is at least the stages'
+            # durations.
+            "total_duration_seconds": round(max(elapsed, worked), 6),
+            "output": None,
+        }
+    )
     common["progress"] = 100
-    return Completed(**common, stage=due.stage, result=result)
+    return Completed(**common, stage=due.stage, result=msgspec.Raw(result))
 
 
 def failed(due: Due, held: Ended, error: str, traceback: str | None = None) -> Failed:

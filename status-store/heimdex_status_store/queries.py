@@ -19,7 +19,7 @@ def _type_in_postgres(annotation: Any) -> str:
     """Return the Postgres type of a field with this Python type, which may be optional."""
     types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     (kind,) = (member for member in types if member is not type(None))
-    return {str: "text", int: "int", float: "float8", datetime: "timestamptz", dict: "json"}.get(
+    return {str: "text", int: "int", float: "float8", datetime: "timestamptz", msgspec.Raw: "json"}.get(
         get_origin(kind) or kind, "text"
     )
 
@@ -40,7 +40,11 @@ def _arrays(columns: dict[str, str], first: int = 1) -> str:
 
 
 #: The columns of `jobs`: the fields of Snapshot, and the job's newest message.
-JOB_COLUMNS: Final = _columns(Snapshot, job_id=("id", "uuid")) | {"message": "json"}
+JOB_COLUMNS: Final = {
+    column: kind
+    for column, kind in _columns(Snapshot, job_id=("id", "uuid")).items()
+    if column not in {"params", "finished"}
+} | {"message": "json"}
 #: The columns of the input of RECORD, which has one column more.
 _INCOMING: Final = JOB_COLUMNS | {"attempt_only": "bool"}
 #: The columns of `job_events`: the fields of EventRow.
@@ -136,9 +140,10 @@ async def strays(connection: asyncpg.Connection, ends: Sequence[End]) -> frozens
 
 
 def _job_columns(rows: Sequence[JobRow]) -> list[list[Any]]:
-    columns = [[getattr(row.job, name) for row in rows] for name in Snapshot.__struct_fields__]
-    results = Snapshot.__struct_fields__.index("result")
-    columns[results] = [None if value is None else msgspec.json.encode(value).decode() for value in columns[results]]
+    names = [name for name in Snapshot.__struct_fields__ if name not in {"params", "finished"}]
+    columns = [[getattr(row.job, name) for row in rows] for name in names]
+    results = names.index("result")
+    columns[results] = [None if value is None else bytes(value).decode() for value in columns[results]]
     return [
         *columns,
         [None if row.message is None else row.message.decode() for row in rows],

@@ -34,7 +34,7 @@ END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
 FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 
 #: The columns of the view `job_status` except the id. They are the fields of Snapshot.
-_FIELDS: Final = tuple(name for name in Snapshot.__struct_fields__ if name != "job_id")
+_FIELDS: Final = tuple(name for name in Snapshot.__struct_fields__ if name not in {"job_id", "params", "finished"})
 COLUMNS: Final = ", ".join(_FIELDS)
 ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1 AND tenant = $2"  # noqa: S608  # our own columns
 #: The columns of the view `job_history` are the fields of EventRow.
@@ -269,5 +269,5 @@ async def _keep_session(_: asyncpg.Connection) -> None:
 def _snapshot(row: asyncpg.Record, job_id: str) -> Snapshot:
     fields = dict(zip(_FIELDS, row, strict=False))
     if fields["result"] is not None:
-        fields["result"] = msgspec.json.decode(fields["result"])
+        fields["result"] = msgspec.Raw(fields["result"].encode())
     return Snapshot(job_id=job_id, **fields)
