@@ -1,5 +1,6 @@
 """The refused steps of jobs in Postgres: the first refusal counts, and a further one writes nothing."""
 
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
@@ -17,7 +18,7 @@ from heimdex_status_store import queries
 from heimdex_status_store.database import Database
 from heimdex_status_store.projection import job_rows
 from heimdex_status_store.queries import RefusedStep
-from heimdex_status_store.refusals import Refusals
+from heimdex_status_store.refusals import FRESH_SECONDS, REFUSED_SECONDS, Refusals
 from tests.support.histories import START, Writer
 from tests.support.recording_logger import RecordingLogger
 
@@ -123,3 +124,38 @@ async def test_what_is_no_refusal_is_ignored(database: CountingDatabase, data: b
     refusals._on_refusal(b"heimdex.refusals.mix.x", b"", data, b"")
     await refusals._write()
     assert database.calls == 0
+
+
+async def arrive(refusals: Refusals, job_id: str) -> None:
+    """Let a worker refuse this job, and write it."""
+    refusal = Refusal(job_id=job_id, type="film", step=0, stage="mix", at=messages.now(), delay_seconds=5)
+    refusals._on_refusal(f"heimdex.refusals.mix.{job_id}".encode(), b"", messages.encode(refusal), b"")
+    await refusals._write()
+
+
+async def test_after_a_long_silence_the_next_refusal_of_a_job_is_its_first(database: CountingDatabase) -> None:
+    refusals = Refusals(None, None, database, 3600.0, RecordingLogger())  # type: ignore[arg-type]  # no job is ended
+    job_id = str(uuid.uuid4())
+    await add(database, refused(job_id))
+    await refusals._load()
+    await refusals._forget_silent(time.monotonic() + REFUSED_SECONDS - 10)
+    assert refusals.is_refused(job_id, 0), "a refusal's delay is shorter than this"
+    await refusals._forget_silent(time.monotonic() + REFUSED_SECONDS + 1)
+    assert not refusals.is_refused(job_id, 0)
+    assert job_id not in {row.job_id for row in await rows(database)}
+    await arrive(refusals, job_id)
+    (row,) = [row for row in await rows(database) if row.job_id == job_id]
+    assert row.first_at > START, "the hour begins anew"
+
+
+async def test_a_refusal_that_waited_for_long_ends_no_job(database: CountingDatabase) -> None:
+    refusals = Refusals(None, None, database, 0.0, RecordingLogger())  # type: ignore[arg-type]  # it must not look
+    await refusals._load()
+    job_id = str(uuid.uuid4())
+    await arrive(refusals, job_id)
+    (expired,) = refusals._expired
+    refusals._expired[0] = (expired[0] - FRESH_SECONDS, *expired[1:])
+    before = database.calls
+    await refusals._end()  # without a publisher, an end of the job would raise
+    assert (database.calls, len(refusals._expired)) == (before, 0)
+    assert refusals.is_refused(job_id, 0)
