@@ -133,8 +133,8 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
     high, low = (other, one) if outranks(other, one) else (one, other)
     progress = max(high.progress, low.progress) if high.run == low.run else high.progress
     job_fields = {name: getattr(low, name) for name in _not_in_attempt_events() if not getattr(high, name)}
-    if high.finished is None and high.run == low.run:
-        job_fields["finished"] = low.finished
+    # Within a run, the one that knows more, which may be the lower one: that of a tick is of an earlier event.
+    known = [state.finished for state in (high, low) if state.run == high.run and state.finished is not None]
     if high.status != "completed":
         progress = min(progress, 99)
     return msgspec.structs.replace(
@@ -143,6 +143,7 @@ def merge(one: Snapshot, other: Snapshot) -> Snapshot:
         # The merged progress is part of the result's rank, but it cannot make a later event of the same attempt lose:
         # the progress of a lower rank only raises what callers see, and one attempt's events come from one worker.
         progress=progress,
+        finished=max(known, key=len, default=None),
         created_at=min(high.created_at, low.created_at),
         updated_at=max(high.updated_at, low.updated_at),
     )

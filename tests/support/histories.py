@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from heimdex_contracts import routes
 from heimdex_contracts.messages import (
+    NOTHING,
     AnyMessage,
     AttemptFailed,
     Canceled,
@@ -42,14 +44,24 @@ def due(job_id: str = "", **fields: Any) -> Due:
 class Writer:
     """Writes the messages of one run of a job, one after the other. `events` has them in order.
 
-    forgetful: an attempt does not know the progress of the one before it.
+    forgetful: an attempt does not know the progress of the one before it. params, output: the job's parameters, and
+    what each of its stages returns, as JSON.
     """
 
-    def __init__(self, job_id: str = "", step: int = 0, run: int = 1, forgetful: bool = False) -> None:
+    def __init__(
+        self,
+        job_id: str = "",
+        step: int = 0,
+        run: int = 1,
+        forgetful: bool = False,
+        params: msgspec.Raw = NOTHING,
+        output: msgspec.Raw = NOTHING,
+    ) -> None:
         self.forgetful = forgetful
+        self.output = output
         self.at = START
         reason = "submitted" if run == 1 else "retried"
-        self.due = due(job_id, step=step, run=run, reason=reason)
+        self.due = due(job_id, step=step, run=run, reason=reason, params=params)
         self.attempt = 1
         self.events: list[AnyMessage] = [self.due]
         self.percent = 0
@@ -68,6 +80,7 @@ class Writer:
             "at": self.later(),
             "progress": max(self.due.progress, self.percent),
             "finished": self.due.finished,
+            "params": self.due.params,
             "follows": Follows(self.due.step + 100),
         }
 
@@ -123,13 +136,15 @@ class Writer:
     def finish_stage(self) -> bool:
         """Hand the job over to the next stage and return True; at the last stage, complete it and return False."""
         common, started = self._common(), self.due.at
-        stage_run = StageRun(self.due.stage, self.attempt, started, self.at, 0.25)
-        common["finished"] = (*self.due.finished, stage_run)
         following = routes.stage_after(PIPELINE.stage_names, self.due.stage)
+        output = NOTHING if following is None else self.output
+        stage_run = StageRun(self.due.stage, self.attempt, started, self.at, 0.25, output)
+        common["finished"] = (*self.due.finished, stage_run)
         if following is None:
             names = [entry.stage for entry in common["finished"]]
-            result = {"stages_completed": names, "total_duration_seconds": 6.0}
-            self.events.append(Completed(**{**common, "progress": 100}, stage=self.due.stage, result=result))
+            result = {"stages_completed": names, "total_duration_seconds": 6.0, "output": self.output or None}
+            raw = msgspec.Raw(msgspec.json.encode(result))
+            self.events.append(Completed(**{**common, "progress": 100}, stage=self.due.stage, result=raw))
             return False
         common["progress"] = max(self.due.progress, routes.progress_along(PIPELINE.stage_names, PIPELINE, following))
         self._next(Due(**common, stage=following, reason="handed_over", started=True), 0)
@@ -158,9 +173,11 @@ def run_of_a_job(
     step: int = 0,
     run: int = 1,
     forgetful: bool = False,
+    params: msgspec.Raw = NOTHING,
+    output: msgspec.Raw = NOTHING,
 ) -> list[AnyMessage]:
     """Draw the events of one run in the order in which they are written. ended: the run has a terminal event."""
-    writer = Writer(job_id or str(draw(st.uuids())), step, run, forgetful)
+    writer = Writer(job_id or str(draw(st.uuids())), step, run, forgetful, params, output)
     for _ in range(draw(st.integers(0, 12))):
         choices = ["fail_attempt", "hand_back", "finish_stage", *(["tick"] * 2 if ticks else [])]
         match draw(st.sampled_from(choices)):

@@ -24,7 +24,7 @@ def finished(status: str, url: str | None = URL) -> list[AnyMessage]:
     first = writer.due
     common: dict[str, Any] = {"job_id": first.job_id, "type": first.type, "step": 1, "created_at": START, "at": START}
     last = {
-        "completed": Completed(**common, stage="indexing", result={}, progress=100),
+        "completed": Completed(**common, stage="indexing", result=msgspec.Raw(b"{}"), progress=100),
         "failed": Failed(**common, stage="extracting", attempt=1, error="oh"),
         "canceled": Canceled(**common),
     }[status]

@@ -1,4 +1,4 @@
-"""A job's own fields are the same in each of its messages, and encoded to the same bytes."""
+"""A job's own fields are the same in each of its messages, and encoded to the same bytes: its parameters too."""
 
 import json
 from datetime import timedelta
@@ -22,6 +22,7 @@ from heimdex_contracts.messages import (
     Failed,
     JobMessage,
     Progress,
+    StageRun,
 )
 from heimdex_gateway.jobs.cancel import canceled
 from heimdex_gateway.jobs.idempotency import IdempotencyRecord
@@ -29,13 +30,32 @@ from heimdex_gateway.jobs.retry import retried
 from heimdex_stage_worker.transitions import Ended, completed_or_next, failed, handed_back
 from heimdex_status_store.queries import Unfinished
 from heimdex_status_store.reconciler import restored
-from tests.support.histories import PIPELINE, START
+from tests.support.histories import PIPELINE, START, due
 
 CORPUS = [json.loads(line) for line in (Path(__file__).parent / "corpus" / "messages.jsonl").read_text().splitlines()]
 #: What each message says for itself; every other field of a JobMessage must come out of every transition as it went in.
 OWN = {"step", "run", "at", "progress", "not_before", "finished", "follows", "trace"}
 
 FROM_THE_START = "retry from the start"
+
+
+def raw_json() -> st.SearchStrategy[msgspec.Raw]:
+    """Draw JSON as a caller may have written it: with spaces, escapes, numbers in any form, and keys in any order."""
+    texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=5)
+    numbers = st.sampled_from(["0", "-0.0", "1.50", "1E+2", "18446744073709551615", "123456789012345678901234567890"])
+    quoted = texts.flatmap(lambda text: st.sampled_from([json.dumps(text), json.dumps(text, ensure_ascii=False)]))
+    values = st.recursive(
+        st.sampled_from(["true", "false", "null"]) | numbers | quoted,
+        lambda inner: (
+            st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+            | st.dictionaries(quoted, inner, max_size=3).map(
+                lambda items: "{" + ",".join(f"{key} : {item}" for key, item in items.items()) + "}"
+            )
+        ),
+        max_leaves=6,
+    )
+    return values.map(lambda text: msgspec.Raw(text.encode()))
+
 
 #: By the type of a field: values that are not its default.
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
@@ -46,6 +66,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     tuple[messages.RouteName, ...]: st.lists(st.from_regex(r"[a-z]{1,64}", fullmatch=True), min_size=1).map(
         lambda others: (*PIPELINE.stage_names, *others)
     ),
+    msgspec.Raw: raw_json(),
     messages.Moment: st.datetimes(min_value=START.replace(tzinfo=None)).map(lambda at: at.replace(tzinfo=START.tzinfo)),
 }
 
@@ -99,6 +120,41 @@ def test_the_jobs_own_fields_come_out_of_every_transition_as_they_went_in(job: D
                 assert getattr(message, field) == PIPELINE.stage_names  # of today
                 continue
             assert getattr(message, field) == getattr(job, field), (name, field)
+        if isinstance(message, JobMessage):
+            assert params_in(messages.encode(message)) == params_in(messages.encode(job)) != b"", name
+
+
+def params_in(payload: bytes) -> bytes:
+    """Return the parameters as they stand in this message, b"" where it has none."""
+    return bytes(msgspec.json.decode(payload, type=dict[str, msgspec.Raw]).get("params", b""))
+
+
+def test_a_job_without_params_has_none_in_any_message_and_each_of_them_is_json() -> None:
+    job = due(route=PIPELINE.stage_names)
+    assert job.params is messages.NOTHING
+    for name, message in transitions(job).items():
+        assert "params" not in json.loads(messages.encode(message)), name
+
+
+@given(raw_json(), raw_json())
+def test_what_earlier_stages_returned_stays_until_a_retry_from_the_start(one: msgspec.Raw, other: msgspec.Raw) -> None:
+    route = ("extracting", "silent", "analyzing", "indexing")
+    finished = (
+        StageRun("extracting", 1, START, START, 1.5, one),
+        StageRun("silent", 1, START, START, 1.5),
+        StageRun("analyzing", 2, START, START, 1.5, other),
+    )
+    for name, message in transitions(
+        due(stage="indexing", started=True, step=3, route=route, finished=finished)
+    ).items():
+        if not isinstance(message, JobMessage):
+            continue
+        again = messages.decode_stored(messages.encode(message)).finished
+        if name == FROM_THE_START:
+            assert again == ()
+            continue
+        assert again[:3] == finished, name
+        assert again[1].output is messages.NOTHING, "only this object is left out of the JSON"
 
 
 def test_every_field_is_either_a_job_spec_field_or_a_known_message_field() -> None:

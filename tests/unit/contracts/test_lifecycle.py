@@ -3,12 +3,13 @@
 from datetime import timedelta
 from functools import reduce
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heimdex_contracts.lifecycle import TERMINAL, Snapshot, merge, snapshot
-from heimdex_contracts.messages import AnyMessage
+from heimdex_contracts.messages import NOTHING, AnyMessage, JobMessage
 from tests.support.histories import START, Writer, due, run_of_a_job, shuffled
 
 ORDER = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled": 2}
@@ -16,9 +17,15 @@ ORDER = {"pending": 0, "processing": 1, "completed": 2, "failed": 2, "canceled":
 Histories = tuple[list[AnyMessage], list[AnyMessage]]
 
 
+PARAMS = msgspec.Raw(b'{"source":"https://films.example/a.mp4"}')
+OUTPUT = msgspec.Raw(b'{"frames":[1,2]}')
+
+
 @st.composite
 def a_run_and_its_shuffle(draw: st.DrawFn) -> Histories:
-    events = draw(run_of_a_job(ended=draw(st.booleans()), forgetful=draw(st.booleans())))
+    ended, forgetful = draw(st.booleans()), draw(st.booleans())
+    params, output = draw(st.sampled_from([NOTHING, PARAMS])), draw(st.sampled_from([NOTHING, OUTPUT]))
+    events = draw(run_of_a_job(ended=ended, forgetful=forgetful, params=params, output=output))
     return events, draw(shuffled(events))
 
 
@@ -82,6 +89,24 @@ def test_a_retried_job_shows_its_next_run_only_even_after_an_event_of_the_previo
     assert merged(mixed).progress == merged(second).progress
 
 
+@given(run_of_a_job(ended=False, params=PARAMS, output=OUTPUT), st.data())
+def test_a_merge_keeps_the_params_and_the_outputs_that_a_tick_or_failed_attempt_lacks(
+    events: list[AnyMessage], data: st.DataObject
+) -> None:
+    seen = merged(data.draw(shuffled(events)))
+    last = [event for event in events if isinstance(event, JobMessage)][-1]
+    assert (seen.params, seen.finished) == (PARAMS, last.finished)
+
+
+def test_outputs_of_a_run_are_not_those_of_the_next_one() -> None:
+    first, second = Writer(output=OUTPUT), Writer(run=2, step=4)
+    first.finish_stage()
+    first.fail()
+    second.tick(0.1)
+    tick_alone = merge(merged(first.events), snapshot(second.events[1]))
+    assert (tick_alone.run, tick_alone.finished) == (2, None)
+
+
 def test_rank_orders_by_step_then_attempt_then_progress() -> None:
     writer = Writer(forgetful=True)
     writer.tick(0.5)
@@ -126,3 +151,14 @@ def test_progress_is_below_100_until_completed(fraction: float) -> None:
     assert merged(writer.events).progress < 100
     writer.finish_stage()
     assert (merged(writer.events).progress, merged(writer.events).status) == (100, "completed")
+
+
+def test_a_tick_merged_with_an_earlier_hand_over_does_not_hide_the_outputs_of_a_later_one() -> None:
+    writer = Writer(output=OUTPUT)
+    submitted = snapshot(writer.due)
+    writer.finish_stage()
+    handed_over = snapshot(writer.due)
+    writer.tick(0.5)
+    tick = snapshot(writer.events[-1])
+    for states in ((submitted, tick, handed_over), (submitted, handed_over, tick), (tick, handed_over, submitted)):
+        assert reduce(merge, states).finished == handed_over.finished

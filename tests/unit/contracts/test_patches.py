@@ -22,7 +22,7 @@ def newer(message: AnyJobMessage, **unknown: Any) -> bytes:
     """Return the JSON of this message as a newer release writes it."""
     fields = json.loads(messages.encode(message))
     for stage_run in fields.get("finished", []):
-        stage_run["output"] = {"frames": [1, 2]}
+        stage_run["files"] = {"frames": [1, 2]}
     return json.dumps({**unknown, **fields}, indent=1).encode()
 
 
@@ -31,9 +31,9 @@ def failed(job: Due) -> Failed:
 
 
 def test_the_unknown_fields_of_the_job_and_of_its_fields_stay() -> None:
-    stored = newer(JOB, params={"source": "é", "size": 123456789012345678901234567890}, entered=2)
+    stored = newer(JOB, labels={"source": "é", "size": 123456789012345678901234567890}, entered=2)
     patched = json.loads(patches.patched(failed(JOB), JOB, stored))
-    assert patched["params"] == {"source": "é", "size": 123456789012345678901234567890}
+    assert patched["labels"] == {"source": "é", "size": 123456789012345678901234567890}
     assert (patched["entered"], patched["event"], patched["step"]) == (2, "failed", 4)
     assert patched["finished"] == json.loads(stored)["finished"]
     assert not {"reason", "follows"} & patched.keys(), "a failed job is not due, and this one follows nothing"
@@ -41,9 +41,24 @@ def test_the_unknown_fields_of_the_job_and_of_its_fields_stay() -> None:
 
 def test_what_was_restored_keeps_them_too() -> None:
     row = Unfinished(JOB.job_id, 3, 30, "b", True, START, "", 2, False)
-    stored = newer(JOB, params={"a": 1})
+    stored = newer(JOB, labels={"a": 1})
     patched = json.loads(patches.patched(restored(JOB, row), JOB, stored))
-    assert (patched["params"], patched["step"], patched["reason"]) == ({"a": 1}, 4, "restored")
+    assert (patched["labels"], patched["step"], patched["reason"]) == ({"a": 1}, 4, "restored")
+
+
+def test_params_and_outputs_stay_byte_for_byte() -> None:
+    params, output = b'{ "source": "\\u00e9", "size": 1.50 }', b'[1.0, {"a" : 123456789012345678901234567890}]'
+    job = due(
+        stage="b",
+        step=3,
+        route=("a", "b"),
+        params=msgspec.Raw(params),
+        finished=(StageRun("a", 1, START, START, 1.5, msgspec.Raw(output)),),
+    )
+    row = Unfinished(job.job_id, 3, 30, "b", True, START, "", 2, False)
+    for successor in (failed(job), restored(job, row)):
+        patched = messages.decode_stored(patches.patched(successor, job, messages.encode(job)))
+        assert (bytes(patched.params), bytes(patched.finished[0].output)) == (params, output)
 
 
 @given(st.data())
@@ -51,7 +66,7 @@ def test_the_patched_message_is_the_successor_for_every_reader(data: st.DataObje
     url = data.draw(st.none() | st.just("https://shop.example"))
     job = msgspec.structs.replace(Writer().due, callback_url=url, attempts=data.draw(st.integers(0, 3)))
     for successor in (failed(job), restored(job, Unfinished(job.job_id, 0, 5, job.stage, True, START, "", 2, False))):
-        for stored in (messages.encode(job), newer(job, params=1)):
+        for stored in (messages.encode(job), newer(job, labels=1)):
             assert messages.decode_stored(patches.patched(successor, job, stored)) == successor
 
 
@@ -66,5 +81,5 @@ def test_an_unknown_field_that_postgres_could_not_query_is_not_kept(unknown: byt
 
 
 def test_any_other_payload_is_kept_as_it_arrived() -> None:
-    for payload in (messages.encode(JOB), newer(JOB, params=[1, 2])):
+    for payload in (messages.encode(JOB), newer(JOB, labels=[1, 2])):
         assert patches.to_keep(JOB, payload) == payload

@@ -196,22 +196,20 @@ def test_lists_become_tuples_and_members_of_enums_plain_values() -> None:
     assert declared(retry_backoff_seconds=()).retry_backoff_seconds == ()
 
 
-def test_collect_refuses_a_type_declared_twice_and_a_stage_with_two_functions() -> None:
+def test_collect_refuses_a_type_declared_twice() -> None:
     with pytest.raises(ValueError, match="declared twice"):
         pipelines.collect([MOCK, MOCK])
-    other = Pipeline(type="other", stages=(Stage("extracting", 1, "some.module:else"),))
-    with pytest.raises(ValueError, match="two different functions"):
-        pipelines.collect([MOCK, other])
 
 
-def test_two_pipelines_may_share_a_stage_with_the_same_function() -> None:
-    shared = Pipeline(type="other", stages=(MOCK.stages[1], Stage("painting", 1, "some.module:paint")))
+def test_two_pipelines_may_share_the_name_of_a_stage_each_with_its_own_function() -> None:
+    analyzing = Stage("analyzing", 1, "some.module:analyze")
+    shared = Pipeline(type="other", stages=(analyzing, Stage("painting", 1, "some.module:paint")))
     known = pipelines.collect([MOCK, shared])
     assert known.types == ("mock_process", "other")
     assert known.stage_names == ("extracting", "analyzing", "indexing", "painting")
-    assert known.code_of("analyzing") == MOCK.stages[1].code
-    with pytest.raises(KeyError):
-        known.code_of("sculpting")
+    assert known.stages_named("analyzing") == ((MOCK, MOCK.stages[1]), (shared, analyzing))
+    assert known.stages_named("painting") == ((shared, shared.stages[1]),)
+    assert known.stages_named("sculpting") == ()
 
 
 NO_PIPELINES = {

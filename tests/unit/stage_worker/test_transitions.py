@@ -3,6 +3,7 @@
 import time
 from datetime import timedelta
 
+import msgspec
 import pytest
 
 from heimdex_contracts import messages
@@ -42,8 +43,11 @@ def test_the_last_stage_completes_the_job_with_its_stages_and_its_duration() -> 
         job = completed_or_next(job, PIPELINE, ended(job))
     assert isinstance(job, Completed)
     assert (job.step, job.progress) == (3, 100)
-    assert job.result["stages_completed"] == ["extracting", "analyzing", "indexing"]
-    assert job.result["total_duration_seconds"] >= 6
+    result = msgspec.json.decode(job.result)
+    assert list(result) == ["stages_completed", "total_duration_seconds", "output"]
+    assert result["stages_completed"] == ["extracting", "analyzing", "indexing"]
+    assert result["total_duration_seconds"] >= 6
+    assert result["output"] is None
 
 
 def test_the_duration_is_no_less_than_the_work_when_the_clocks_disagree() -> None:
@@ -51,7 +55,7 @@ def test_the_duration_is_no_less_than_the_work_when_the_clocks_disagree() -> Non
     job = due(stage="indexing", created_at=future, at=future)
     done = completed_or_next(job, PIPELINE, ended(job, seconds=5))
     assert isinstance(done, Completed)
-    assert done.result["total_duration_seconds"] >= 5
+    assert msgspec.json.decode(done.result)["total_duration_seconds"] >= 5
 
 
 def test_a_successor_is_never_written_before_the_message_that_it_follows() -> None:
