@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,7 +95,8 @@ def runs(draw: st.DrawFn) -> list[AnyMessage]:
         story.started = True
     match end:
         case "completed":
-            story.add(Completed, 100, stage=NAMES[last], result={"stages_completed": NAMES})
+            result = msgspec.Raw(msgspec.json.encode({"stages_completed": NAMES, "output": None}))
+            story.add(Completed, 100, stage=NAMES[last], result=result)
         case "failed":
             story.add(Failed, stage=NAMES[last], attempt=attempt + 1, error="it failed")
         case "canceled":

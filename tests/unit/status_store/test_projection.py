@@ -2,6 +2,7 @@
 
 from functools import reduce
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,7 +97,13 @@ def test_the_first_of_two_terminal_events_of_a_run_wins_in_any_order() -> None:
     writer.cancel()
     due, canceled = writer.events
     late = Completed(
-        job_id=due.job_id, type=due.type, step=canceled.step + 2, created_at=START, at=START, stage="x", result={}
+        job_id=due.job_id,
+        type=due.type,
+        step=canceled.step + 2,
+        created_at=START,
+        at=START,
+        stage="x",
+        result=msgspec.Raw(b"{}"),
     )
     for events in ([due, canceled, late], [late, canceled, due]):
         (row,) = job_rows(events)
