@@ -23,13 +23,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --root-user-action=ignore --prefix=/install --ignore-installed --only-binary=:all: \
         -c constraints.txt -r requirements.txt
 
-# The contracts, and the service's own code. setuptools is installed before the code is copied, so that a change of code
+# The contracts, the package that declarations of pipelines import, and the service's own code. setuptools is installed before the code is copied, so that a change of code
 # needs no network.
 FROM python AS contracts
 WORKDIR /src
 RUN --mount=type=cache,target=/root/.cache/pip pip install --root-user-action=ignore "setuptools>=77"
 COPY pyproject.toml ./
 COPY contracts contracts
+COPY sdk sdk
 
 FROM contracts AS code-gateway
 COPY gateway gateway

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from heimdex_contracts.pipelines import Pipeline, Stage
+from heimdex import Pipeline, Stage
 
 SECONDS = 0.05
 

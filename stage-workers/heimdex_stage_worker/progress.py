@@ -6,13 +6,13 @@ import time
 from datetime import datetime
 from typing import Final
 
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts import messages, routes, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Due
 from heimdex_contracts.pipelines import Pipeline
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_stage_worker.context import AttemptState
 
 #: The delay before the first message. A shorter stage publishes no progress; its hand-over has its start and end.
 FIRST_AFTER_SECONDS: Final = 0.05

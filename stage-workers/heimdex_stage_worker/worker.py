@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from heimdex.attempt_state import AttemptState
+from heimdex.context import StageFunction
 from heimdex_contracts import messages, settlement, streams, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, LeaderBehind, Superseded, UnusableMessage
 from heimdex_contracts.job_spec import spec_of
@@ -32,7 +34,6 @@ from heimdex_contracts.runtime.process import EXIT_BROKEN, Process
 from heimdex_contracts.settlement import Errored, Interrupted, Lost, Outcome
 from heimdex_stage_worker.blocked_loop import BlockedLoop
 from heimdex_stage_worker.claims import Begun, Claims, ClaimTaken
-from heimdex_stage_worker.context import AttemptState, StageFunction
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.guarded_tasks import create_task

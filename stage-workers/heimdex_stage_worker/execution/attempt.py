@@ -10,10 +10,12 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from heimdex import Context, StageInterrupted
+from heimdex.attempt_state import AttemptState
+from heimdex.context import StageFunction
 from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import AttemptState, StageContext, StageFunction, StageInterrupted
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.commands import Commands
 from heimdex_stage_worker.execution.current_attempt import CURRENT
@@ -51,7 +53,7 @@ class Attempt:
         self._function = function
         self._state = state
         self._commands = Commands(state, threads, log)
-        self._ctx = StageContext(state, self._commands.run)
+        self._ctx = Context(state, self._commands.run)
         self._timeout = timeout_seconds
         self._threads = threads
         self._ended_by: Outcome | None = None

@@ -24,8 +24,9 @@ from typing import IO, Any, Final, cast
 
 import structlog
 
+from heimdex import CommandFailed, StageInterrupted
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_stage_worker.context import AttemptState, CommandFailed, StageInterrupted
 from heimdex_stage_worker.execution import command_launcher
 from heimdex_stage_worker.execution.threads import Threads
 
@@ -75,7 +76,7 @@ class Commands:
         check: bool = True,
         stdout: Path | None = None,
     ) -> Completed | Coroutine[Any, Any, Completed]:
-        """Run a command as `StageContext.run_command` says. On a running event loop, the result must be awaited."""
+        """Run a command as `Context.run_command` says. On a running event loop, the result must be awaited."""
         logger = self._log if self._log is not None else structlog.get_logger()
         words = _words(command)
         started = Command(

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, TracebackType
 from typing import Any, Final
 
+from heimdex import PermanentError
 from heimdex_contracts.settlement import Errored
-from heimdex_stage_worker.context import PermanentError
 
 #: Longer error texts are truncated to this many characters: they are for people.
 MAX_ERROR_LENGTH: Final = 2000

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from heimdex_stage_worker.context import AttemptState
+from heimdex.attempt_state import AttemptState
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.current_attempt import CURRENT

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
+from heimdex.context import StageFunction
 from heimdex_contracts.errors import SettingsError
-from heimdex_stage_worker.context import StageFunction
 from heimdex_stage_worker.execution.failures import describe
 
 #: The layers of decorators and partials that are looked behind.

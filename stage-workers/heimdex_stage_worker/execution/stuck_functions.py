@@ -9,8 +9,8 @@ import asyncio
 from concurrent.futures import Future
 from typing import Any, Final
 
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_stage_worker.context import AttemptState
 
 #: A function that still runs this long after its attempt counts as stuck. One that reports regularly ends sooner.
 ENDS_WITHIN_SECONDS: Final = 5.0

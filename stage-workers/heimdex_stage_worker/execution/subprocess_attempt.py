@@ -15,9 +15,9 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.runtime import logs
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import AttemptState
 
 #: The maximum number of such processes at a time: each one is an interpreter. Further attempts wait; their leases are
 #: renewed.

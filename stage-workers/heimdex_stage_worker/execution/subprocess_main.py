@@ -11,11 +11,11 @@ import signal
 import sys
 from typing import Final
 
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.run_to_end import run_to_end
 from heimdex_contracts.settlement import Errored, Outcome
-from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.guarded_tasks import create_task

@@ -1,9 +1,9 @@
 """Analyzes scenes and speech. This is a mock: it takes the expected time and does nothing."""
 
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context
 from heimdex_stage_worker.stages.simulated import pretend
 
 
-async def run(ctx: StageContext) -> None:
+async def run(ctx: Context) -> None:
     """Simulate the analysis."""
     await pretend(ctx)

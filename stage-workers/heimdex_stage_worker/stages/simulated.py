@@ -4,12 +4,12 @@ import asyncio
 import time
 from typing import Final
 
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context
 
 STEP_SECONDS: Final = 0.1
 
 
-async def pretend(ctx: StageContext) -> None:
+async def pretend(ctx: Context) -> None:
     """Sleep for `expected_seconds` times the mock time scale, and report the progress every 0.1 s."""
     seconds = ctx.expected_seconds * ctx.mock_time_scale
     start = time.monotonic()

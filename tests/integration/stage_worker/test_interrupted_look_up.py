@@ -4,13 +4,13 @@ from typing import Any, cast
 
 import pytest
 
+from heimdex import Context
 from heimdex_contracts import pipelines, subjects
 from heimdex_contracts.runtime.jetstream.connection import ApiError, Broker, JetStreamError, Stored
 from heimdex_contracts.runtime.jetstream.delivery import Holder
 from heimdex_contracts.runtime.jetstream.publisher import Publisher
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.held_job import HeldJob
 from heimdex_stage_worker.worker import StageWorker
 from tests.integration.conftest import count, take
@@ -18,7 +18,7 @@ from tests.support.histories import due
 from tests.support.recording_logger import RecordingLogger
 
 
-async def _never(_: StageContext) -> None:
+async def _never(_: Context) -> None:
     raise AssertionError("the stage ran")
 
 

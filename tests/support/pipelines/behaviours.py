@@ -11,8 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context, Pipeline, Stage
 
 FOLDER = "TEST_DUTIES_FOLDER"
 STEADY = "TEST_STEADY_SECONDS"
@@ -60,20 +59,20 @@ class Behaviours:
         return [attempt for attempt in attempts if job_id in (None, attempt[0])]
 
 
-def _begin(ctx: StageContext) -> None:
+def _begin(ctx: Context) -> None:
     # With O_APPEND, the lines of several processes do not mix.
     with (Path(os.environ[FOLDER]) / ctx.stage).open("a") as runs:
         runs.write(f"{ctx.job_id} {ctx.attempt} {os.getpid()}\n")
 
 
-async def _pass(ctx: StageContext, seconds: float) -> None:
+async def _pass(ctx: Context, seconds: float) -> None:
     start = time.monotonic()
     while (spent := time.monotonic() - start) < seconds:
         await asyncio.sleep(0.05)
         ctx.report(spent / seconds)
 
 
-async def work(ctx: StageContext) -> None:
+async def work(ctx: Context) -> None:
     _begin(ctx)
     match ctx.job_type:
         case "killer":
@@ -93,7 +92,7 @@ async def work(ctx: StageContext) -> None:
                 await asyncio.sleep(0.02)
 
 
-def spin(ctx: StageContext) -> None:
+def spin(ctx: Context) -> None:
     """Hold the interpreter lock as much as pure Python can, without reporting progress."""
     _begin(ctx)
     end = time.monotonic() + float(os.environ[STEADY])
@@ -101,5 +100,5 @@ def spin(ctx: StageContext) -> None:
         sum(range(2000))
 
 
-async def rest(ctx: StageContext) -> None:
+async def rest(ctx: Context) -> None:
     _begin(ctx)

@@ -9,8 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context, Pipeline, Stage
 
 FOLDER = "TEST_BLOCKING_FOLDER"
 STAGE = "blocking"
@@ -51,7 +50,7 @@ class Blocking:
         return [(words[0], int(words[1]), int(words[2])) for words in map(str.split, lines)]
 
 
-def block(ctx: StageContext) -> None:
+def block(ctx: Context) -> None:
     folder = Path(os.environ[FOLDER])
     with (folder / "runs").open("a") as runs:
         runs.write(f"{ctx.job_id} {ctx.attempt} {os.getpid()}\n")

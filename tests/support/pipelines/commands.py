@@ -11,8 +11,7 @@ from typing import Any
 
 import psutil
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context, Pipeline, Stage
 
 FOLDER = "TEST_COMMANDS_FOLDER"
 KINDS = ("blocking", "awaiting")
@@ -80,7 +79,7 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def words(ctx: StageContext) -> list[str]:
+def words(ctx: Context) -> list[str]:
     return [
         "sh",
         "-c",
@@ -90,9 +89,9 @@ def words(ctx: StageContext) -> list[str]:
     ]
 
 
-def block(ctx: StageContext) -> Any:
+def block(ctx: Context) -> Any:
     return ctx.run_command(words(ctx))
 
 
-async def wait(ctx: StageContext) -> Any:
+async def wait(ctx: Context) -> Any:
     return await ctx.run_command(words(ctx))

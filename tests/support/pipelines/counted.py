@@ -9,8 +9,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context, Pipeline, Stage
 
 FOLDER = "TEST_COUNTED_FOLDER"
 STAGES = ("first", "second", "third")
@@ -48,7 +47,7 @@ class Begun:
         return [begun for begun, count in self.times().items() if count > 1]
 
 
-async def begin(ctx: StageContext) -> None:
+async def begin(ctx: Context) -> None:
     # With O_APPEND, the lines of several processes do not mix.
     with (Path(os.environ[FOLDER]) / ctx.stage).open("a") as runs:
         runs.write(f"{ctx.job_id}\n")

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context, Pipeline, Stage
 from tests.support.waiting import eventually
 
 VARIABLE = "TEST_DEPLOYED"
@@ -44,7 +43,7 @@ def open_gate(folder: Path) -> None:
     (folder / "runs.gate").touch()
 
 
-async def run(ctx: StageContext) -> None:
+async def run(ctx: Context) -> None:
     with Path(os.environ[RUNS]).open("a") as file:  # noqa: ASYNC230  # a line on a local disk
         file.write(f"{ctx.job_id} {ctx.stage} {ctx.attempt}\n")
     if ctx.job_type.startswith("gated"):

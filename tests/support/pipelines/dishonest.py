@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import PermanentError, StageContext, StageInterrupted
+from heimdex import Context, PermanentError, Pipeline, Stage, StageInterrupted
 
 STAGES = ("async-lies", "blocking-lies")
 
@@ -38,7 +37,7 @@ class Unspeakable(Exception):
 Hostile = type("X" * 3_000_000, (Unspeakable,), {})
 
 
-def lie(ctx: StageContext) -> Any:
+def lie(ctx: Context) -> Any:
     match ctx.job_type.partition("-")[0]:
         case "reports_nan":
             ctx.report(float("nan"))
@@ -71,7 +70,7 @@ def later() -> Iterator[None]:
     yield
 
 
-async def lie_async(ctx: StageContext) -> Any:
+async def lie_async(ctx: Context) -> Any:
     if ctx.job_type == "deaf-async":
         while True:
             try:
@@ -83,7 +82,7 @@ async def lie_async(ctx: StageContext) -> Any:
     return result
 
 
-def lie_blocking(ctx: StageContext) -> Any:
+def lie_blocking(ctx: Context) -> Any:
     result = lie(ctx)
     time.sleep(0.2)
     return result

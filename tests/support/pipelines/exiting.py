@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context, Pipeline, Stage
 
 FOLDER = "TEST_EXITING_FOLDER"
 STAGE = "exiting"
@@ -63,7 +62,7 @@ async def _interrupt() -> NoReturn:
     raise KeyboardInterrupt
 
 
-async def exiting(ctx: StageContext) -> None:
+async def exiting(ctx: Context) -> None:
     folder = Path(os.environ[FOLDER])
     with (folder / "runs").open("a") as runs:
         runs.write(f"{ctx.job_id} {ctx.attempt}\n")

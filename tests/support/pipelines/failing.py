@@ -20,8 +20,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import PermanentError, StageContext
+from heimdex import Context, PermanentError, Pipeline, Stage
 
 STAGE = "explaining"
 
@@ -42,7 +41,7 @@ SPOKEN = {
 }
 
 
-def explain(ctx: StageContext) -> object:
+def explain(ctx: Context) -> object:
     """Fail as the job's type says. An async type gets a coroutine."""
     match ctx.job_type.removesuffix("_async"):
         case "talkative":

@@ -13,9 +13,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
-from heimdex_contracts.pipelines import Pipeline, Stage
+from heimdex import Context, Pipeline, Stage
 from heimdex_contracts.runtime.forks import EXIT_FORKED
-from heimdex_stage_worker.context import StageContext
 
 FOLDER = "TEST_FORKING_FOLDER"
 STAGES = ("forking", "forking_async")
@@ -60,7 +59,7 @@ class Forking:
         return [(words[0], int(words[1]), int(words[2])) for words in map(str.split, lines)]
 
 
-def _record(ctx: StageContext, child: int = 0) -> None:
+def _record(ctx: Context, child: int = 0) -> None:
     with (Path(os.environ[FOLDER]) / "forked").open("a") as forked:
         forked.write(f"{ctx.job_id} {ctx.attempt} {child}\n")
 
@@ -95,7 +94,7 @@ def _forget() -> None:
         _expect_forked_exit(child)
 
 
-def forking(ctx: StageContext) -> None:
+def forking(ctx: Context) -> None:
     child = 0
     match ctx.job_type.rpartition("_")[2]:
         case "quick":
@@ -125,7 +124,7 @@ def forking(ctx: StageContext) -> None:
         ctx.report(0.5)
 
 
-async def forking_async(ctx: StageContext) -> None:
+async def forking_async(ctx: Context) -> None:
     child = 0
     match ctx.job_type.rpartition("_")[2]:
         case "quick":

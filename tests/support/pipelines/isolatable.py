@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from heimdex_stage_worker.context import PermanentError, StageContext
+from heimdex import Context, PermanentError
 
 
 class OddError(BaseException):
@@ -31,11 +31,11 @@ ODD: dict[str, type[BaseException]] = {
 }
 
 
-def raise_blocking(ctx: StageContext) -> NoReturn:
+def raise_blocking(ctx: Context) -> NoReturn:
     raise ODD[ctx.job_type]("odd")
 
 
-async def raise_async(ctx: StageContext) -> NoReturn:
+async def raise_async(ctx: Context) -> NoReturn:
     raise ODD[ctx.job_type]("odd")
 
 
@@ -43,7 +43,7 @@ async def raise_async(ctx: StageContext) -> NoReturn:
 CHILD = "TEST_CHILD"
 
 
-def leave_child(ctx: StageContext) -> None:
+def leave_child(ctx: Context) -> None:
     """Fork a child that lives for an hour, and then end as the job's type says, `<how>-<end>`.
 
     how: how the child is forked: "fork", "bare" (without Python noticing), "escaping" (as "bare", in a new session).
@@ -79,11 +79,11 @@ def leave_child(ctx: StageContext) -> None:
         ctx.report(0.5)
 
 
-def return_at_once(ctx: StageContext) -> None:
+def return_at_once(ctx: Context) -> None:
     pass
 
 
-async def exit_in_task(ctx: StageContext) -> None:
+async def exit_in_task(ctx: Context) -> None:
     asyncio.get_running_loop().create_task(_exit())
     await asyncio.sleep(3600)
 
@@ -92,17 +92,17 @@ async def _exit() -> None:
     raise SystemExit(3)
 
 
-async def exit_in_callback(ctx: StageContext) -> None:
+async def exit_in_callback(ctx: Context) -> None:
     asyncio.get_running_loop().call_later(0.01, sys.exit, 3)
     await asyncio.sleep(3600)
 
 
-async def stop_loop(ctx: StageContext) -> None:
+async def stop_loop(ctx: Context) -> None:
     asyncio.get_running_loop().stop()
     await asyncio.sleep(3600)
 
 
-async def fork_and_return(ctx: StageContext) -> None:
+async def fork_and_return(ctx: Context) -> None:
     child = os.fork()
     if child:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # noqa: ASYNC222  # it ends at once
@@ -114,11 +114,11 @@ class Unspeakable(Exception):
         raise KeyboardInterrupt("not telling")
 
 
-def raise_hostile(ctx: StageContext) -> NoReturn:
+def raise_hostile(ctx: Context) -> NoReturn:
     raise type("X" * 3_000_000, (Unspeakable,), {}) from ValueError("y" * 3_000_000 + "\x00\ud800")
 
 
-async def raise_group(ctx: StageContext) -> None:
+async def raise_group(ctx: Context) -> None:
     async def fail() -> NoReturn:
         raise PermanentError("the file is not a video")
 
@@ -126,7 +126,7 @@ async def raise_group(ctx: StageContext) -> None:
         tasks.create_task(fail())
 
 
-async def ignore_cancellation(ctx: StageContext) -> None:
+async def ignore_cancellation(ctx: Context) -> None:
     while True:
         try:
             await asyncio.sleep(0.02)
@@ -134,11 +134,11 @@ async def ignore_cancellation(ctx: StageContext) -> None:
             continue
 
 
-def wait_in_a_thread(ctx: StageContext) -> None:
+def wait_in_a_thread(ctx: Context) -> None:
     time.sleep(3600)
 
 
-def report_garbage(ctx: StageContext) -> None:
+def report_garbage(ctx: Context) -> None:
     object.__setattr__(ctx._state, "_fraction", "nan")
     object.__setattr__(ctx._state, "reported", True)
     time.sleep(1)  # for several reports

@@ -11,8 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import StageContext
+from heimdex import Context, Pipeline, Stage
 
 FOLDER = "TEST_LOOPING_FOLDER"
 SECONDS = "TEST_BLOCK_SECONDS"
@@ -54,7 +53,7 @@ class Looping:
         return [(words[0], int(words[1]), int(words[2])) for words in map(str.split, lines)]
 
 
-def _begin(ctx: StageContext) -> bool:
+def _begin(ctx: Context) -> bool:
     """Record the attempt. Returns whether it is the first one of its job."""
     with (Path(os.environ[FOLDER]) / "runs").open("a+") as runs:
         runs.seek(0)
@@ -71,7 +70,7 @@ async def _block_in_task() -> None:
     _block()
 
 
-async def looping(ctx: StageContext) -> None:
+async def looping(ctx: Context) -> None:
     match ctx.job_type if _begin(ctx) else "":
         case "blocker":
             _block()

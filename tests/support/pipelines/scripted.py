@@ -11,8 +11,7 @@ import signal
 import time
 from pathlib import Path
 
-from heimdex_contracts.pipelines import Pipeline, Stage
-from heimdex_stage_worker.context import PermanentError, StageContext
+from heimdex import Context, PermanentError, Pipeline, Stage
 
 VARIABLE = "TEST_SCRIPT_FOLDER"
 STAGES = ("preparing", "grinding", "closing")
@@ -68,7 +67,7 @@ class Script:
         return [each for each in attempts if stage in (None, each[0]) and job_id in (None, each[1])]
 
 
-def _begin(ctx: StageContext) -> str:
+def _begin(ctx: Context) -> str:
     folder = Path(os.environ[VARIABLE])
     with (folder / "runs").open("a") as runs:
         runs.write(f"{ctx.stage} {ctx.job_id} {ctx.attempt} {os.getpid()}\n")
@@ -90,7 +89,7 @@ def _open() -> bool:
     return (Path(os.environ[VARIABLE]) / "open").exists()
 
 
-async def prepare(ctx: StageContext) -> None:
+async def prepare(ctx: Context) -> None:
     behaviour = _begin(ctx)
     while behaviour == "hang" or (behaviour == "gate" and not _open()):  # noqa: ASYNC110  # another process opens it
         await asyncio.sleep(0.02)
@@ -101,7 +100,7 @@ async def prepare(ctx: StageContext) -> None:
             continue
 
 
-def grind(ctx: StageContext) -> None:
+def grind(ctx: Context) -> None:
     behaviour = _begin(ctx)
     while behaviour == "hang" or (behaviour == "gate" and not _open()):
         time.sleep(0.02)
@@ -110,5 +109,5 @@ def grind(ctx: StageContext) -> None:
         time.sleep(60)
 
 
-async def close(ctx: StageContext) -> None:
+async def close(ctx: Context) -> None:
     await prepare(ctx)

@@ -23,7 +23,7 @@ PROCESSES = {
     "demo": [str(SCRIPTS / "heimdex"), "demo"],
 }
 GOOD = """
-from heimdex_contracts.pipelines import Pipeline, Stage
+from heimdex import Pipeline, Stage
 PIPELINES = [Pipeline("good", (Stage("first", 1, "code_of_stages:run"), Stage("second", 1, "code_of_stages:run")))]
 """
 BAD = {

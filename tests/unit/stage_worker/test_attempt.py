@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from heimdex import Context, PermanentError, StageInterrupted
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.runtime.output.running import ATTEMPT
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import AttemptState, PermanentError, StageContext, StageInterrupted
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.current_attempt import CURRENT
 from heimdex_stage_worker.execution.failures import MAX_ERROR_LENGTH
@@ -58,11 +59,11 @@ async def error_of(attempt: Attempt) -> tuple[str, bool]:
     return outcome.error, outcome.permanent
 
 
-async def finishing(_: StageContext) -> str:
+async def finishing(_: Context) -> str:
     return "ignored"
 
 
-async def endless(_: StageContext) -> None:
+async def endless(_: Context) -> None:
     await asyncio.sleep(FOREVER)
 
 
@@ -74,7 +75,7 @@ class Deaf:
         self.ended = asyncio.Event()
         self.over = False
 
-    async def __call__(self, _: StageContext) -> None:
+    async def __call__(self, _: Context) -> None:
         self.started.set()
         while not self.over:
             try:
@@ -95,7 +96,7 @@ def interrupted_group(text: str) -> BaseException:
 
 
 class AsyncCallable:
-    async def __call__(self, _: StageContext) -> None:
+    async def __call__(self, _: Context) -> None:
         await asyncio.sleep(0)
 
 
@@ -118,7 +119,7 @@ async def test_an_attempt_is_finished_when_the_function_returns(attempt: MakeAtt
 async def test_a_blocking_function_runs_beside_the_event_loop(attempt: MakeAttempt) -> None:
     loop_thread, seen, go = threading.get_ident(), [], threading.Event()
 
-    def blocking(_: StageContext) -> None:
+    def blocking(_: Context) -> None:
         seen.append(threading.get_ident())
         assert go.wait(20)
 
@@ -130,10 +131,10 @@ async def test_a_blocking_function_runs_beside_the_event_loop(attempt: MakeAttem
 
 
 def raises(error: BaseException) -> tuple[Any, Any]:
-    async def in_async(_: StageContext) -> None:
+    async def in_async(_: Context) -> None:
         raise error
 
-    def in_sync(_: StageContext) -> None:
+    def in_sync(_: Context) -> None:
         raise error
 
     return in_async, in_sync
@@ -210,7 +211,7 @@ def test_no_exception_of_a_stage_hangs_its_job_or_ends_its_worker(
 
 
 async def test_a_stage_that_cancels_itself_is_an_error(attempt: MakeAttempt) -> None:
-    async def cancels(_: StageContext) -> None:
+    async def cancels(_: Context) -> None:
         raise asyncio.CancelledError
 
     assert await error_of(attempt(cancels)) == ("the stage cancelled itself", False)
@@ -220,7 +221,7 @@ async def test_a_stage_that_cancels_itself_is_an_error(attempt: MakeAttempt) -> 
 async def test_a_stage_past_its_time_out_is_an_error_that_may_be_retried(attempt: MakeAttempt, name: str) -> None:
     deaf, over = Deaf(), threading.Event()
 
-    def blocking(_: StageContext) -> None:
+    def blocking(_: Context) -> None:
         over.wait(FOREVER)
 
     function = {"async": endless, "sync": blocking, "deaf": deaf}[name]
@@ -276,7 +277,7 @@ async def test_a_function_faster_than_its_time_out_is_finished(attempt: MakeAtte
 async def test_a_running_attempt_ends_as_requested(attempt: MakeAttempt, end: str, outcome: Outcome) -> None:
     started = asyncio.Event()
 
-    async def waits(ctx: StageContext) -> None:
+    async def waits(ctx: Context) -> None:
         started.set()
         await endless(ctx)
 
@@ -290,7 +291,7 @@ async def test_a_running_attempt_ends_as_requested(attempt: MakeAttempt, end: st
 async def test_a_blocking_stage_is_interrupted_when_it_reports(attempt: MakeAttempt) -> None:
     started, heard = threading.Event(), threading.Event()
 
-    def blocking(ctx: StageContext) -> None:
+    def blocking(ctx: Context) -> None:
         started.set()
         try:
             while True:
@@ -310,7 +311,7 @@ async def test_a_blocking_stage_is_interrupted_when_it_reports(attempt: MakeAtte
 async def test_an_interrupted_stage_that_does_not_react_is_still_handed_back(attempt: MakeAttempt) -> None:
     deaf = Deaf()
 
-    async def function(ctx: StageContext) -> None:
+    async def function(ctx: Context) -> None:
         await deaf(ctx)
 
     current = attempt(function)
@@ -360,7 +361,7 @@ async def test_a_child_task_and_a_thread_of_it_know_the_attempt_that_they_belong
     async def in_child() -> None:
         seen.append(CURRENT.get())
 
-    async def function(_: StageContext) -> None:
+    async def function(_: Context) -> None:
         await asyncio.create_task(in_child())
         await asyncio.to_thread(lambda: seen.append(CURRENT.get()))
 
@@ -375,10 +376,10 @@ async def test_a_child_task_and_a_thread_of_it_know_the_attempt_that_they_belong
 async def test_what_a_stage_logs_names_its_attempt(attempt: MakeAttempt, blocking: bool) -> None:
     seen: list[dict[str, Any]] = []
 
-    async def function(_: StageContext) -> None:
+    async def function(_: Context) -> None:
         seen.append(dict(ATTEMPT.get()))
 
-    def in_thread(_: StageContext) -> None:
+    def in_thread(_: Context) -> None:
         seen.append(dict(ATTEMPT.get()))
 
     assert await ended(attempt(in_thread if blocking else function)) == Finished()
@@ -406,19 +407,19 @@ async def test_a_stage_that_claims_an_interruption_that_did_not_happen_failed(at
     assert not permanent
 
 
-def generator(_: StageContext) -> Iterator[int]:
+def generator(_: Context) -> Iterator[int]:
     yield 1
 
 
-async def async_generator(_: StageContext) -> AsyncIterator[int]:
+async def async_generator(_: Context) -> AsyncIterator[int]:
     yield 1
 
 
-async def never(_: StageContext) -> None:
+async def never(_: Context) -> None:
     pytest.fail("a coroutine that nobody awaits does not run")
 
 
-async def returns_a_task(ctx: StageContext) -> Any:
+async def returns_a_task(ctx: Context) -> Any:
     task = asyncio.create_task(endless(ctx))
     ctx_task.append(task)
     return task
@@ -427,7 +428,7 @@ async def returns_a_task(ctx: StageContext) -> Any:
 ctx_task: list[asyncio.Task[None]] = []
 
 
-async def returning(make: Callable[[StageContext], Any], ctx: StageContext) -> Any:
+async def returning(make: Callable[[Context], Any], ctx: Context) -> Any:
     return make(ctx)
 
 
@@ -470,7 +471,7 @@ async def test_a_task_that_a_stage_returns_does_not_run_on(attempt: MakeAttempt)
 async def test_a_function_that_ignores_its_end_runs_until_it_returns(attempt: MakeAttempt) -> None:
     deaf, over = Deaf(), threading.Event()
 
-    async def function(ctx: StageContext) -> None:
+    async def function(ctx: Context) -> None:
         await deaf(ctx)
 
     try:
@@ -490,14 +491,14 @@ def where_it_blocks(over: threading.Event) -> None:
 
 
 async def where_it_waits() -> None:
-    await endless(StageContext(context()))
+    await endless(Context(context()))
 
 
 @pytest.mark.parametrize("kind", ["async", "sync", "sync that returns an awaitable"])
 async def test_a_time_out_shows_where_the_function_is(attempt: MakeAttempt, kind: str) -> None:
     over = threading.Event()
 
-    async def waits(_: StageContext) -> None:
+    async def waits(_: Context) -> None:
         await where_it_waits()
 
     functions = {"async": waits, "sync": lambda ctx: where_it_blocks(over)}

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from heimdex import CommandFailed, Context
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import AttemptState, CommandFailed, StageContext
 from heimdex_stage_worker.execution import command_launcher
 from heimdex_stage_worker.execution import commands as subject
 from heimdex_stage_worker.execution.attempt import Attempt
@@ -63,13 +64,13 @@ async def run(log: RecordingLogger, kind: str, *words: Any, **options: Any) -> A
     """Run a command in an attempt of this kind; return its result, or the exception that it raised."""
     results: list[Any] = []
 
-    def blocking(ctx: StageContext) -> None:
+    def blocking(ctx: Context) -> None:
         try:
             results.append(ctx.run_command(list(words), **options))
         except Exception as error:
             results.append(error)
 
-    async def awaiting(ctx: StageContext) -> None:
+    async def awaiting(ctx: Context) -> None:
         try:
             results.append(await ctx.run_command(list(words), **options))
         except Exception as error:
@@ -273,19 +274,19 @@ async def test_a_command_that_nobody_waits_for_ends_with_its_attempt(
 ) -> None:
     refused: list[BaseException] = []
 
-    async def leaves_a_task(ctx: StageContext) -> None:
+    async def leaves_a_task(ctx: Context) -> None:
         task = asyncio.create_task(commands.wait(ctx))
         await eventually(lambda: processes.pids("some-id", "painting"))
         task.add_done_callback(lambda each: refused.append(each.exception() or AssertionError()))
 
-    def in_thread(ctx: StageContext) -> None:
+    def in_thread(ctx: Context) -> None:
         for _ in range(2):  # the second one comes too late
             try:
                 commands.block(ctx)
             except BaseException as error:
                 refused.append(error)
 
-    def leaves_a_thread(ctx: StageContext) -> None:
+    def leaves_a_thread(ctx: Context) -> None:
         threading.Thread(target=in_thread, args=(ctx,), daemon=True).start()
         while not processes.pids("some-id", "painting"):
             pass
@@ -303,7 +304,7 @@ async def test_a_command_that_a_stage_gives_up_ends_while_the_attempt_goes_on(
 ) -> None:
     pids: list[int] = []
 
-    async def gives_up(ctx: StageContext) -> None:
+    async def gives_up(ctx: Context) -> None:
         task = asyncio.create_task(commands.wait(ctx))
         await eventually(lambda: processes.pids("some-id", "painting"))
         pids.extend(processes.pids("some-id", "painting"))
@@ -318,10 +319,10 @@ async def test_a_command_that_a_stage_gives_up_ends_while_the_attempt_goes_on(
 async def test_a_command_may_be_run_in_a_thread_or_a_loop_of_the_stage_itself(log: RecordingLogger) -> None:
     results: list[Any] = []
 
-    async def in_a_thread(ctx: StageContext) -> None:
+    async def in_a_thread(ctx: Context) -> None:
         results.append(await asyncio.to_thread(ctx.run_command, ["echo", "1"]))
 
-    def in_a_loop(ctx: StageContext) -> None:
+    def in_a_loop(ctx: Context) -> None:
         async def main() -> None:
             results.append(await ctx.run_command(["echo", "2"]))
 
@@ -353,7 +354,7 @@ async def test_the_same_in_a_process_of_its_own(
 #: A process that runs an attempt, as a worker does. `forks`: beside it, a forked child keeps its descriptors open.
 WORKER = """
 import asyncio, os, sys, time
-from heimdex_stage_worker.context import AttemptState
+from heimdex.attempt_state import AttemptState
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.threads import Threads
 from tests.support.pipelines import commands

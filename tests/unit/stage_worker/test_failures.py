@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from heimdex_stage_worker.context import PermanentError
+from heimdex import PermanentError
 from heimdex_stage_worker.execution.failures import CUT, MAX_ERROR_LENGTH, MAX_TRACEBACK_BYTES, errored
 
 TOO_LONG = 3_000_000

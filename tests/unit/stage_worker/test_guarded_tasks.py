@@ -11,8 +11,9 @@ import anyio
 import pytest
 import pytest_asyncio
 
+from heimdex import Context
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.settlement import Errored, Finished, Outcome
-from heimdex_stage_worker.context import AttemptState, StageContext
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.guarded_tasks import GuardedCoroutine, create_task
 from heimdex_stage_worker.execution.threads import Threads
@@ -51,44 +52,44 @@ async def leave_when_cancelled() -> None:
         sys.exit(4)
 
 
-async def awaits_it(_: StageContext) -> None:
+async def awaits_it(_: Context) -> None:
     await asyncio.create_task(leave())
 
 
-async def forgets_it(_: StageContext) -> None:
+async def forgets_it(_: Context) -> None:
     asyncio.ensure_future(leave_at_once())  # noqa: RUF006  # as careless code does
     await asyncio.Event().wait()
 
 
-async def gathers_it(_: StageContext) -> None:
+async def gathers_it(_: Context) -> None:
     await asyncio.gather(leave(), asyncio.Event().wait(), return_exceptions=True)
 
 
-async def groups_it(_: StageContext) -> None:
+async def groups_it(_: Context) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(leave())
         group.create_task(asyncio.Event().wait())
 
 
-async def catches_it(_: StageContext) -> None:
+async def catches_it(_: Context) -> None:
     try:
         await asyncio.create_task(leave())
     except RuntimeError:
         await asyncio.sleep(1)
 
 
-async def exits_in_a_thread(_: StageContext) -> None:
+async def exits_in_a_thread(_: Context) -> None:
     await asyncio.create_task(asyncio.to_thread(sys.exit, 5))
 
 
-async def exits_in_a_grandchild(_: StageContext) -> None:
+async def exits_in_a_grandchild(_: Context) -> None:
     async def child() -> None:
         await asyncio.create_task(leave())
 
     await asyncio.create_task(child())
 
 
-async def exits_when_cancelled(_: StageContext) -> None:
+async def exits_when_cancelled(_: Context) -> None:
     task = asyncio.create_task(leave_when_cancelled())
     await asyncio.sleep(0)
     task.cancel()
@@ -119,7 +120,7 @@ async def test_a_task_of_a_stage_that_exits_fails_its_attempt(function: Callable
 
 
 async def test_a_task_that_is_cancelled_before_it_starts_leaves_no_warning() -> None:
-    async def stage(_: StageContext) -> None:
+    async def stage(_: Context) -> None:
         task = asyncio.create_task(leave())
         assert task.get_coro().__qualname__ == "leave"  # type: ignore[union-attr]
         assert "leave" in repr(task)
@@ -139,7 +140,7 @@ async def test_tasks_outside_of_an_attempt_are_not_guarded() -> None:
 
 
 async def test_libraries_that_look_into_their_tasks_work_inside_of_an_attempt() -> None:
-    async def stage(_: StageContext) -> None:
+    async def stage(_: Context) -> None:
         # anyio, which httpx uses, asks for the state of each coroutine before it cancels it.
         with anyio.move_on_after(0.01) as scope:
             async with anyio.create_task_group() as group:

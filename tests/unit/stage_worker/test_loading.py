@@ -9,26 +9,26 @@ from typing import Any
 
 import pytest
 
+from heimdex import Context
 from heimdex_contracts.errors import SettingsError
-from heimdex_stage_worker.context import StageContext
 from heimdex_stage_worker.execution.loading import load_stage
 
 
-def blocking(ctx: StageContext) -> None: ...
+def blocking(ctx: Context) -> None: ...
 
 
-async def on_the_loop(ctx: StageContext) -> None: ...
+async def on_the_loop(ctx: Context) -> None: ...
 
 
-def generator(ctx: StageContext) -> Iterator[int]:
+def generator(ctx: Context) -> Iterator[int]:
     yield 1
 
 
-async def async_generator(ctx: StageContext) -> AsyncIterator[int]:
+async def async_generator(ctx: Context) -> AsyncIterator[int]:
     yield 1
 
 
-def two_arguments(ctx: StageContext, device: str) -> None: ...
+def two_arguments(ctx: Context, device: str) -> None: ...
 
 
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,7 +41,7 @@ def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def adds_an_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def call(ctx: StageContext) -> Any:
+    def call(ctx: Context) -> Any:
         return function(ctx, "cuda")
 
     return call
@@ -50,16 +50,16 @@ def adds_an_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 class Stage:
     def __init__(self, *_: Any) -> None: ...
 
-    def method(self, ctx: StageContext) -> None: ...
+    def method(self, ctx: Context) -> None: ...
 
-    def yielding(self, ctx: StageContext) -> Iterator[int]:
+    def yielding(self, ctx: Context) -> Iterator[int]:
         yield 1
 
-    def __call__(self, ctx: StageContext) -> None: ...
+    def __call__(self, ctx: Context) -> None: ...
 
 
 class Yielding:
-    async def __call__(self, ctx: StageContext) -> AsyncIterator[int]:
+    async def __call__(self, ctx: Context) -> AsyncIterator[int]:
         yield 1
 
 
@@ -78,7 +78,7 @@ class Odd:
 
 
 def in_a_circle() -> Callable[..., Any]:
-    def call(ctx: StageContext) -> None: ...
+    def call(ctx: Context) -> None: ...
 
     call.__wrapped__ = call  # type: ignore[attr-defined]
     return call

@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import pytest
 
+from heimdex import Context
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts import messages
 from heimdex_contracts.messages import Due
 from heimdex_contracts.mock_process import PIPELINES
 from heimdex_contracts.runtime.jetstream.connection import Broker
-from heimdex_stage_worker.context import AttemptState, StageContext
 from heimdex_stage_worker.progress import Reporter
 
 PIPELINE = PIPELINES[0]
@@ -65,7 +66,7 @@ def reporter(sent: Sent, state: AttemptState) -> Reporter:
 def test_the_published_progress_is_a_percentage_whatever_a_stage_forces_into_its_state(
     reporter: Reporter, sent: Sent, state: AttemptState, garbage: Any
 ) -> None:
-    ctx = StageContext(state)
+    ctx = Context(state)
     ctx.report(0.5)
     before = reporter.percent()
     for name in ("_fraction", "stage", "attempt", "job_id", "expected_seconds"):
@@ -78,7 +79,7 @@ def test_the_published_progress_is_a_percentage_whatever_a_stage_forces_into_its
 def test_the_published_progress_never_decreases_while_many_threads_report(
     reporter: Reporter, state: AttemptState
 ) -> None:
-    ctx = StageContext(state)
+    ctx = Context(state)
     over = threading.Event()
 
     def report() -> None:

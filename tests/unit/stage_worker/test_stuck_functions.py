@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.runtime.logs import Logger
-from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution.stuck_functions import StuckFunctions
 from heimdex_stage_worker.execution.threads import Threads
 from tests.support.recording_logger import RecordingLogger

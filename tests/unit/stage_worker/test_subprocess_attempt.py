@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from heimdex.attempt_state import AttemptState
 from heimdex_contracts.runtime.forks import EXIT_FORKED
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
-from heimdex_stage_worker.context import AttemptState
 from heimdex_stage_worker.execution.failures import MAX_TRACEBACK_BYTES
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
 from tests.support.pipelines import isolatable

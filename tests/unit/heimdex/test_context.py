@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from heimdex_stage_worker.context import AttemptState, StageContext, StageInterrupted
+from heimdex import Context, StageInterrupted
+from heimdex.attempt_state import AttemptState
 from heimdex_stage_worker.stages import analyzing, extracting, indexing
 
 
@@ -18,8 +19,8 @@ def attempt_state(**fields: float) -> AttemptState:
     return AttemptState(job_id="some-id", job_type="mock_process", stage="analyzing", attempt=1, **common)
 
 
-def context(**fields: float) -> StageContext:
-    return StageContext(attempt_state(**fields))
+def context(**fields: float) -> Context:
+    return Context(attempt_state(**fields))
 
 
 class Half:
@@ -49,7 +50,7 @@ def test_report_keeps_the_furthest_fraction_between_0_and_1(reports: list[float]
 
 def test_report_raises_once_the_attempt_is_over_and_except_exception_does_not_catch_it() -> None:
     state = attempt_state()
-    ctx = StageContext(state)
+    ctx = Context(state)
     state.interrupt()
     assert ctx.interrupted
     with pytest.raises(StageInterrupted):
@@ -62,7 +63,7 @@ def test_report_raises_once_the_attempt_is_over_and_except_exception_does_not_ca
 )
 def test_report_takes_every_kind_of_number_and_keeps_a_float(half: Any) -> None:
     state = attempt_state()
-    StageContext(state).report(half)
+    Context(state).report(half)
     assert type(state.fraction) is float
     assert state.fraction == 0.5
 
@@ -96,7 +97,7 @@ def test_a_stage_cannot_change_its_context(name: str) -> None:
 @pytest.mark.parametrize("garbage", [math.nan, "0.5", None, 7.0, -1.0])
 def test_a_stage_that_forces_a_fraction_into_the_state_leaves_a_number(garbage: Any) -> None:
     state = attempt_state()
-    ctx = StageContext(state)
+    ctx = Context(state)
     object.__setattr__(ctx._state, "_fraction", garbage)
     assert state.fraction == 0.0
     ctx.report(0.25)
@@ -107,7 +108,7 @@ def test_a_stage_that_forces_a_fraction_into_the_state_leaves_a_number(garbage: 
 
 def test_a_copy_of_the_context_in_another_process_reports_nothing() -> None:
     state = attempt_state()
-    copied = pickle.loads(pickle.dumps(StageContext(state)))
+    copied = pickle.loads(pickle.dumps(Context(state)))
     copied.report(0.5)
     assert (copied.job_id, state.fraction) == ("some-id", 0.0)
 

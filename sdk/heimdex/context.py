@@ -6,14 +6,10 @@ import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, SupportsFloat
 
-from heimdex_contracts.errors import HeimdexError
+from heimdex.attempt_state import AttemptState
 
 #: The characters of a command's standard error in the text of its error.
 _MAX_TAIL_LENGTH: Final = 1000
-
-
-class PermanentError(HeimdexError):
-    """A stage raises this error when no retry can help: the job fails at once with this text."""
 
 
 class StageInterrupted(BaseException):
@@ -39,51 +35,7 @@ class CommandFailed(subprocess.CalledProcessError):
         return f"{self._text}; its last lines were: {tail}" if tail else self._text
 
 
-class AttemptState:
-    """What the worker knows of one attempt: its job, the progress that the stage reported, whether it is over.
-
-    The worker reads this and never the `StageContext`, which is in the hands of other people's code.
-    """
-
-    def __init__(
-        self,
-        *,
-        job_id: str,
-        job_type: str,
-        stage: str,
-        attempt: int,
-        expected_seconds: float,
-        mock_time_scale: float,
-        fail_at_stage: str | None = None,
-    ) -> None:
-        self.job_id = job_id
-        self.job_type = job_type
-        self.stage = stage
-        self.attempt = attempt
-        self.expected_seconds = expected_seconds
-        self.mock_time_scale = mock_time_scale
-        self.fail_at_stage = fail_at_stage
-        self.reported = False
-        self.interrupted = False
-        self._fraction = 0.0
-
-    @property
-    def fraction(self) -> float:
-        """The fraction of the stage that is done: a number from 0 to 1, whatever a stage did to this object."""
-        fraction = self._fraction
-        return fraction if type(fraction) is float and 0.0 <= fraction <= 1.0 else 0.0
-
-    def report(self, fraction: float) -> None:
-        """Record the fraction of the stage that is done; it never decreases. fraction: a finite number."""
-        self.reported = True
-        self._fraction = min(1.0, max(self.fraction, fraction))
-
-    def interrupt(self) -> None:
-        """Mark the attempt as over, so that the next report of the stage raises."""
-        self.interrupted = True
-
-
-class StageContext:
+class Context:
     """One attempt at one stage of one job, as the stage's function sees it. Safe to use from any thread.
 
     It is read-only: an assignment raises AttributeError. A copy in another process has the data, and reports nothing.
@@ -192,7 +144,7 @@ class StageContext:
         raise AttributeError(f"ctx.{name} cannot be deleted: the context is read-only")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StageContext, (self._state,)
+        return Context, (self._state,)
 
 
 def _finite(fraction: SupportsFloat) -> float:
@@ -212,4 +164,4 @@ def _finite(fraction: SupportsFloat) -> float:
     return value
 
 
-StageFunction = Callable[[StageContext], Awaitable[Any] | Any]
+StageFunction = Callable[[Context], Awaitable[Any] | Any]
