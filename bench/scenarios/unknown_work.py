@@ -65,7 +65,7 @@ def main() -> None:
         figures["without"] = latency(load)
         fill(system.nats.url, options.jobs)
         figures["while they are refused first"] = latency(load)
-        while queue_state.waiting(system.nats.url, FIRST_STAGE) > 0:
+        while queue_state.undelivered(system.nats.url, FIRST_STAGE) > 0:
             time.sleep(0.5)
         for number in range(WINDOWS):
             figures[f"{30 * number} to {30 * number + 30} s later"] = latency(load)

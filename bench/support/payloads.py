@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from heimdex_contracts import messages, routes, tracing
 from heimdex_contracts.messages import AnyJobMessage, Completed, Due, Follows, StageRun
 from heimdex_contracts.mock_process import PIPELINES
@@ -62,7 +64,8 @@ def templates() -> list[Template]:
         rest: dict[str, Any] = {**common, "step": step, "finished": finished, "follows": follows}
         following = routes.stage_after(pipeline.stage_names, stage)
         if following is None:
-            result = {"stages_completed": list(pipeline.stage_names), "total_duration_seconds": 0.012345}
+            fields = {"stages_completed": pipeline.stage_names, "total_duration_seconds": 0.012345, "output": None}
+            result = msgspec.Raw(msgspec.json.encode(fields))
             job_messages.append(_template(Completed(**rest, progress=100, stage=stage, result=result)))
         else:
             progress = routes.progress_along(pipeline.stage_names, pipeline, following)

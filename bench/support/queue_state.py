@@ -99,6 +99,15 @@ def waiting(url: str, consumer: str) -> int:
     return with_client(url, read)
 
 
+def undelivered(url: str, consumer: str) -> int:
+    """Return the number of messages that this consumer has never delivered."""
+
+    async def read(client: Client) -> int:
+        return int((await api(client, f"CONSUMER.INFO.{JOBS}.{consumer}"))["num_pending"])
+
+    return with_client(url, read)
+
+
 def sql(url: str, statement: str, *arguments: Any, timeout: float = 600) -> list[asyncpg.Record]:
     """Run one statement in Postgres on a new connection, and return its rows."""
 
