@@ -9,6 +9,7 @@ of parameters and of output at each stage, on one system, in an order that turns
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def run(system: System, load: Load, size: int, jobs: int) -> ByProcess:
 
 def measure(options: argparse.Namespace, directory: Path) -> list[dict[str, ByProcess]]:
     """Return the costs of each round by size. Raises RuntimeError when a job has a wrong result."""
-    environ = {"HEIMDEX_PIPELINES": f"heimdex_contracts.mock_process,{carrying.__name__}", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environ = {"HEIMDEX_PIPELINES": f"heimdex_contracts.mock_process,{carrying.__name__}", "PYTHONPATH": path}
     rounds: list[dict[str, ByProcess]] = []
     with System(directory, options.sync, environ=environ) as system, Load(system.port) as load:
         for size in SIZES.values():
