@@ -3,12 +3,18 @@
 The worker produces the outcome and carries out the settlement.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
+
+from heimdex_contracts.messages import NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stage's function returned, so the stage succeeded."""
+    """The stage's function returned, so the stage succeeded. output: what it returned, as in StageRun."""
+
+    output: msgspec.Raw = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +22,15 @@ class Errored:
     """The stage's function raised an error or exceeded its time-out.
 
     permanent: no retry can help. vanished: the function ran in a process of its own, which ended without a result.
-    traceback: the end of the error's traceback; None where there is none.
+    traceback: the end of the error's traceback; None where there is none. retry_after_seconds: the delay for which the
+    function asked, instead of that of the retry policy; None: it did not ask.
     """
 
     error: str
     permanent: bool = False
     vanished: bool = False
     traceback: str | None = None
+    retry_after_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,9 @@ Outcome = Finished | Errored | Lost | Interrupted | Superseded
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Publish the successor (the hand-over to the next stage, or completed), then acknowledge."""
+    """Publish the successor (the hand-over to the next stage, or completed) with this output, then acknowledge."""
+
+    output: msgspec.Raw = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +101,8 @@ def max_attempts(backoff_seconds: tuple[float, ...]) -> int:
 def settle(outcome: Outcome, stage: str, attempt: int, backoff_seconds: tuple[float, ...]) -> Settlement:
     """Return the settlement of a delivery. `attempt` starts at 1; `backoff_seconds` has one delay per retry."""
     match outcome:
-        case Finished():
-            return Advance()
+        case Finished(output=output):
+            return Advance(output)
         case Interrupted():
             return HandBack()
         case Superseded():
@@ -103,10 +113,10 @@ def settle(outcome: Outcome, stage: str, attempt: int, backoff_seconds: tuple[fl
             if reported:
                 return GiveUp(f"The stage {stage} failed on attempt {attempt}; its retry policy now allows {attempts}.")
             return GiveUp(f"The stage {stage} failed: worker lost ({attempts}, the last one reported no result).")
-        case Errored(error=error, permanent=permanent, traceback=traceback):
+        case Errored(error=error, permanent=permanent, traceback=traceback, retry_after_seconds=asked):
             allowed = max_attempts(backoff_seconds)
             if permanent:
                 return GiveUp(f"The stage {stage} failed permanently on attempt {attempt}: {error}", traceback)
             if attempt < allowed:
-                return Retry(error, backoff_seconds[attempt - 1], traceback)
+                return Retry(error, backoff_seconds[attempt - 1] if asked is None else asked, traceback)
             return GiveUp(f"The stage {stage} failed on attempt {attempt} of {allowed}: {error}", traceback)

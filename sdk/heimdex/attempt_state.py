@@ -1,5 +1,9 @@
 """What the worker knows of one attempt. Authors of stages see it through the context only."""
 
+import msgspec
+
+from heimdex_contracts.messages import NOTHING, StageRun
+
 
 class AttemptState:
     """What the worker knows of one attempt: its job, the progress that the stage reported, whether it is over.
@@ -17,6 +21,8 @@ class AttemptState:
         expected_seconds: float,
         mock_time_scale: float,
         fail_at_stage: str | None = None,
+        params: msgspec.Raw = NOTHING,
+        finished: tuple[StageRun, ...] = (),
     ) -> None:
         self.job_id = job_id
         self.job_type = job_type
@@ -25,6 +31,9 @@ class AttemptState:
         self.expected_seconds = expected_seconds
         self.mock_time_scale = mock_time_scale
         self.fail_at_stage = fail_at_stage
+        #: The job's params and the stages before this one with their outputs, as in the job's messages.
+        self.params = params
+        self.finished = finished
         self.reported = False
         self.interrupted = False
         self._fraction = 0.0

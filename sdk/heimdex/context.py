@@ -3,7 +3,7 @@
 import math
 import os
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, SupportsFloat
 
 from heimdex.attempt_state import AttemptState
@@ -162,6 +162,3 @@ def _finite(fraction: SupportsFloat) -> float:
     if not math.isfinite(value):
         raise ValueError("ctx.report takes a number from 0 to 1, not nan or an infinity")
     return value
-
-
-StageFunction = Callable[[Context], Awaitable[Any] | Any]

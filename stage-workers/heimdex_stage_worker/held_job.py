@@ -4,22 +4,22 @@ import time
 
 from heimdex_contracts import messages
 from heimdex_contracts.messages import Due
-from heimdex_contracts.pipelines import Pipeline
 from heimdex_contracts.runtime.jetstream.delivery import Delivery
 from heimdex_stage_worker.claims import Begun
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
 from heimdex_stage_worker.progress import Reporter
+from heimdex_stage_worker.served_stage import ServedStage
 from heimdex_stage_worker.transitions import Ended
 
 
 class HeldJob:
     """A delivery with its hand-over and the attempt that it starts."""
 
-    def __init__(self, delivery: Delivery, due: Due, pipeline: Pipeline) -> None:
+    def __init__(self, delivery: Delivery, due: Due, served: ServedStage) -> None:
         self.delivery = delivery
         self.due = due
-        self.pipeline = pipeline
+        self.served = served
         self.sequence = delivery.metadata.sequence
         #: The progress of earlier attempts, which callers may already have seen, in percent of the job.
         self.reported_progress = due.progress

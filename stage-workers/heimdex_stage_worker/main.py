@@ -5,12 +5,14 @@ import signal
 import sys
 from typing import Final, NoReturn
 
+from heimdex import code
+from heimdex.binding import BoundFunction
 from heimdex_contracts import pipelines
 from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime import process, settings
 from heimdex_contracts.runtime.process import Process
 from heimdex_contracts.runtime.settings import Settings
-from heimdex_stage_worker.execution.loading import load_stage
 from heimdex_stage_worker.worker import StageWorker
 
 USAGE = """usage: heimdex-stage-worker STAGE     run the worker of this stage
@@ -41,7 +43,7 @@ def main() -> None:
         known = pipelines.load(values.pipelines)
         if stage not in known.stage_names:
             raise SettingsError(f"There is no stage {stage!r}; the stages are {', '.join(known.stage_names)}.")
-        load_stage(known.stages_named(stage)[0][1].code)
+        functions_of(known, stage)
         return values
 
     if stage == "--list":
@@ -49,10 +51,15 @@ def main() -> None:
 
     async def serve(running: Process) -> None:
         known = pipelines.load(running.settings.pipelines)
-        await StageWorker(running, known, stage, load_stage(known.stages_named(stage)[0][1].code)).serve()
+        await StageWorker(running, known, stage, functions_of(known, stage)).serve()
 
     sys.setswitchinterval(TURN_SECONDS)
     process.run(f"heimdex-{stage}", read_settings, serve, capture_output=True)
+
+
+def functions_of(known: Pipelines, stage: str) -> dict[str, BoundFunction]:
+    """Return the function of the stage of this name in each job type that has one, by type. Raises SettingsError."""
+    return {pipeline.type: code.load(pipeline, declared) for pipeline, declared in known.stages_named(stage)}
 
 
 def list_stages() -> NoReturn:
@@ -69,12 +76,14 @@ def list_stages() -> NoReturn:
         except SettingsError as error:
             process.exit_unusable(error)
         print("\n".join(known.stage_names), file=listed)
-    code = 0
+    problems: dict[str, None] = {}
     for stage in known.stage_names:
-        try:
-            load_stage(known.stages_named(stage)[0][1].code)
-        except SettingsError as error:
-            print(f"The stage {stage!r} cannot run. {error}", file=sys.stderr)
-            code = process.EXIT_UNUSABLE_SETTINGS
+        for pipeline, declared in known.stages_named(stage):
+            try:
+                code.load(pipeline, declared)
+            except SettingsError as error:
+                problems[f"The stage {stage!r} cannot run. {error}"] = None  # several types may share the code
+    for problem in problems:
+        print(problem, file=sys.stderr)
     sys.stderr.flush()
-    os._exit(code)  # also if an imported module started threads
+    os._exit(process.EXIT_UNUSABLE_SETTINGS if problems else 0)  # also if an imported module started threads

@@ -8,7 +8,7 @@ import msgspec
 
 from heimdex_contracts import messages, routes, tracing
 from heimdex_contracts.job_spec import spec_of
-from heimdex_contracts.messages import Completed, Due, Failed, Follows, JobMessage, StageRun
+from heimdex_contracts.messages import NOTHING, Completed, Due, Failed, Follows, JobMessage, StageRun
 from heimdex_contracts.pipelines import Pipeline
 
 
@@ -41,17 +41,20 @@ def _common(due: Due, held: Ended) -> dict[str, Any]:
     }
 
 
-def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Completed:
+def completed_or_next(due: Due, pipeline: Pipeline, held: Ended, output: msgspec.Raw = NOTHING) -> Due | Completed:
     """Return the successor of a stage that succeeded: the hand-over to the next stage, or the completed job.
 
+    output: what the stage returned. That of the last stage is in the result only, the others are in `finished`.
     The message's own route names the next stage. A message without one, of an earlier release, follows `pipeline`, and
     its first hand-over writes that route.
     """
     common = _common(due, held)
     route = common["route"] = routes.route_of(due, pipeline)
-    run = StageRun(due.stage, held.attempt, held.started_at, common["at"], round(time.monotonic() - held.began, 6))
-    common["finished"] = (*due.finished, run)
     following = routes.stage_after(route, due.stage)
+    seconds = round(time.monotonic() - held.began, 6)
+    handed_over = NOTHING if following is None else output
+    run = StageRun(due.stage, held.attempt, held.started_at, common["at"], seconds, handed_over)
+    common["finished"] = (*due.finished, run)
     if following is not None:
         common["progress"] = max(due.progress, routes.progress_along(route, pipeline, following))
         return Due(**common, stage=following, reason="handed_over", started=True)
@@ -65,7 +68,7 @@ def completed_or_next(due: Due, pipeline: Pipeline, held: Ended) -> Due | Comple
             # The elapsed time is by the wall clocks of two machines, which may differ. It is at least the stages'
             # durations.
             "total_duration_seconds": round(max(elapsed, worked), 6),
-            "output": None,
+            "output": output or None,
         }
     )
     common["progress"] = 100

@@ -6,19 +6,20 @@ between, the message is redelivered, its next worker finds that the job has a su
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
 from heimdex.attempt_state import AttemptState
-from heimdex.context import StageFunction
+from heimdex.binding import BoundFunction
 from heimdex_contracts import messages, settlement, streams, subjects, tracing
 from heimdex_contracts.errors import BrokerUnavailable, LeaderBehind, Superseded, UnusableMessage
+from heimdex_contracts.exception_text import describe
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import Due
-from heimdex_contracts.pipelines import Pipeline, Pipelines
+from heimdex_contracts.pipelines import Pipelines
 from heimdex_contracts.runtime import micro
 from heimdex_contracts.runtime.jetstream import installations
 from heimdex_contracts.runtime.jetstream.connection import JetStreamError
@@ -43,6 +44,7 @@ from heimdex_stage_worker.execution.subprocess_attempt import MAX_AT_ONCE, Isola
 from heimdex_stage_worker.execution.threads import Threads
 from heimdex_stage_worker.held_job import HeldJob
 from heimdex_stage_worker.progress import Reporter
+from heimdex_stage_worker.served_stage import ServedStage
 from heimdex_stage_worker.transitions import completed_or_next, failed, handed_back
 from heimdex_stage_worker.unknown_work import UnknownWork
 
@@ -64,14 +66,14 @@ BEHIND_DELAY_SECONDS: Final = 1.0
 
 
 class StageWorker:
-    """Runs the jobs that are due at one stage, in one process. `function`: the stage's function."""
+    """Runs the jobs that are due at one stage, in one process. functions: the stage's function, by job type."""
 
-    def __init__(self, process: Process, pipelines: Pipelines, stage: str, function: StageFunction) -> None:
+    def __init__(
+        self, process: Process, pipelines: Pipelines, stage: str, functions: Mapping[str, BoundFunction]
+    ) -> None:
         settings = process.settings
         self._process = process
-        self._pipelines = pipelines
         self._stage = stage
-        self._function = function
         self._broker = process.broker
         self._log = process.log.bind(stage=stage)
         # Jobs submitted before the stage got its name are queued under a former one.
@@ -85,12 +87,16 @@ class StageWorker:
         )
         self._publisher = Publisher(self._broker, self._log, lambda: self._topology.problem_of(subjects.JOBS))
         self._unusable = DeadLetters(self._broker, self._log)
-        #: The job types and the names of their stages that this worker runs.
+        override = settings.retry_backoff_seconds
+        #: The stages that this worker runs, by job type and the name in the job's route, which may be a former one.
         self._served = {
-            (pipeline.type, name)
-            for pipeline in pipelines.by_type.values()
-            for declared in pipeline.stages
-            if declared.name == stage
+            (pipeline.type, name): ServedStage(
+                pipeline,
+                declared,
+                functions[pipeline.type],
+                pipeline.backoff_of(declared.name) if override is None else override,
+            )
+            for pipeline, declared in pipelines.stages_named(stage)
             for name in declared.names
         }
         self._unknown = UnknownWork(self._broker, self._log)
@@ -191,14 +197,14 @@ class StageWorker:
                 error = str(unusable)
                 await self._unusable.store(msg, error)
                 return
-            pipeline = self._pipelines.by_type.get(due.type)
-            if pipeline is None or (due.type, due.stage) not in self._served:
+            served = self._served.get((due.type, due.stage))
+            if served is None:
                 # Before any look at the streams: there may be very many such jobs.
                 error = self._unknown.refuse(msg, due)
                 return
             if msg.key in self._held:
                 return  # redelivered while it runs here: a NATS outage was longer than the ack wait
-            error = await self._run_held(HeldJob(msg, due, pipeline))
+            error = await self._run_held(HeldJob(msg, due, served))
         except LeaderBehind as reason:
             error = str(reason)
         except ClaimTaken as reason:
@@ -212,7 +218,7 @@ class StageWorker:
             self._log.info("left_to_redelivery", subject=msg.subject, message=error)
         except Exception as defect:
             # The message is redelivered after its ack wait; the worker continues with other deliveries.
-            error = failures.describe(defect)
+            error = describe(defect)
             self._log.exception("delivery_broken", message="unexpected error in a delivery", subject=msg.subject)
         finally:
             self._counters.count(time.monotonic_ns() - began, error)
@@ -277,8 +283,8 @@ class StageWorker:
             del self._by_job[held.due.job_id]
 
     async def _outcome_of(self, held: HeldJob) -> Outcome:
-        due, pipeline = held.due, held.pipeline
-        allowed = settlement.max_attempts(self._backoff(pipeline))
+        due, served = held.due, held.served
+        allowed = settlement.max_attempts(served.backoff)
         if (held.redelivered or held.fired) and await self._is_superseded(held):
             return settlement.Superseded()
         begun: Begun | None = None
@@ -295,7 +301,7 @@ class StageWorker:
             return Lost(begun.reported)
         if self._process.stopping.is_set():
             return Interrupted()
-        declared = pipeline.stage(due.stage)
+        declared = served.declared
         state = AttemptState(
             job_id=due.job_id,
             job_type=due.type,
@@ -304,14 +310,17 @@ class StageWorker:
             expected_seconds=declared.expected_seconds,
             mock_time_scale=self._process.settings.mock_time_scale,
             fail_at_stage=due.fail_at_stage,
+            params=due.params,
+            finished=due.finished,
         )
         suspect = begun is not None and is_suspect(begun.vanished, held.attempt, allowed)
         if suspect and due.fail_at_stage != due.stage:
             self._log_of(held).warning("attempt_isolated")
-            held.running = IsolatedAttempt(declared.code, state, declared.timeout_seconds, self._isolated)
+            modules = () if served.function.is_plain else self._process.settings.pipelines
+            held.running = IsolatedAttempt(declared.code, state, declared.timeout_seconds, self._isolated, modules)
         else:
-            held.running = Attempt(self._function, state, declared.timeout_seconds, self._threads, self._log)
-        held.reporter = Reporter(self._broker, due, pipeline, state, held.reported_progress, held.started_at)
+            held.running = Attempt(served.function, state, declared.timeout_seconds, self._threads, self._log)
+        held.reporter = Reporter(self._broker, due, served.pipeline, state, held.reported_progress, held.started_at)
         if begun is not None:
             await self._claim(held, held.reporter, begun)
         held.reporter.start()
@@ -338,10 +347,6 @@ class StageWorker:
             await reporter.mark_begin()
         else:
             held.claim = claim
-
-    def _backoff(self, pipeline: Pipeline) -> tuple[float, ...]:
-        override = self._process.settings.retry_backoff_seconds
-        return pipeline.retry_backoff_seconds if override is None else override
 
     async def _is_superseded(self, held: HeldJob) -> bool:
         """Return whether this message has a successor or its job was canceled. Repeats until NATS answers.
@@ -384,12 +389,12 @@ class StageWorker:
             return False
 
     async def _settle(self, held: HeldJob, outcome: Outcome) -> None:
-        backoff = self._backoff(held.pipeline)
-        decision = settlement.settle(outcome, held.due.stage, held.attempt, backoff)
+        decision = settlement.settle(outcome, held.due.stage, held.attempt, held.served.backoff)
         try:
             match decision:
-                case settlement.Advance():
-                    await self._publish(held, completed_or_next(held.due, held.pipeline, held.ended()))
+                case settlement.Advance(output=output):
+                    successor = completed_or_next(held.due, held.served.pipeline, held.ended(), output)
+                    await self._publish(held, successor)
                     self._log.debug(
                         "stage_finished", job_id=held.due.job_id, stage=held.due.stage, attempt=held.attempt
                     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from heimdex_contracts import routes
 from heimdex_contracts.messages import (
@@ -39,6 +40,16 @@ def due(job_id: str = "", **fields: Any) -> Due:
     """Return the message of a submitted job that is due at its first stage; `fields` override its fields."""
     common = {"job_id": job_id or new_id(), "type": "mock_process", "step": 0, "created_at": START, "at": START}
     return Due(**{**common, "stage": "extracting", "reason": "submitted", **fields})
+
+
+def json_text(length: int) -> Raw:
+    """Return a JSON string of this many bytes."""
+    return Raw(b'"' + b"x" * (length - 2) + b'"')
+
+
+def stage_run(stage: str, output: Raw = NOTHING) -> StageRun:
+    """Return a stage that succeeded in its first attempt with this output."""
+    return StageRun(stage, 1, START, START, 1.0, output)
 
 
 class Writer:

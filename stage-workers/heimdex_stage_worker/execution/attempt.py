@@ -12,14 +12,15 @@ from typing import Any, Final, NamedTuple
 
 from heimdex import Context, StageInterrupted
 from heimdex.attempt_state import AttemptState
-from heimdex.context import StageFunction
+from heimdex.binding import ArgumentRefused, BoundFunction
+from heimdex_contracts.exception_text import describe, text_of
+from heimdex_contracts.outputs import OutputRefused
 from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.commands import Commands
 from heimdex_stage_worker.execution.current_attempt import CURRENT
-from heimdex_stage_worker.execution.loading import is_async
 from heimdex_stage_worker.execution.threads import Threads
 
 #: The time that a cancelled function has to clean up.
@@ -30,7 +31,7 @@ _LAZY: Final = (map, filter)
 
 
 class Returned(NamedTuple):
-    """What a blocking function returned. An error of it is an Errored instead."""
+    """An awaitable that a blocking function returned. Anything else that ends it is an Outcome instead."""
 
     value: Any
 
@@ -44,7 +45,7 @@ class Attempt:
 
     def __init__(
         self,
-        function: StageFunction,
+        function: BoundFunction,
         state: AttemptState,
         timeout_seconds: float | None,
         threads: Threads,
@@ -58,7 +59,7 @@ class Attempt:
         self._threads = threads
         self._ended_by: Outcome | None = None
         self._task: asyncio.Task[Outcome] | None = None
-        self._blocking: Future[Returned | Errored] | None = None
+        self._blocking: Future[Returned | Outcome] | None = None
         #: The identifier of the thread that runs the blocking function.
         self._thread: int | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -129,41 +130,45 @@ class Attempt:
         pid = os.getpid()
         with logs.bound(job_id=state.job_id, stage=state.stage, attempt=state.attempt):
             try:
-                if is_async(self._function):
+                if self._function.is_async:
                     self._called(time.monotonic())
-                    result = await self._function(self._ctx)
+                    arguments = self._function.arguments(self._ctx, state)
+                    result = await self._function.function(*arguments.positional, **arguments.keywords)
                     forks.end_if_forked(pid)
                 else:
                     loop = asyncio.get_running_loop()
                     self._blocking = self._threads.submit(partial(self._call_blocking, loop))
                     outcome = await asyncio.wrap_future(self._blocking)
-                    if isinstance(outcome, Errored):
+                    if not isinstance(outcome, Returned):
                         return outcome
-                    result = outcome.value
-                    if inspect.isawaitable(result):
-                        result = await result
-                return _outcome_of(result)
+                    result = await outcome.value
+                return self._outcome_of(result)
             except BaseException as error:
                 forks.end_if_forked(pid, error)
                 if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
                     raise
                 return _failure(error)
 
-    def _call_blocking(self, loop: asyncio.AbstractEventLoop) -> Returned | Errored:
+    def _call_blocking(self, loop: asyncio.AbstractEventLoop) -> Returned | Outcome:
         """Call the function. Runs in a thread of its own."""
         self._thread = threading.get_ident()
         if self._timeout is not None:
             loop.call_soon_threadsafe(self._called, time.monotonic())
         pid = os.getpid()
         try:
-            value = self._function(self._ctx)
+            arguments = self._function.arguments(self._ctx, self._state)
+            value = self._function.function(*arguments.positional, **arguments.keywords)
+            forks.end_if_forked(pid)
+            return Returned(value) if inspect.isawaitable(value) else self._outcome_of(value)
         except BaseException as error:
             forks.end_if_forked(pid, error)
             # Nothing else may reach the future: asyncio would stop the loop for a SystemExit, and futures do not take
             # a StopIteration. An error's own __str__ takes its time here and not on the event loop.
             return _failure(error)
-        forks.end_if_forked(pid)
-        return Returned(value)
+
+    def _outcome_of(self, result: Any) -> Outcome:
+        """Return the outcome of the function's call, which returned this."""
+        return _lazy(result) or Finished(self._function.encoded(result, self._state))
 
     def _called(self, at: float) -> None:
         """Start the time-out at the function's call. `at`: the time of the call by `time.monotonic`."""
@@ -201,23 +206,23 @@ def _failure(error: BaseException) -> Errored:
     """Return the outcome of an attempt whose function raised this."""
     traceback = failures.traceback_of(error, __file__)
     kind = type(error)
+    if issubclass(kind, ArgumentRefused | OutputRefused):
+        return Errored(text_of(error))  # its text says it all
     if issubclass(kind, StageInterrupted):
         return Errored("the stage raised StageInterrupted although nobody interrupted it", traceback=traceback)
     if issubclass(kind, asyncio.CancelledError):
         return Errored("the stage cancelled itself", traceback=traceback)
     if issubclass(kind, SystemExit | KeyboardInterrupt):
-        return Errored(f"the stage tried to end its worker: {failures.describe(error)}", traceback=traceback)
+        return Errored(f"the stage tried to end its worker: {describe(error)}", traceback=traceback)
     if issubclass(kind, StopIteration):
-        return Errored(
-            f"the stage raised {failures.describe(error)}: next() on an exhausted iterator", traceback=traceback
-        )
+        return Errored(f"the stage raised {describe(error)}: next() on an exhausted iterator", traceback=traceback)
     return failures.errored(error, __file__)
 
 
-def _outcome_of(result: Any) -> Outcome:
-    """Return the outcome of an attempt whose function returned this."""
+def _lazy(result: Any) -> Errored | None:
+    """Return the error of an attempt whose function returned code that has not run; None for any other result."""
     if result is None:
-        return Finished()
+        return None
     if inspect.isgenerator(result):
         kind = "a generator"
     elif inspect.isasyncgen(result):
@@ -227,7 +232,7 @@ def _outcome_of(result: Any) -> Outcome:
     elif inspect.isawaitable(result):
         kind = "an awaitable that nobody awaits"
     else:
-        return Finished()
+        return None
     end = getattr(result, "close", None) or getattr(result, "cancel", None)
     if end is not None:
         # Python warns of a coroutine that was never awaited, and a task would run on.

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, TracebackType
 from typing import Any, Final
 
-from heimdex import PermanentError
+from heimdex import PermanentError, RetryAfter
+from heimdex_contracts.exception_text import MAX_LENGTH, MAX_NAME_LENGTH, clean, describe, name_of, text_of
+from heimdex_contracts.pipelines import MAX_SECONDS
 from heimdex_contracts.settlement import Errored
 
-#: Longer error texts are truncated to this many characters: they are for people.
-MAX_ERROR_LENGTH: Final = 2000
 #: The maximum size of a traceback, in bytes of UTF-8. Of a longer one, the end is kept.
 MAX_TRACEBACK_BYTES: Final = 4096
 #: The first line of a traceback whose beginning was cut.
@@ -26,7 +26,6 @@ CUT: Final = "[the beginning of this traceback was cut]\n"
 #: What one exception, one line or one name may take of a traceback, so that a long text leaves room for the frames.
 _MAX_TEXT_LENGTH: Final = 1000
 _MAX_LINE_LENGTH: Final = 300
-_MAX_NAME_LENGTH: Final = 200
 #: The innermost frames that are shown of each exception. More do not fit into a traceback of 4 KiB.
 _MAX_FRAMES: Final = 60
 #: The exceptions of a chain or a group that are shown, and the depth of groups in groups.
@@ -36,7 +35,7 @@ _MAX_DEPTH: Final = 5
 _MAX_SUSPENDED: Final = 1000
 #: The exceptions that one traceback shows.
 _MAX_SHOWN: Final = 100
-#: The exceptions of groups among which a PermanentError is looked for.
+#: The exceptions of groups among which a PermanentError or a RetryAfter is looked for.
 _MAX_LEAVES: Final = 10_000
 
 _CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
@@ -53,33 +52,22 @@ def errored(error: BaseException, own: str = "") -> Errored:
     """
     leaves = list(itertools.islice(_leaves(error), _MAX_LEAVES))
     permanent = next((leaf for leaf in leaves if issubclass(type(leaf), PermanentError)), None)
+    asked = [seconds for leaf in leaves if (seconds := _seconds_of(leaf)) is not None]
     if permanent is not None:
         sentence = text_of(permanent) or name_of(permanent)
     elif len(leaves) == 1 and leaves[0] is error:
-        sentence = describe(error)
+        sentence = text_of(error) if asked else describe(error)
     else:
         count = "1 error" if len(leaves) == 1 else f"{len(leaves)} errors"
-        shown = "; ".join(describe(leaf, _MAX_NAME_LENGTH) for leaf in leaves[:_MAX_EXCEPTIONS])
+        shown = "; ".join(describe(leaf, MAX_NAME_LENGTH) for leaf in leaves[:_MAX_EXCEPTIONS])
         sentence = f"{count}: {shown}{'; ...' if len(leaves) > _MAX_EXCEPTIONS else ''}"
-    return Errored(sentence[:MAX_ERROR_LENGTH], permanent is not None, traceback=traceback_of(error, own))
-
-
-def describe(error: BaseException, length: int = MAX_ERROR_LENGTH) -> str:
-    """Return the name of the exception's class and its text, at most `length` characters of it. Never raises."""
-    return f"{name_of(error)}: {text_of(error, length)}".rstrip(": ")
-
-
-def name_of(error: BaseException) -> str:
-    """Return the name of the exception's class, whatever its metaclass says. Never raises."""
-    return _clean(type.__dict__["__name__"].__get__(type(error)), _MAX_NAME_LENGTH)
-
-
-def text_of(error: BaseException, length: int = MAX_ERROR_LENGTH) -> str:
-    """Return the text of the exception: at most `length` characters that can be stored. Never raises."""
-    try:
-        return _clean(str(error), length)
-    except BaseException:  # an exception's own __str__ may raise anything
-        return "the text of this error is not available"
+    return Errored(
+        sentence[:MAX_LENGTH],
+        permanent is not None,
+        traceback=traceback_of(error, own),
+        # Of several, every one asked for a delay at least as long as its own.
+        retry_after_seconds=max(asked) if asked and permanent is None else None,
+    )
 
 
 def traceback_of(error: BaseException, own: str = "") -> str | None:
@@ -142,6 +130,17 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             stack.pop()
 
 
+def _seconds_of(error: BaseException) -> float | None:
+    """Return the delay of a RetryAfter; None for any other exception, and for one whose class changed the delay."""
+    if not issubclass(type(error), RetryAfter):
+        return None
+    try:
+        seconds: Any = error.seconds  # type: ignore[attr-defined]
+    except BaseException:  # a subclass may have any attributes
+        return None
+    return seconds if type(seconds) is float and 0 <= seconds <= MAX_SECONDS else None
+
+
 def _members(group: BaseException) -> tuple[BaseException, ...]:
     members: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)  # whatever a subclass says
     return members
@@ -196,11 +195,11 @@ def _one(error: BaseException, own: str, depth: int, budget: Iterator[int]) -> I
 
 
 def _qualified_name(error: BaseException) -> str:
-    name = _clean(type.__dict__["__qualname__"].__get__(type(error)), _MAX_NAME_LENGTH)
+    name = clean(type.__dict__["__qualname__"].__get__(type(error)), MAX_NAME_LENGTH)
     module = type.__dict__["__dict__"].__get__(type(error)).get("__module__", "")
     if not issubclass(type(module), str) or module in {"", "builtins", "__main__"}:
         return name
-    return f"{_clean(module, _MAX_NAME_LENGTH)}.{name}"
+    return f"{clean(module, MAX_NAME_LENGTH)}.{name}"
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -208,7 +207,7 @@ def _notes(error: BaseException) -> list[str]:
         notes = error.__notes__
         if not issubclass(type(notes), list | tuple):
             return []
-        return [_clean(str(note), _MAX_TEXT_LENGTH) for note in notes[:_MAX_EXCEPTIONS]]
+        return [clean(str(note), _MAX_TEXT_LENGTH) for note in notes[:_MAX_EXCEPTIONS]]
     except BaseException:  # an exception without notes, or one whose notes raise
         return []
 
@@ -229,17 +228,10 @@ def _frames(frames: Frames) -> Iterator[str]:
         summary = traceback.StackSummary.extract(iter(frames), limit=-_MAX_FRAMES)
         lines = summary.format()
     except Exception as reason:  # a __loader__ may raise when it is asked for its source
-        lines = [f"  [the frames cannot be shown: {describe(reason, _MAX_NAME_LENGTH)}]\n"]
+        lines = [f"  [the frames cannot be shown: {describe(reason, MAX_NAME_LENGTH)}]\n"]
     for entry in lines:
         for line in entry.splitlines():
-            yield _clean(line, _MAX_LINE_LENGTH) + "\n"
-
-
-def _clean(text: str, length: int) -> str:
-    """Return at most `length` characters of the text, without what Postgres or UTF-8 do not take."""
-    # A subclass of str may have methods of its own.
-    cut = str.__getitem__(text, slice(0, length))
-    return str.__str__(cut).encode(errors="replace").decode().replace("\x00", "�")
+            yield clean(line, _MAX_LINE_LENGTH) + "\n"
 
 
 def _end_of(text: str) -> str:

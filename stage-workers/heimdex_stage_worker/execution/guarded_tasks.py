@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from heimdex.attempt_state import AttemptState
-from heimdex_stage_worker.execution import failures
+from heimdex_contracts.exception_text import describe
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.current_attempt import CURRENT
 
@@ -66,4 +66,4 @@ class GuardedCoroutine(Coroutine[Any, Any, Any]):
             return step(*arguments)
         except (SystemExit, KeyboardInterrupt) as error:
             self._attempt.fail(error)
-            raise RuntimeError(f"the stage tried to end its worker: {failures.describe(error)}") from error
+            raise RuntimeError(f"the stage tried to end its worker: {describe(error)}") from error

@@ -11,11 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
 from heimdex.attempt_state import AttemptState
+from heimdex_contracts.messages import NOTHING, StageRun
+from heimdex_contracts.pipelines import MAX_SECONDS
 from heimdex_contracts.runtime import logs
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 
@@ -34,8 +36,12 @@ PIPE_BYTES: Final = 1 << 20
 START_FOLDER: Final = os.getcwd()
 
 
-class Work(msgspec.Struct, frozen=True):
-    """The process's input: one line of JSON on its standard input."""
+class Work(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The process's input: one line of JSON on its standard input.
+
+    modules: those of the pipelines, from which the process reads what the function takes and returns; empty where it
+    takes the context only. params, finished: as in the job's messages.
+    """
 
     code: str
     job_id: str
@@ -45,13 +51,16 @@ class Work(msgspec.Struct, frozen=True):
     expected_seconds: float
     mock_time_scale: float
     timeout_seconds: float | None = None
+    modules: tuple[str, ...] = ()
+    params: msgspec.Raw = NOTHING
+    finished: tuple[StageRun, ...] = ()
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """A report of the process, as a line of JSON.
 
-    began: the function is being called. fraction: the stage's progress, 0 to 1. ended: the function has ended; `error`,
-    `permanent` and `traceback` are its outcome.
+    began: the function is being called. fraction: the stage's progress, 0 to 1. ended: the function has ended; the
+    other fields are its outcome, as in Finished and Errored.
     """
 
     began: bool = False
@@ -60,6 +69,8 @@ class Report(msgspec.Struct, frozen=True):
     error: str | None = None
     permanent: bool = False
     traceback: str | None = None
+    retry_after_seconds: Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)] | None = None
+    output: msgspec.Raw = NOTHING
 
 
 _report: Final = msgspec.json.Decoder(Report)
@@ -102,9 +113,20 @@ class Reports:
 
 
 class IsolatedAttempt:
-    """Like `attempt.Attempt`, but in a process of its own. `slots` limits the number of such processes."""
+    """Like `attempt.Attempt`, but in a process of its own. `slots` limits the number of such processes.
 
-    def __init__(self, code: str, state: AttemptState, timeout_seconds: float | None, slots: asyncio.Semaphore) -> None:
+    modules: as in Work.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        state: AttemptState,
+        timeout_seconds: float | None,
+        slots: asyncio.Semaphore,
+        modules: tuple[str, ...] = (),
+    ) -> None:
+        self._modules = modules
         self._code = code
         self._state = state
         self._timeout = timeout_seconds
@@ -168,7 +190,9 @@ class IsolatedAttempt:
                 self._limit(START_SECONDS + self._timeout)
             assert process.stdin is not None  # noqa: S101  # it is a pipe, see above
             with contextlib.suppress(ConnectionError):
-                process.stdin.write(msgspec.json.encode(self._work()) + b"\n")
+                # A line: a process that a stage has forked may keep this pipe open. JSON that came with the job may
+                # contain line feeds, though only between its tokens.
+                process.stdin.write(msgspec.json.encode(self._work()).replace(b"\n", b" ") + b"\n")
                 process.stdin.close()
             # Do not wait for the end of the pipe: a child of the stage that is still alive may keep it open.
             code = await process.wait()
@@ -184,7 +208,11 @@ class IsolatedAttempt:
                 f"worker lost: the process of this attempt ended without a result ({_cause(code)})", vanished=True
             )
         last = self._last
-        return Finished() if last.error is None else Errored(last.error, last.permanent, traceback=last.traceback)
+        if last.error is None:
+            return Finished(last.output or NOTHING)
+        return Errored(
+            last.error, last.permanent, traceback=last.traceback, retry_after_seconds=last.retry_after_seconds
+        )
 
     def _on_report(self, report: Report) -> None:
         self._last = report
@@ -210,6 +238,9 @@ class IsolatedAttempt:
             expected_seconds=state.expected_seconds,
             mock_time_scale=state.mock_time_scale,
             timeout_seconds=self._timeout,
+            modules=self._modules,
+            params=state.params,
+            finished=state.finished,
         )
 
     def _end(self, outcome: Outcome) -> None:
@@ -245,6 +276,6 @@ def encode_report(report: Report) -> bytes:
     return msgspec.json.encode(report) + b"\n"
 
 
-def decode_work(line: bytes) -> Any:
+def decode_work(line: bytes) -> Work:
     """Decode the process's input. Raises msgspec.MsgspecError when it is malformed."""
     return msgspec.json.decode(line, type=Work)

@@ -11,15 +11,18 @@ import signal
 import sys
 from typing import Final
 
+from heimdex import code
 from heimdex.attempt_state import AttemptState
+from heimdex.binding import BoundFunction
+from heimdex_contracts import pipelines
+from heimdex_contracts.messages import NOTHING
 from heimdex_contracts.runtime import forks, logs
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.runtime.run_to_end import run_to_end
-from heimdex_contracts.settlement import Errored, Outcome
+from heimdex_contracts.settlement import Errored, Finished, Outcome
 from heimdex_stage_worker.execution import failures
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.guarded_tasks import create_task
-from heimdex_stage_worker.execution.loading import load_stage
 from heimdex_stage_worker.execution.subprocess_attempt import Report, Work, decode_work, encode_report
 from heimdex_stage_worker.execution.threads import Threads
 
@@ -42,6 +45,8 @@ async def run(work: Work, reports: int, log: Logger, running: list[Attempt]) -> 
         attempt=work.attempt,
         expected_seconds=work.expected_seconds,
         mock_time_scale=work.mock_time_scale,
+        params=work.params,
+        finished=work.finished,
     )
 
     async def report_progress() -> None:
@@ -50,7 +55,7 @@ async def run(work: Work, reports: int, log: Logger, running: list[Attempt]) -> 
             if state.reported:
                 os.write(reports, encode_report(Report(fraction=state.fraction)))
 
-    function = load_stage(work.code)
+    function = _function_of(work)
     os.write(reports, encode_report(Report(began=True)))
     reporting = asyncio.create_task(report_progress())
     attempt = Attempt(function, state, work.timeout_seconds, Threads(work.stage), log)
@@ -62,10 +67,23 @@ async def run(work: Work, reports: int, log: Logger, running: list[Attempt]) -> 
     os._exit(0)  # a task may ignore its cancellation
 
 
+def _function_of(work: Work) -> BoundFunction:
+    if not work.modules:
+        return BoundFunction(code.imported(work.code))
+    pipeline = pipelines.load(work.modules).by_type[work.job_type]
+    return code.load(pipeline, pipeline.stage(work.stage))
+
+
 def _report_of(outcome: Outcome) -> Report:
     if isinstance(outcome, Errored):
-        return Report(ended=True, error=outcome.error, permanent=outcome.permanent, traceback=outcome.traceback)
-    return Report(ended=True)
+        return Report(
+            ended=True,
+            error=outcome.error,
+            permanent=outcome.permanent,
+            traceback=outcome.traceback,
+            retry_after_seconds=outcome.retry_after_seconds,
+        )
+    return Report(ended=True, output=outcome.output if isinstance(outcome, Finished) else NOTHING)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import pytest
 
 from heimdex import Context
+from heimdex.binding import BoundFunction
 from heimdex_contracts import pipelines, subjects
 from heimdex_contracts.runtime.jetstream.connection import ApiError, Broker, JetStreamError, Stored
 from heimdex_contracts.runtime.jetstream.delivery import Holder
@@ -32,7 +33,7 @@ async def test_an_error_of_jetstream_while_the_worker_stops_is_no_attempt(
     (again,) = await take(holder, "extracting")
     known = pipelines.load(["heimdex_contracts.mock_process"])
     process = Process(Settings(retry_backoff_seconds=()), "test", cast("Any", journal), ready)
-    worker = StageWorker(process, known, "extracting", _never)
+    worker = StageWorker(process, known, "extracting", {job.type: BoundFunction(_never)})
     process.stopping.set()
 
     async def without_a_leader(*_: Any) -> Stored | None:
@@ -40,7 +41,7 @@ async def test_an_error_of_jetstream_while_the_worker_stops_is_no_attempt(
 
     monkeypatch.setattr(Publisher, "newest", without_a_leader)
     with pytest.raises(JetStreamError):
-        await worker._run_held(HeldJob(again, job, known.by_type[job.type]))
+        await worker._run_held(HeldJob(again, job, worker._served[job.type, "extracting"]))
     last = await ready.last_message(subjects.JOBS, "heimdex.jobs.*.*")
     assert last is not None
     assert last.subject.startswith("heimdex.jobs.extracting.")

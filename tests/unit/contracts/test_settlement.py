@@ -1,6 +1,7 @@
 """Every way in which a delivery can end."""
 
 import pytest
+from msgspec import Raw
 
 from heimdex_contracts.settlement import (
     Advance,
@@ -66,3 +67,19 @@ def test_settle_fails_with_worker_lost_and_the_stage_when_no_attempt_reported(ba
 
 def test_max_attempts_counts_the_first_one_too() -> None:
     assert (max_attempts(()), max_attempts(BACKOFF)) == (1, 4)
+
+
+def test_a_requested_delay_replaces_that_of_the_policy_and_allows_no_further_attempt() -> None:
+    asked = Errored("busy", retry_after_seconds=30.0)
+    assert settle(asked, "analyzing", 1, BACKOFF) == Retry("busy", 30.0)
+    assert settle(Errored("busy", retry_after_seconds=0.0), "analyzing", 2, BACKOFF) == Retry("busy", 0.0)
+    assert settle(asked, "analyzing", 4, BACKOFF) == GiveUp("The stage analyzing failed on attempt 4 of 4: busy")
+    permanent = Errored("no", permanent=True, retry_after_seconds=30.0)
+    assert settle(permanent, "analyzing", 1, BACKOFF) == GiveUp(
+        "The stage analyzing failed permanently on attempt 1: no"
+    )
+
+
+def test_settle_advances_with_the_output() -> None:
+    output = Raw(b"[1]")
+    assert settle(Finished(output), "analyzing", 1, BACKOFF) == Advance(output)

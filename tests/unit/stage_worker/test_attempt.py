@@ -9,16 +9,19 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import pytest
 
-from heimdex import Context, PermanentError, StageInterrupted
+from heimdex import Context, PermanentError, Pipeline, Stage, StageInterrupted
 from heimdex.attempt_state import AttemptState
+from heimdex.binding import BoundFunction, bind
+from heimdex_contracts.exception_text import MAX_LENGTH
 from heimdex_contracts.runtime.output.running import ATTEMPT
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.current_attempt import CURRENT
-from heimdex_stage_worker.execution.failures import MAX_ERROR_LENGTH
 from heimdex_stage_worker.execution.threads import Threads
+from tests.support.histories import json_text, stage_run
 from tests.support.pipelines.isolatable import ODD, OddError
 from tests.support.waiting import eventually
 
@@ -43,7 +46,7 @@ def attempt() -> MakeAttempt:
     threads = Threads("painting")
 
     def make(function: Any, timeout: float | None = None, state: AttemptState | None = None) -> Attempt:
-        return Attempt(function, state or context(), timeout, threads)
+        return Attempt(BoundFunction(function), state or context(), timeout, threads)
 
     return make
 
@@ -59,8 +62,7 @@ async def error_of(attempt: Attempt) -> tuple[str, bool]:
     return outcome.error, outcome.permanent
 
 
-async def finishing(_: Context) -> str:
-    return "ignored"
+async def finishing(_: Context) -> None: ...
 
 
 async def endless(_: Context) -> None:
@@ -113,7 +115,7 @@ class AsyncCallable:
     ids=["async", "sync", "sync with a value", "sync that returns an awaitable", "partial", "callable object"],
 )
 async def test_an_attempt_is_finished_when_the_function_returns(attempt: MakeAttempt, function: Any) -> None:
-    assert await ended(attempt(function)) == Finished()
+    assert isinstance(await ended(attempt(function)), Finished)
 
 
 async def test_a_blocking_function_runs_beside_the_event_loop(attempt: MakeAttempt) -> None:
@@ -164,7 +166,7 @@ async def test_an_errors_text_can_be_stored_whatever_it_contains(attempt: MakeAt
     except UnicodeEncodeError as error:
         pytest.fail(f"it is no UTF-8: {error}", pytrace=False)  # nor could this test's report be sent anywhere
     assert b"\x00" not in text
-    assert len(outcome.error) <= MAX_ERROR_LENGTH + 100
+    assert len(outcome.error) <= MAX_LENGTH + 100
 
 
 @pytest.mark.parametrize("reason", [RuntimeError("not telling"), OddError("not telling")], ids=["error", "odd error"])
@@ -195,7 +197,7 @@ def test_no_exception_of_a_stage_hangs_its_job_or_ends_its_worker(
     function = (in_async, in_sync, lambda ctx: in_async(ctx))[kind]
 
     async def run() -> Outcome:
-        outcome = await ended(Attempt(function, context(), None, Threads("painting")))
+        outcome = await ended(Attempt(BoundFunction(function), context(), None, Threads("painting")))
         await asyncio.sleep(0)  # the loop goes on
         return outcome
 
@@ -245,7 +247,7 @@ async def test_a_time_out_counts_from_the_moment_the_function_is_called() -> Non
             return super().submit(late)
 
     go, timeout = threading.Event(), 2.0
-    running = asyncio.create_task(ended(Attempt(lambda ctx: None, context(), timeout, Late("painting"))))
+    running = asyncio.create_task(ended(Attempt(BoundFunction(lambda ctx: None), context(), timeout, Late("painting"))))
     done, _ = await asyncio.wait({running}, timeout=1.5 * timeout)
     go.set()
     assert not done, f"it is over before it was called: {running.result()}"
@@ -518,3 +520,91 @@ async def test_an_error_has_the_traceback_of_the_stages_own_frames(attempt: Make
     assert lines[0] == "Traceback (most recent call last):"
     assert "in in_sync" in lines[1] or "in in_async" in lines[1]
     assert lines[-1] == "KeyError: 'frames'"
+
+
+class Frames(msgspec.Struct):
+    count: int
+
+
+async def frames_async(_: Context) -> Frames:
+    return Frames(24)
+
+
+def frames_of_an_awaitable(ctx: Context) -> Any:
+    return frames_async(ctx)
+
+
+RETURNING: dict[str, Any] = {
+    "blocking": lambda ctx: Frames(24),
+    "async": frames_async,
+    "blocking that returns an awaitable": frames_of_an_awaitable,
+}
+
+
+@pytest.mark.parametrize("function", RETURNING.values(), ids=RETURNING)
+async def test_what_a_function_returns_is_its_output_as_json(function: Any) -> None:
+    bound = BoundFunction(function, output=Frames)
+    outcome = await ended(Attempt(bound, context(), None, Threads("painting")))
+    assert isinstance(outcome, Finished)
+    assert bytes(outcome.output) == b'{"count":24}'
+
+
+@pytest.mark.parametrize("function", RETURNING.values(), ids=RETURNING)
+async def test_an_output_of_another_type_than_declared_fails_the_attempt_without_a_traceback(function: Any) -> None:
+    bound = BoundFunction(function, output=int)
+    outcome = await ended(Attempt(bound, context(), None, Threads("painting")))
+    assert isinstance(outcome, Errored)
+    assert outcome.error.startswith("the output does not fit the declared type int")
+    assert (outcome.permanent, outcome.traceback) == (False, None)
+
+
+async def test_the_output_of_a_blocking_function_is_encoded_in_its_thread_and_of_an_async_one_on_the_loop() -> None:
+    encoded_in: list[int] = []
+
+    class Watched(msgspec.Struct):
+        count: int
+
+        def __post_init__(self) -> None:
+            encoded_in.append(threading.get_ident())
+
+    async def on_the_loop(_: Context) -> dict[str, int]:
+        return {"count": 1}
+
+    await ended(Attempt(BoundFunction(lambda ctx: {"count": 1}, output=Watched), context(), None, Threads("painting")))
+    await ended(Attempt(BoundFunction(on_the_loop, output=Watched), context(), None, Threads("painting")))
+    assert encoded_in[0] != threading.get_ident()
+    assert encoded_in[1] == threading.get_ident()
+
+
+async def test_the_outputs_of_all_stages_together_are_limited() -> None:
+    state = context()
+    state.finished = tuple(stage_run(f"stage{number}", json_text(16_000)) for number in range(4))
+    outcome = await ended(Attempt(BoundFunction(lambda ctx: "x" * 2000), state, None, Threads("painting")))
+    assert isinstance(outcome, Errored)
+    assert "together" in outcome.error
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_an_argument_that_does_not_fit_its_type_any_more_fails_the_attempt_which_a_retry_may_cure(
+    blocking: bool,
+) -> None:
+    called: list[Any] = []
+
+    async def function(params: Frames) -> None:
+        called.append(params)
+
+    def in_thread(params: Frames) -> None:
+        called.append(params)
+
+    pipeline = Pipeline("film", (Stage("painting", 1, "some:code"),), params=Frames)
+    bound = bind(in_thread if blocking else function, pipeline, pipeline.stages[0])
+    state = context()
+    state.params = msgspec.Raw(b'{"count":"many"}')
+    outcome = await ended(Attempt(bound, state, None, Threads("painting")))
+    assert isinstance(outcome, Errored)
+    assert outcome.error.startswith("the job's params do not fit the type Frames of the job type 'film' any more: ")
+    assert (outcome.permanent, outcome.traceback, called) == (False, None, [])
+    state = context()
+    state.params = msgspec.Raw(b'{"count":7}')
+    assert isinstance(await ended(Attempt(bound, state, None, Threads("painting"))), Finished)
+    assert called == [Frames(7)]

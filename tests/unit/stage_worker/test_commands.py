@@ -16,6 +16,7 @@ import pytest
 
 from heimdex import CommandFailed, Context
 from heimdex.attempt_state import AttemptState
+from heimdex.binding import BoundFunction
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.execution import command_launcher
 from heimdex_stage_worker.execution import commands as subject
@@ -53,7 +54,7 @@ def state(job_type: str = "endless") -> AttemptState:
 
 
 def attempt(function: Any, log: RecordingLogger, timeout: float | None = None, job_type: str = "endless") -> Attempt:
-    return Attempt(function, state(job_type), timeout, Threads("painting"), log)
+    return Attempt(BoundFunction(function), state(job_type), timeout, Threads("painting"), log)
 
 
 async def ended(attempt: Attempt | IsolatedAttempt) -> Outcome:
@@ -355,6 +356,7 @@ async def test_the_same_in_a_process_of_its_own(
 WORKER = """
 import asyncio, os, sys, time
 from heimdex.attempt_state import AttemptState
+from heimdex.binding import BoundFunction
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.threads import Threads
 from tests.support.pipelines import commands
@@ -363,7 +365,8 @@ async def main():
     state = AttemptState(
         job_id="some-id", job_type="endless", stage="painting", attempt=1, expected_seconds=1, mock_time_scale=0
     )
-    run = asyncio.create_task(Attempt(getattr(commands, sys.argv[1]), state, None, Threads("painting")).run())
+    function = BoundFunction(getattr(commands, sys.argv[1]))
+    run = asyncio.create_task(Attempt(function, state, None, Threads("painting")).run())
     if sys.argv[2] == "forks":
         while not os.path.exists(os.path.join(os.environ[commands.FOLDER], "some-id-painting.pids")):
             await asyncio.sleep(0.02)

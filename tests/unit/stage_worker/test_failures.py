@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from heimdex import PermanentError
-from heimdex_stage_worker.execution.failures import CUT, MAX_ERROR_LENGTH, MAX_TRACEBACK_BYTES, errored
+from heimdex import PermanentError, RetryAfter
+from heimdex_contracts.exception_text import MAX_LENGTH
+from heimdex_stage_worker.execution.failures import CUT, MAX_TRACEBACK_BYTES, errored
 
 TOO_LONG = 3_000_000
 
@@ -160,7 +161,7 @@ def test_whatever_a_stage_raises_is_described_in_bounds_and_can_be_stored(name: 
     outcome = errored(raised(HOSTILE[name]()))
     assert outcome.error
     assert outcome.traceback
-    assert len(outcome.error) <= MAX_ERROR_LENGTH
+    assert len(outcome.error) <= MAX_LENGTH
     assert len(outcome.traceback.encode()) <= MAX_TRACEBACK_BYTES
     assert "\x00" not in outcome.error + outcome.traceback
     assert msgspec.json.decode(msgspec.json.encode(outcome.traceback)) == outcome.traceback
@@ -239,3 +240,32 @@ def test_a_long_traceback_is_cut_to_its_end_and_its_first_line_reports_this() ->
     assert outcome.traceback.startswith(CUT)
     assert outcome.traceback.endswith("ä" * 500 + "\n")
     assert MAX_TRACEBACK_BYTES - 4 < len(outcome.traceback.encode()) <= MAX_TRACEBACK_BYTES
+
+
+def test_a_requested_delay_is_found_alone_and_in_groups_and_the_longest_of_several_counts() -> None:
+    alone = errored(raised(RetryAfter(30, "the model is busy")))
+    assert (alone.error, alone.retry_after_seconds, alone.permanent) == ("the model is busy", 30, False)
+    assert errored(raised(RetryAfter(0))).error == "the stage asked to be retried after 0 s"
+    group = ExceptionGroup("unhandled errors in a TaskGroup", [ValueError("no codec"), RetryAfter(5), RetryAfter(7)])
+    outer = errored(raised(ExceptionGroup("unhandled errors in a TaskGroup", [KeyError("frames"), group])))
+    assert outer.retry_after_seconds == 7
+    assert outer.error.startswith("4 errors: KeyError: 'frames'; ValueError: no codec; RetryAfter: ")
+
+
+def test_a_permanent_error_wins_over_a_requested_delay() -> None:
+    outcome = errored(raised(ExceptionGroup("two", [RetryAfter(5), PermanentError("no video")])))
+    assert (outcome.error, outcome.permanent, outcome.retry_after_seconds) == ("no video", True, None)
+
+
+class WithoutADelay(RetryAfter):
+    def __init__(self) -> None: ...
+
+
+class WithAnOddDelay(RetryAfter):
+    def __init__(self, delay: object) -> None:
+        self.seconds = delay  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("error", [WithoutADelay(), *map(WithAnOddDelay, ("5", -1.0, float("nan"), 1e300, None))])
+def test_a_delay_that_a_class_of_the_stage_changed_does_not_count(error: RetryAfter) -> None:
+    assert errored(raised(error)).retry_after_seconds is None

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from heimdex import Context
 from heimdex.attempt_state import AttemptState
+from heimdex.binding import BoundFunction
 from heimdex_contracts.settlement import Errored, Finished, Outcome
 from heimdex_stage_worker.execution.attempt import Attempt
 from heimdex_stage_worker.execution.guarded_tasks import GuardedCoroutine, create_task
@@ -33,7 +34,7 @@ async def outcome_of(function: Any) -> Outcome:
     state = AttemptState(
         job_id="some-id", job_type="made_up", stage="painting", attempt=1, expected_seconds=1, mock_time_scale=0
     )
-    return await asyncio.wait_for(Attempt(function, state, None, Threads("painting")).run(), 20)
+    return await asyncio.wait_for(Attempt(BoundFunction(function), state, None, Threads("painting")).run(), 20)
 
 
 async def leave() -> NoReturn:

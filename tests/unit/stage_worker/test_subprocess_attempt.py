@@ -6,22 +6,29 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from heimdex.attempt_state import AttemptState
+from heimdex_contracts.messages import NOTHING
 from heimdex_contracts.runtime.forks import EXIT_FORKED
 from heimdex_contracts.settlement import Errored, Finished, Interrupted, Outcome, Superseded
 from heimdex_stage_worker.execution.failures import MAX_TRACEBACK_BYTES
 from heimdex_stage_worker.execution.subprocess_attempt import IsolatedAttempt
-from tests.support.pipelines import isolatable
+from tests.support import histories
+from tests.support.pipelines import carrying, isolatable
 from tests.support.services import ROOT
 from tests.support.waiting import eventually
 
 
+def _path(*folders: str) -> str:
+    return os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", _path(str(ROOT)))
 
 
 class ChildProcess:
@@ -58,6 +65,43 @@ def isolated(
         job_id="some-id", job_type=task, stage="painting", attempt=3, expected_seconds=1, mock_time_scale=0
     )
     return IsolatedAttempt(f"{isolatable.__name__}:{function}", state, timeout, slots or asyncio.Semaphore(1))
+
+
+def carried(fault: str, attempt: int = 3) -> IsolatedAttempt:
+    """Return an attempt of `carrying.mix`, which takes params and an output, in a process that loads its pipelines."""
+    state = AttemptState(
+        job_id="some-id", job_type="film", stage="mixing-down", attempt=attempt, expected_seconds=1, mock_time_scale=0
+    )
+    # JSON of another publisher may have line feeds between its tokens.
+    state.params = msgspec.Raw(b'{\n"title": "a", "fault": "%s"}' % fault.encode())
+    state.finished = (histories.stage_run("cutting", msgspec.Raw('{"title":"Ä 🍎","seconds":[0.5,1]}'.encode())),)
+    code = f"{carrying.__name__}:mix"
+    return IsolatedAttempt(code, state, None, asyncio.Semaphore(1), (carrying.__name__,))
+
+
+async def test_params_and_outputs_go_into_the_process_and_the_output_comes_out() -> None:
+    outcome = await ended(carried(""))
+    assert isinstance(outcome, Finished), outcome
+    assert bytes(outcome.output) == b'{"loudness":1.5,"attempt":3}'
+
+
+async def test_an_output_that_is_refused_in_the_process_is_its_error() -> None:
+    outcome = await ended(carried("nan"))
+    assert isinstance(outcome, Errored)
+    assert outcome.error.startswith("the output contains a NaN")
+    assert (outcome.permanent, outcome.vanished, outcome.traceback) == (False, False, None)
+
+
+async def test_a_requested_delay_comes_out_of_the_process() -> None:
+    outcome = await ended(carried("later", attempt=1))
+    assert isinstance(outcome, Errored)
+    assert (outcome.error, outcome.retry_after_seconds) == ("the mixer is busy", 0.2)
+
+
+async def test_a_process_without_an_output_returns_the_empty_one_of_the_messages() -> None:
+    outcome = await ended(isolated("return_at_once"))
+    assert isinstance(outcome, Finished)
+    assert outcome.output is NOTHING, "another empty Raw would be encoded as invalid JSON"
 
 
 async def ended(attempt: IsolatedAttempt) -> Outcome:
@@ -135,14 +179,14 @@ async def test_a_time_out_does_not_count_the_start_of_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(4)")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("PYTHONPATH", _path(str(tmp_path), str(ROOT)))
     assert await ended(isolated("return_at_once", timeout=3)) == Finished()
 
 
 async def test_a_worker_whose_stage_has_changed_its_folder_still_finds_the_stages_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.path.relpath(ROOT))  # noqa: ASYNC240  # text only
+    monkeypatch.setenv("PYTHONPATH", _path(os.path.relpath(ROOT)))  # noqa: ASYNC240  # text only
     monkeypatch.chdir(tmp_path)
     assert await ended(isolated("return_at_once")) == Finished()
 

@@ -148,3 +148,43 @@ def test_the_first_hand_over_of_a_message_without_a_route_writes_it() -> None:
     job = due()
     assert job.route == ()
     assert completed_or_next(job, PIPELINE, ended(job)).route == PIPELINE.stage_names
+
+
+def test_an_output_is_in_the_hand_over_and_the_last_one_in_the_result_only() -> None:
+    params = msgspec.Raw(b'{"source":"a"}')
+    job: Due | Completed = due(params=params)
+    for number in range(len(PIPELINE.stages)):
+        assert isinstance(job, Due)
+        job = completed_or_next(job, PIPELINE, ended(job), msgspec.Raw(b"[%d]" % number))
+        job = again(job)
+    assert isinstance(job, Completed)
+    assert [bytes(run.output) for run in job.finished] == [b"[0]", b"[1]", b""]
+    assert bytes(job.result).endswith(b'"output":[2]}')
+    assert messages.encode(job).count(b"[2]") == 1
+    assert bytes(job.params) == bytes(params)
+
+
+def test_a_stage_without_an_output_costs_no_byte_and_the_result_has_a_null() -> None:
+    following = completed_or_next(due(), PIPELINE, ended(due()))
+    assert b"output" not in messages.encode(following)
+    last = due(stage="indexing", step=2, started=True)
+    done = again(completed_or_next(last, PIPELINE, ended(last)))
+    assert isinstance(done, Completed)
+    assert bytes(done.result).endswith(b'"output":null}')
+
+
+@pytest.mark.parametrize("end", ["failed", "handed back"])
+def test_a_failure_and_a_hand_back_keep_params_and_outputs(end: str) -> None:
+    first = due(params=msgspec.Raw(b'{"source":"a"}'))
+    job = again(completed_or_next(first, PIPELINE, ended(first), msgspec.Raw(b'{"frames":7}')))
+    assert isinstance(job, Due)
+    message = failed(job, ended(job), "oh") if end == "failed" else handed_back(job, ended(job))
+    assert (bytes(again(message).params), bytes(again(message).finished[0].output)) == (
+        b'{"source":"a"}',
+        b'{"frames":7}',
+    )
+
+
+def again(message: messages.AnyJobMessage) -> messages.AnyJobMessage:
+    """Return the message as the next process decodes it."""
+    return messages.decode_stored(messages.encode(message))

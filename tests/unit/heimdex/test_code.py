@@ -1,4 +1,4 @@
-"""What the worker takes as a stage's function, and what it refuses at its start."""
+"""What can be a stage's function, and what the worker refuses at its start. See also `test_binding`."""
 
 import contextlib
 import functools
@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from heimdex import Context
+from heimdex import Context, Pipeline, Stage, code
 from heimdex_contracts.errors import SettingsError
-from heimdex_stage_worker.execution.loading import load_stage
 
 
 def blocking(ctx: Context) -> None: ...
@@ -47,7 +46,7 @@ def adds_an_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class Stage:
+class Scaler:
     def __init__(self, *_: Any) -> None: ...
 
     def method(self, ctx: Context) -> None: ...
@@ -90,12 +89,16 @@ GOOD: dict[str, Any] = {
     "partial": functools.partial(two_arguments, device="cuda"),
     "decorated": decorated(blocking),
     "decorator that adds an argument": adds_an_argument(two_arguments),
-    "method": Stage().method,
-    "callable object": Stage(),
+    "method": Scaler().method,
+    "callable object": Scaler(),
     "any arguments": lambda *args, **kwargs: None,
     "function in C": print,
     "odd": Odd(),
     "decorated in a circle": in_a_circle(),
+    "no argument": lambda: None,
+    "named argument": lambda *, ctx: None,
+    "object without arguments": WithoutArguments(),
+    "partial that binds all": functools.partial(blocking, None),
 }
 BAD: dict[str, tuple[Any, str]] = {
     "generator": (generator, "generator function"),
@@ -104,19 +107,21 @@ BAD: dict[str, tuple[Any, str]] = {
     "decorated generator": (decorated(decorated(generator)), "generator function"),
     "context manager": (contextlib.contextmanager(generator), "generator function"),
     "async context manager": (contextlib.asynccontextmanager(async_generator), "generator function"),
-    "generator method": (Stage().yielding, "generator function"),
+    "generator method": (Scaler().yielding, "generator function"),
     "object that yields": (Yielding(), "generator function"),
     "partial of an object that yields": (functools.partial(Yielding()), "generator function"),
-    "class": (Stage, "is a class"),
+    "class": (Scaler, "is a class"),
     "exception": (ValueError, "is a class"),
     "number": (42, "not a function"),
     "none": (None, "not a function"),
-    "no argument": (lambda: None, "one argument"),
-    "two arguments": (two_arguments, "one argument"),
-    "named argument": (lambda *, ctx: None, "one argument"),
-    "object without arguments": (WithoutArguments(), "one argument"),
-    "partial that binds all": (functools.partial(blocking, None), "one argument"),
+    "two arguments": (two_arguments, "the argument 'device'"),
 }
+
+
+def load(text: str) -> Any:
+    """Return the function of a stage with this code, in a pipeline without params."""
+    pipeline = Pipeline("some", (Stage("first", 1, text),))
+    return code.load(pipeline, pipeline.stages[0]).function
 
 
 @pytest.fixture
@@ -126,23 +131,23 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_load_stage_returns_the_function() -> None:
+def test_load_returns_the_function() -> None:
     from heimdex_stage_worker.stages import analyzing
 
-    assert load_stage("heimdex_stage_worker.stages.analyzing:run") is analyzing.run
+    assert load("heimdex_stage_worker.stages.analyzing:run") is analyzing.run
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_load_stage_takes_what_one_argument_can_call(module: ModuleType, name: str) -> None:
+def test_load_takes_what_can_be_called(module: ModuleType, name: str) -> None:
     module.run = GOOD[name]  # type: ignore[attr-defined]
-    assert load_stage("made_up_stages:run") is GOOD[name]
+    assert load("made_up_stages:run") is GOOD[name]
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_load_stage_refuses_what_would_not_run_in_one_sentence(module: ModuleType, name: str) -> None:
+def test_load_refuses_what_would_not_run_in_one_sentence(module: ModuleType, name: str) -> None:
     module.run, words = BAD[name]  # type: ignore[attr-defined]
     with pytest.raises(SettingsError, match=words) as refused:
-        load_stage("made_up_stages:run")
+        load("made_up_stages:run")
     text = str(refused.value)
     assert text.startswith("The stage's code 'made_up_stages:run' ")
     assert text.endswith(".")
@@ -150,11 +155,11 @@ def test_load_stage_refuses_what_would_not_run_in_one_sentence(module: ModuleTyp
 
 
 @pytest.mark.parametrize(
-    "code", ["no.such.module:run", "heimdex_stage_worker.stages.analyzing:gone", "json:__name__", "json", "", ":run"]
+    "text", ["no.such.module:run", "heimdex_stage_worker.stages.analyzing:gone", "json:__name__", "json", "", ":run"]
 )
-def test_load_stage_refuses_code_that_is_not_a_function(code: str) -> None:
+def test_load_refuses_code_that_is_not_a_function(text: str) -> None:
     with pytest.raises(SettingsError):
-        load_stage(code)
+        code.imported(text)
 
 
 class Unspeakable(Exception):
@@ -171,7 +176,7 @@ def test_a_module_that_raises_while_it_is_imported_is_refused_in_one_line(
 
     module.__getattr__ = raise_it  # type: ignore[method-assign]
     with pytest.raises(SettingsError, match="cannot be imported") as refused:
-        load_stage("made_up_stages:run")
+        load("made_up_stages:run")
     assert type(error).__name__ in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000

@@ -1,15 +1,19 @@
-"""Imports a stage's function, and refuses what could not run as one: the worker then ends at its start."""
+"""Imports the function that a stage declares, and binds it; refuses what could not run as a stage.
+
+The stage's worker does this when it starts, and so does `heimdex check`.
+"""
 
 import functools
 import importlib
 import inspect
 import itertools
 from collections.abc import Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from heimdex.context import StageFunction
+from heimdex.binding import BoundFunction, Unbindable, bind
 from heimdex_contracts.errors import SettingsError
-from heimdex_stage_worker.execution.failures import describe
+from heimdex_contracts.exception_text import describe
+from heimdex_contracts.pipelines import Pipeline, Stage
 
 #: The layers of decorators and partials that are looked behind.
 _MAX_LAYERS: Final = 100
@@ -17,10 +21,22 @@ _MAX_LAYERS: Final = 100
 _MAX_CAUSE_LENGTH: Final = 300
 
 
-def load_stage(code: str) -> StageFunction:
+def load(pipeline: Pipeline, stage: Stage) -> BoundFunction:
+    """Import the function of this stage, and bind its arguments.
+
+    Raises SettingsError, one sentence, when that is not possible, and when a call of the function could not run it.
+    """
+    function = imported(stage.code)
+    try:
+        return bind(function, pipeline, stage)
+    except Unbindable as error:
+        raise SettingsError(f"The stage's code {stage.code!r} {error}.") from error
+
+
+def imported(code: str) -> Any:
     """Import the function that `package.module:function` names.
 
-    Raises SettingsError when that is not possible, and when a call of the function with a context could not run it.
+    Raises SettingsError when that is not possible, and when a call of the function could not run it.
     """
     module, _, name = code.partition(":")
     try:
@@ -31,12 +47,7 @@ def load_stage(code: str) -> StageFunction:
     problem = _problem_of(function)
     if problem:
         raise SettingsError(f"The stage's code {code!r} {problem}.")
-    return cast("StageFunction", function)
-
-
-def is_async(function: Any) -> bool:
-    """Return whether a call of the function returns a coroutine, so that it runs on the event loop."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_call_of(function))
+    return function
 
 
 def _problem_of(function: Any) -> str | None:
@@ -48,15 +59,6 @@ def _problem_of(function: Any) -> str | None:
     for layer in itertools.islice(_layers(function), _MAX_LAYERS):
         if inspect.isgeneratorfunction(layer) or inspect.isasyncgenfunction(layer):
             return "is a generator function: a call would not run it; remove `yield`, and report with ctx.report"
-    try:
-        # A decorator may add arguments: then the signature of what it wraps is not the one that is called.
-        signature = inspect.signature(function, follow_wrapped=False)
-    except Exception:
-        return None  # a function in C may have no signature
-    try:
-        signature.bind(None)
-    except TypeError:
-        return "cannot be called with one argument, the context: it must be a function like `def stage(ctx)`"
     return None
 
 
@@ -64,7 +66,7 @@ def _layers(function: Any) -> Iterator[Any]:
     """Yield the function, and what its decorators and partials wrap."""
     while True:
         yield function
-        yield _call_of(function)
+        yield getattr(type(function), "__call__", None)  # noqa: B004  # what runs when an object is called
         if isinstance(function, functools.partial):
             function = function.func
         elif inspect.ismethod(function):
@@ -73,8 +75,3 @@ def _layers(function: Any) -> Iterator[Any]:
             function = wrapped
         else:
             return
-
-
-def _call_of(function: Any) -> Any:
-    """Return the method that runs when an object of a class of its author is called."""
-    return getattr(type(function), "__call__", None)  # noqa: B004
