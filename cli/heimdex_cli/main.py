@@ -65,6 +65,23 @@ def demo() -> int:
 
 
 @app.command
+def check(modules: str) -> int:
+    """Check the pipelines of a Python module, and the code of all their stages, as the services do when they start.
+
+    Prints the job type, the name and the bound arguments of each stage. Exit code 2: one sentence says what is wrong.
+
+    Parameters
+    ----------
+    modules
+        The name of the module, or of several, separated by commas. The current folder is on the path.
+    """
+    # Imported here because it is the only command that imports the packages of pipelines.
+    from heimdex_cli.commands.check import check as check_pipelines
+
+    check_pipelines(modules)
+
+
+@app.command
 def submit(
     *,
     job_type: Annotated[str, Parameter(name="--type")] = "mock_process",

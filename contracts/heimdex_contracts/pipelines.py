@@ -240,11 +240,11 @@ def load(modules: Iterable[str]) -> Pipelines:
             pipelines.extend(_declared_by(name))
         except BaseException as error:
             reason = _reason(name, error)
-            raise SettingsError(f"HEIMDEX_PIPELINES names {name!r}, which cannot be used: {reason}.") from error
+            raise SettingsError(f"The module {name!r} of HEIMDEX_PIPELINES cannot be used: {reason}.") from error
     try:
         return collect(pipelines)
     except InvalidDeclaration as error:
-        raise SettingsError(f"HEIMDEX_PIPELINES cannot be used: {error}.") from error
+        raise SettingsError(f"The modules of HEIMDEX_PIPELINES cannot be used: {error}.") from error
 
 
 def _declared_by(module: str) -> Iterable[Pipeline]:

@@ -1,5 +1,6 @@
 """A pipeline that cannot be used is one sentence and exit code 2, from every process that imports it."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from heimdex_cli.embedded.ports import free_port
+from heimdex_contracts import pipelines
+from heimdex_contracts.errors import SettingsError
 from tests.support.services import clean_environment, command
 from tests.support.waiting import eventually
 
@@ -19,6 +22,7 @@ PROCESSES = {
     "worker": command("first"),
     "store": command("status-store"),
     "list": command("--list"),
+    "check": [str(SCRIPTS / "heimdex"), "check", "my_pipelines"],
     "run": [str(SCRIPTS / "heimdex"), "run"],
     "demo": [str(SCRIPTS / "heimdex"), "demo"],
 }
@@ -47,9 +51,10 @@ class Declaring:
     def write(self, module: str, source: str) -> None:
         (self.folder / f"{module}.py").write_text(source)
 
-    def start(self, argv: list[str]) -> "subprocess.Popen[str]":
+    def start(self, argv: list[str], *, path: bool = True) -> "subprocess.Popen[str]":
         env = clean_environment()
-        env["PYTHONPATH"] = os.pathsep.join([str(self.folder), env["PYTHONPATH"]])
+        if path:
+            env["PYTHONPATH"] = os.pathsep.join([str(self.folder), env["PYTHONPATH"]])
         names = ("PORT", "EMBEDDED_NATS_PORT", "EMBEDDED_NATS_MONITOR_PORT")
         env |= {"HEIMDEX_PIPELINES": "my_pipelines", **{f"HEIMDEX_{name}": str(free_port()) for name in names}}
         pipe = subprocess.PIPE
@@ -81,7 +86,7 @@ def test_a_declaration_that_cannot_be_used_is_one_line_and_exit_code_2(
 ) -> None:
     declaring.write("my_pipelines", BAD[example])
     line = declaring.refused(process)
-    assert "HEIMDEX_PIPELINES names 'my_pipelines', which cannot be used: " in line
+    assert "The module 'my_pipelines' of HEIMDEX_PIPELINES cannot be used: " in line
     assert not (declaring.folder / ".heimdex" / "logs" / "nats.log").exists(), "NATS was started"
 
 
@@ -116,6 +121,98 @@ def test_what_modules_print_is_not_in_the_list_of_stages_and_a_thread_of_theirs_
         out, err = listing.communicate(timeout=60)
     assert (listing.returncode, out) == (0, "first\nsecond\n")
     assert err.count("hello from below") == 2
+
+
+TYPED = """
+import msgspec
+from heimdex import Pipeline, Stage
+
+class Video(msgspec.Struct):
+    source: str
+
+PIPELINES = [
+    Pipeline("video", (Stage("first", 1, "code_of_stages:run"), Stage("second", 1, "other:run")), params=Video),
+]
+"""
+#: Data that cannot be used: refused by every process with the same words.
+BAD_DATA = {
+    "params that are no struct": TYPED.replace("params=Video", "params=dict"),
+    "stages that bind alike": TYPED.replace("first", "a_b").replace("second", "a-b"),
+    "output without a type": TYPED.replace('"other:run"', '"other:run", output=open'),
+    "misspelt field": TYPED.replace("params=Video", "param=Video"),
+    "a type twice": TYPED + "PIPELINES *= 2",
+    "no such module": "import no_such_module",
+}
+#: Code that cannot be used, of a stage `first` that is declared well: refused by its worker and by `heimdex check`.
+BAD_CODE = {
+    "misspelt argument": "def run(param): pass",
+    "a later stage": "def run(second): pass",
+    "the stage itself": "def run(ctx, first): pass",
+    "a generator": "def run(ctx):\n    yield 1",
+    "no function of this name": "def rum(ctx): pass",
+}
+
+
+@pytest.mark.parametrize(
+    ("processes", "example"),
+    [
+        *((("check", "worker"), example) for example in BAD_DATA),
+        (("gateway", "store"), "params that are no struct"),
+        *(pytest.param(("gateway", "store"), example, marks=pytest.mark.full) for example in list(BAD_DATA)[1:]),
+    ],
+)
+def test_data_is_refused_by_the_check_and_by_every_service_with_the_same_words(
+    declaring: Declaring, processes: tuple[str, ...], example: str
+) -> None:
+    declaring.write("my_pipelines", BAD_DATA[example])
+    first, *others = [declaring.refused(process) for process in processes]
+    assert first.startswith("The module")
+    assert others == [first]
+    with pytest.raises(SettingsError) as refused:
+        load_from(declaring.folder)
+    assert first == f"{refused.value}\n"
+
+
+def load_from(folder: Path) -> None:
+    """Load the module of this folder as every process does, and forget it."""
+    sys.path.insert(0, str(folder))
+    try:
+        pipelines.load(["my_pipelines"])
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("my_pipelines", None)
+        importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize("example", BAD_CODE)
+def test_code_is_refused_by_the_check_and_by_its_worker_with_the_same_words(declaring: Declaring, example: str) -> None:
+    declaring.write("my_pipelines", TYPED)
+    declaring.write("code_of_stages", BAD_CODE[example])
+    by_worker, by_check = declaring.refused("worker"), declaring.refused("check")
+    assert by_worker == by_check
+    assert by_check.startswith("The stage's code 'code_of_stages:run' ")
+
+
+def test_a_good_module_is_listed_with_what_each_stage_binds(declaring: Declaring) -> None:
+    declaring.write("my_pipelines", "print('hello')\n" + TYPED)
+    declaring.write("code_of_stages", "def run(ctx, speed=3): pass")
+    declaring.write("other", "async def run(first, params): pass")
+    with declaring.start([*PROCESSES["check"]], path=False) as checking:
+        out, err = checking.communicate(timeout=60)
+    assert (checking.returncode, err) == (0, "hello\n")
+    assert out == "video  first   ctx\nvideo  second  first, params\n"
+
+
+def test_types_that_share_a_stage_name_each_have_their_code_checked(declaring: Declaring) -> None:
+    second = GOOD.replace("PIPELINES =", "PIPELINES +=").replace("good", "other").replace("code_of_stages", "other")
+    declaring.write("my_pipelines", GOOD + second)
+    declaring.write("other", "def run(ctx, params): pass")
+    line = declaring.refused("worker")
+    assert line == declaring.refused("check")
+    assert (
+        "'other:run' has the argument 'params', which cannot be bound at the stage 'first' of the job type 'other'"
+        in line
+    )
 
 
 SLOW = "import pathlib, time\npathlib.Path('imports').touch()\ntime.sleep(600)\n"

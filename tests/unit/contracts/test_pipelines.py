@@ -255,7 +255,7 @@ def test_load_names_its_variable_when_a_module_declares_nonsense_or_cannot_be_im
     (tmp_path / "declares_nonsense.py").write_text(GOOD + source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "declares_nonsense", raising=False)
-    with pytest.raises(SettingsError, match=r"^HEIMDEX_PIPELINES .*cannot be used: .*\w.*\.$"):
+    with pytest.raises(SettingsError, match=r"^The modules? .*of HEIMDEX_PIPELINES cannot be used: .*\w.*\.$"):
         pipelines.load(["declares_nonsense"])
 
 
