@@ -11,6 +11,6 @@ PIPELINES = (
 )
 
 
-async def run(_: object) -> None:
+async def run() -> None:
     """Sleep 50 ms, without using CPU or a thread."""
     await asyncio.sleep(SECONDS)

@@ -237,7 +237,8 @@ def _parameters(function: Any, layer: int = 0) -> _Parameters | None:
         inner = _parameters(wrapped, layer + 1)
         if inner is not None:
             names = {each.name for each in own}
-            return _Parameters(own + [each for each in inner.named if each.name not in names], takes_any)
+            # What it takes by position goes to the function that it wraps.
+            return _Parameters(own + [each for each in inner.named if each.name not in names], inner.takes_any)
     return _Parameters(own, takes_any)
 
 

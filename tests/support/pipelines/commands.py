@@ -7,7 +7,6 @@ children behind and succeeds. `Processes` is the interface for the test.
 
 import os
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -89,9 +88,9 @@ def words(ctx: Context) -> list[str]:
     ]
 
 
-def block(ctx: Context) -> Any:
-    return ctx.run_command(words(ctx))
+def block(ctx: Context) -> None:
+    ctx.run_command(words(ctx))
 
 
-async def wait(ctx: Context) -> Any:
-    return await ctx.run_command(words(ctx))
+async def wait(ctx: Context) -> None:
+    await ctx.run_command(words(ctx))

@@ -137,6 +137,12 @@ def test_an_unannotated_wrapper_gets_the_context_by_its_position() -> None:
     assert called(lambda *args, speed=3: (args[0].stage, speed)) == ("mixing", 3)
 
 
+def test_a_decorator_passes_no_more_than_its_function_takes() -> None:
+    assert called(wrapping(lambda: 5)) == 5
+    assert called(wrapping(lambda device="cpu": device)) == "cpu"
+    assert called(wrapping(lambda *args: args[0].stage)) == "mixing"
+
+
 def test_an_argument_that_a_partial_fixes_is_not_bound() -> None:
     assert called(functools.partial(lambda params, ctx: (params, ctx.stage), params="mine")) == ("mine", "mixing")
     assert called(functools.partial(lambda params, ctx: (params, ctx.stage), "mine")) == ("mine", "mixing")
