@@ -4,7 +4,7 @@ So what does not survive the way to the next stage fails the attempt that return
 """
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -29,7 +29,7 @@ class OutputType:
     """The type of a stage's output. declared: as in `Stage.output`; None: anything that JSON can hold."""
 
     def __init__(self, declared: Any) -> None:
-        self._name = getattr(declared, "__name__", None) or repr(declared)
+        self._name = declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)
         self._is_declared = declared is not None
         self._decoder = msgspec.json.Decoder(Any if declared is None else declared)
 
@@ -40,7 +40,7 @@ class OutputType:
         """
         if value is None:
             if self._is_declared:
-                self._decode(b"null", "the stage returned nothing")
+                self._check_nothing()
             return NOTHING
         try:
             encoded = msgspec.json.encode(value)
@@ -49,7 +49,7 @@ class OutputType:
         except UnicodeEncodeError:
             raise OutputRefused("the output contains half of a surrogate pair, which is not a character") from None
         except Exception as error:
-            raise OutputRefused(f"the output cannot be encoded as JSON: {_reason(error)}") from None
+            raise OutputRefused(f"the output cannot be encoded as JSON: {_reason(error)}{_hint(error)}") from None
         if len(encoded) > MAX_BYTES:
             raise OutputRefused(f"the output has {len(encoded)} bytes as JSON; a stage may return {MAX_BYTES} at most")
         together = len(encoded) + sum(len(memoryview(each)) for each in earlier)
@@ -59,44 +59,73 @@ class OutputType:
             )
         if json_values.too_deep(encoded):
             raise OutputRefused(f"the output is nested too deeply: {json_values.MAX_DEPTH} levels are allowed")
-        if b"null" in encoded:
+        if b"null" in encoded or b'nan":' in encoded or b'inf":' in encoded:
             _check_numbers(value)
-        if b"\\u0000" in encoded or b'"$heimdex"' in encoded:
-            _check_text(msgspec.json.decode(encoded))
-        self._decode(encoded, "the output")
+        self._decode(encoded)
+        if not encoded.isascii():
+            _check_utf8(encoded)
+        if (b"\\" in encoded and b"\\u" in encoded) or (b"$" in encoded and b'$heimdex"' in encoded):
+            _check_text(encoded)
         return msgspec.Raw(encoded)
+
+    def _check_nothing(self) -> None:
+        try:
+            self._decoder.decode(b"null")
+        except (Exception, SystemExit):
+            raise OutputRefused(f"the output is missing: the stage declares {self._name} and returned None") from None
 
     def decode(self, encoded: msgspec.Raw) -> Any:
         """Return the value of an output that a worker has encoded. Raises OutputRefused if it does not fit the type."""
-        return self._decode(encoded or b"null", "the output")
+        return self._decode(encoded or b"null")
 
-    def _decode(self, encoded: bytes | msgspec.Raw, subject: str) -> Any:
+    def _decode(self, encoded: bytes | msgspec.Raw) -> Any:
         try:
             return self._decoder.decode(encoded)
-        except Exception as error:  # a struct's own __post_init__ may raise anything
-            raise OutputRefused(f"{subject} does not fit the declared type {self._name}: {_reason(error)}") from None
+        except (Exception, SystemExit) as error:  # a struct's own __post_init__ may raise anything
+            what = f"does not fit the declared type {self._name}" if self._is_declared else "is not valid JSON"
+            raise OutputRefused(f"the output {what}: {_reason(error)}") from None
 
 
 def _check_numbers(value: Any) -> None:
-    """Raise for a NaN or an infinity, which the encoder replaces with null."""
+    """Raise for a NaN or an infinity, which the encoder replaces with null, or as a key with text."""
     try:
-        plain = msgspec.to_builtins(value)
-    except Exception:  # what can be encoded but not converted holds JSON already
-        return
+        plain = msgspec.to_builtins(value, enc_hook=lambda _: None)  # Raw, which is JSON already
+    except Exception as error:
+        raise OutputRefused(f"the output cannot be encoded as JSON: {_reason(error)}") from None
     for path, fault in json_values.problems(plain, _NAME):
         if "finite" in fault:
             raise OutputRefused(f"the output contains a NaN or an infinity, which JSON does not have: {path}")
 
 
-def _check_text(value: Any) -> None:
+def _check_utf8(encoded: bytes) -> None:
+    """Raise for JSON of the author's own (msgspec.Raw) that is skipped when the declared type is decoded."""
+    try:
+        encoded.decode()
+    except UnicodeDecodeError:
+        raise OutputRefused("the output contains text that is not UTF-8") from None
+
+
+def _check_text(encoded: bytes) -> None:
+    try:
+        value = msgspec.json.decode(encoded)
+    except msgspec.MsgspecError as error:
+        raise OutputRefused(f"the output is not JSON that every reader takes: {_reason(error)}") from None
     for path, fault in json_values.problems(value, _NAME):
-        raise OutputRefused(f"{path} {fault}")
+        if "64 bits" not in fault:
+            raise OutputRefused(f"{path} {fault}")
     if RESERVED_KEY in json_values.keys(value):
         raise OutputRefused(f"the output has the key {RESERVED_KEY!r}, which is reserved")
 
 
-def _reason(error: Exception) -> str:
+def _hint(error: Exception) -> str:
+    """Return what to do about a value of a type that cannot be encoded, such as numpy's."""
+    unsupported = "Encoding objects of type" in _reason(error)
+    return "; return a built-in type, such as float(value), or a msgspec.Struct" if unsupported else ""
+
+
+def _reason(error: BaseException) -> str:
     try:
-        return json_values.printable(str(error)[:100]) + str(error)[100:_MAX_REASON_LENGTH]
+        text = json_values.printable(str(error), _MAX_REASON_LENGTH)
     except Exception:  # an error's own __str__ may raise anything
         return type(error).__name__
+    return text if isinstance(error, msgspec.MsgspecError | TypeError) else f"{type(error).__name__}: {text}"

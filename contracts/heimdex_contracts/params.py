@@ -6,27 +6,37 @@ hold what msgspec skips and Postgres refuses: keys twice, numbers beyond any ran
 
 import json
 import re
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
+from msgspec import inspect
 
-from heimdex_contracts import json_values
+from heimdex_contracts import json_values, param_types
 from heimdex_contracts.errors import HeimdexError
-from heimdex_contracts.json_values import kind, shown
+from heimdex_contracts.json_values import kind, printable, shown
 from heimdex_contracts.messages import NOTHING
-from heimdex_contracts.pipelines import Pipeline
+from heimdex_contracts.param_types import Step
+from heimdex_contracts.pipelines import Pipeline, StructType
 
 #: The largest re-encoding, in bytes.
 MAX_BYTES: Final = 64 * 1024
 _FIELD: Final = "params"
+_SPACES: Final = b" \t\r\n"
 #: Absent, null and an empty object are the same.
-_ABSENT: Final = re.compile(rb"\s*(null|\{\s*\})?\s*")
-_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
-_AT: Final = re.compile(r"(.*?) - at `(?:key in )?\$(.*)`", re.DOTALL)
+_ABSENT: Final = re.compile(rb"(null|\{[ \t\r\n]*\})?")
+#: 2**63 has 19 digits.
+_DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER: Final = b"0" * 19
+_AT: Final = re.compile(r"(.*) - at `(key` in `)?\$(.*)`", re.DOTALL)
 _QUOTED: Final = re.compile(r"`(.*)`", re.DOTALL)
 #: An item of an object whose keys are free: msgspec does not name its key.
 _ANY_KEY: Final = "[...]"
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_MAX_FIELD_LENGTH: Final = 1000
+
+_SETS: Final = inspect.SetType | inspect.FrozenSetType
 
 Fault = Literal["not_json", "too_large", "invalid"]
 
@@ -50,201 +60,301 @@ def validated(given: bytes | msgspec.Raw, pipeline: Pipeline, prefix: str = "") 
     given: the JSON value as the caller sent it, empty for none. prefix: what precedes `params` in the path of a field.
     Raises ParamsRefused.
     """
-    text = bytes(given)
+    text = bytes(given).strip(_SPACES)
     absent = _ABSENT.fullmatch(text) is not None
+    field = prefix + _FIELD
     if pipeline.params is None:
         if absent:
             return NOTHING
-        raise ParamsRefused(
-            prefix + _FIELD, f"The field {prefix + _FIELD!r} must be absent: jobs of {pipeline.type!r} have no params."
-        )
+        raise ParamsRefused(field, f"The field {field!r} must be absent: jobs of {pipeline.type!r} have no params.")
+    parameters = _parameters(pipeline.params)
     if absent:
         text = b"{}"
     try:
-        encoded = msgspec.json.encode(pipeline.params_decoder.decode(text))
-        _check_keys(text, pipeline, prefix)
+        encoded = parameters.reencoded(text, field)
     except ParamsRefused:
         raise
-    except Exception as error:  # a struct's own __post_init__ may raise anything
-        raise _explained(text, pipeline, prefix, error) from None
+    except (Exception, SystemExit) as error:  # a struct's own __post_init__ may raise anything
+        encoded = _reencoded_or_explained(text, parameters, field, error)
     if len(encoded) > MAX_BYTES:
-        raise ParamsRefused(
-            prefix + _FIELD,
-            f"The field {prefix + _FIELD!r} has {len(encoded)} bytes; at most {MAX_BYTES} are allowed.",
-            "too_large",
-        )
+        raise _too_large(field, len(encoded))
     if json_values.too_deep(encoded):
-        raise _too_deep(prefix)
-    if b"\\u0000" in encoded or _LONG_NUMBER.search(encoded):
-        for path, fault in json_values.problems(msgspec.json.decode(encoded), _FIELD):
-            raise _refused(prefix + path, fault)
+        raise _too_deep(field)
+    if b"\\u0000" in encoded or _LONG_NUMBER in encoded.translate(_DIGITS):
+        for path, fault in json_values.problems(msgspec.json.decode(encoded), field):
+            raise _refused(path, fault)
     return msgspec.Raw(encoded)
 
 
-def _check_keys(text: bytes, pipeline: Pipeline, prefix: str) -> None:
-    """Raise for an unknown key of params, also where the struct would ignore it: it is probably misspelt."""
-    struct = pipeline.params
-    if struct is None or struct.__struct_config__.forbid_unknown_fields:
-        return
-    known = {*struct.__struct_encode_fields__, struct.__struct_config__.tag_field}
-    for key in msgspec.json.decode(text, type=dict[str, msgspec.Raw]):
-        if key not in known:
-            raise _unknown(prefix + _FIELD, key, struct.__struct_encode_fields__)
+class _Unreadable(Exception):
+    """What a struct's own re-encoding cannot be decoded as."""
 
 
-def _explained(text: bytes, pipeline: Pipeline, prefix: str, error: Exception) -> ParamsRefused:
-    """Return the refusal of parameters that could not be decoded."""
-    field = prefix + _FIELD
+class _Parameters:
+    """The parameters of one struct.
+
+    encode: with all defaults, and sets in one order, so that the same parameters are the same bytes: what is left out
+    would change with the default of the pipeline's next release.
+    """
+
+    def __init__(self, struct: StructType) -> None:
+        objects = param_types.objects_in(struct)
+        self.struct = struct
+        self.declared = param_types.declared_by(struct)
+        self.decode = msgspec.json.Decoder(struct).decode
+        own, *others = [not getattr(each, "forbid_unknown_fields", False) for each in objects]
+        self._only_this_ignores_keys, self._ignores_keys = own and not any(others), own or any(others)
+        self._known = {*struct.__struct_encode_fields__, struct.__struct_config__.tag_field}
+        structs = [each.cls for each in objects if isinstance(each, inspect.StructType)]
+        self._omits = any(each.__struct_config__.omit_defaults for each in structs)
+        #: Raw takes whatever stands there, also what no other reader takes.
+        self._holds_raw = param_types.holds(struct, inspect.RawType)
+        order: Literal["deterministic"] | None = "deterministic" if param_types.holds(struct, _SETS) else None
+        self._encoder = msgspec.json.Encoder(order=order)
+
+    def reencoded(self, text: bytes, field: str) -> bytes:
+        """Return the re-encoding of this JSON.
+
+        Raises what decoding raises, ParamsRefused for an unknown key, also where a struct would ignore it (it is
+        probably misspelt), and _Unreadable if no worker could decode the re-encoding.
+        """
+        if self._holds_raw:
+            text = msgspec.json.encode(msgspec.json.decode(text))
+        value = self.decode(text)
+        encoded = self._encoder.encode(_with_defaults(value) if self._omits else value)
+        try:
+            self.decode(encoded)
+        except (Exception, SystemExit) as error:
+            raise _Unreadable(_text_of(error)) from None
+        if self._ignores_keys:
+            self._check_keys(text, field)
+        return encoded
+
+    def _check_keys(self, text: bytes, field: str) -> None:
+        # The shape of most, and the cheaper way.
+        if self._only_this_ignores_keys and self._known.issuperset(
+            msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        ):
+            return
+        data = msgspec.json.decode(text)
+        if steps := param_types.unknown_field(self.declared, data):
+            raise _unknown(field, self.declared, data, steps[:-1], str(steps[-1]))
+
+
+@cache
+def _parameters(struct: StructType) -> _Parameters:
+    return _Parameters(struct)
+
+
+def _with_defaults(value: Any) -> Any:
+    """Replace each struct by a dict of all its fields: a struct may omit those that have their default."""
+    match value:
+        case msgspec.Struct():
+            config = value.__struct_config__
+            names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
+            fields = {encoded: _with_defaults(getattr(value, name)) for encoded, name in names}
+            if config.array_like:
+                return [*([] if config.tag is None else [config.tag]), *fields.values()]
+            tag = {} if config.tag_field is None else {config.tag_field: config.tag}
+            return tag | {name: item for name, item in fields.items() if item is not msgspec.UNSET}
+        case dict():
+            return {key: _with_defaults(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_with_defaults(item) for item in value]
+    return value
+
+
+def _reencoded_or_explained(text: bytes, parameters: _Parameters, field: str, error: BaseException) -> bytes:
+    """Return the re-encoding of parameters in which a key occurs twice: the last one counts, whatever the first one is.
+
+    Raises ParamsRefused for all others that could not be decoded.
+    """
+    data = _parsed(text, field)
+    plain = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
+    if len(plain) > MAX_BYTES:
+        raise _too_large(field, len(plain))
+    if json_values.too_deep(plain):
+        raise _too_deep(field)
+    if not isinstance(data, dict):
+        raise _refused(field, f"must be an object, not {shown(data)}")
+    for path, fault in json_values.problems(data, field):
+        raise _refused(path, fault)
+    if not isinstance(error, _Unreadable):
+        try:
+            return parameters.reencoded(plain, field)
+        except ParamsRefused:
+            raise
+        except (Exception, SystemExit) as raised:
+            error = raised
+    if isinstance(error, _Unreadable):
+        raise _refused(field, f"does not fit its own type once its defaults are filled in: {error}")
+    raise _explained(parameters, field, data, error)
+
+
+def _parsed(text: bytes, field: str) -> Any:
     try:
-        data = json.loads(text.decode(), parse_int=_integer, parse_constant=_refuse_constant)
+        decoded = text.decode()
+        try:
+            return json.loads(decoded, parse_constant=_refuse_constant)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer of more digits than int() takes, if it is no constant
+            return json.loads(decoded, parse_constant=_refuse_constant, parse_int=_integer)
     except UnicodeDecodeError as reason:
         sentence = f"The field {field!r} is not valid UTF-8: {reason.reason} at byte {reason.start}."
-        return ParamsRefused(field, sentence, "not_json")
+        raise ParamsRefused(field, sentence, "not_json") from None
     except RecursionError:
-        return _too_deep(prefix)
+        raise _too_deep(field) from None
     except ValueError as reason:
-        return ParamsRefused(field, f"The field {field!r} is not valid JSON: {reason}.", "not_json")
-    if not isinstance(data, dict):
-        return _refused(field, f"must be an object, not {kind(data)}")
-    try:
-        for path, fault in json_values.problems(data, _FIELD):
-            return _refused(prefix + path, fault)
-    except RecursionError:
-        return _too_deep(prefix)
-    found = _AT.fullmatch(str(error))
-    what, path = (found[1], found[2]) if found else (str(error), "")
-    path = path.partition(_ANY_KEY)[0]
-    place = f"{field}{path}" if not path or path[0] in ".[" else f"{field}.{path}"
+        raise ParamsRefused(field, f"The field {field!r} is not valid JSON: {reason}.", "not_json") from None
+
+
+def _explained(parameters: _Parameters, field: str, data: dict[str, Any], error: BaseException) -> ParamsRefused:
+    """Return the refusal of this object, which the struct does not allow. Changes `data`."""
+    declared = parameters.declared
+    place = _located(parameters, data, error)
+    what, steps = place.what, place.steps
+    path = field + _path(steps)
+    part, value = param_types.part_at(declared, data, steps), param_types.value_at(data, steps)
+    if place.is_key:
+        expected = next(
+            (
+                param_types.described(each.key_type)
+                for each in param_types.options(param_types.part_at(declared, data, steps[:-1]) or declared)
+                if isinstance(each, inspect.DictType)
+            ),
+            "",
+        )
+        return _refused(path, f"has a key that is not allowed: it must be {expected}" if expected else _invalid(what))
     quoted = _QUOTED.search(what)
-    schema = _schema_at(pipeline, path)
     if quoted and what.startswith("Object missing required field"):
-        missing = f"{place}.{quoted[1]}"
-        expected = _described(pipeline, _schema_at(pipeline, f"{path}.{quoted[1]}"))
-        return _refused(missing, f"is missing; it must be {expected}" if expected else "is missing")
+        expected = param_types.described(param_types.part_at(declared, data, [*steps, quoted[1]]))
+        return _refused(f"{path}.{quoted[1]}", f"is missing; it must be {expected}" if expected else "is missing")
     if quoted and what.startswith("Object contains unknown field"):
-        return _unknown(place, quoted[1], tuple(_resolved(pipeline, schema).get("properties", ())))
-    expected = _described(pipeline, schema)
-    if not isinstance(error, msgspec.ValidationError):
-        return _refused(place, f"is invalid: {type(error).__name__}: {what}"[:500])
-    if expected and _is_of_schema(what):
-        return _refused(place, f"must be {expected}, not {shown(_value_at(data, path))}")
-    return _refused(place, f"is invalid: {what[:1].lower()}{what[1:]}"[:500])
+        return _unknown(field, declared, data, steps, quoted[1])
+    allowed = param_types.allowed(part)
+    if isinstance(error, msgspec.ValidationError) and allowed and kind(value) not in allowed:
+        return _refused(path, f"must be {' or '.join(allowed)}, not {shown(value)}")
+    return _refused(path, _invalid(what))
 
 
-def _is_of_schema(what: str) -> bool:
-    """Whether the refusal is one of msgspec's own, and not the text of a struct's __post_init__."""
-    return what.startswith(("Expected ", "Invalid ", "Number ", "Object "))
+class _Place(NamedTuple):
+    """What an error says, and where. is_key: it is about the last step itself, and not about the value there."""
+
+    what: str
+    steps: list[Step]
+    is_key: bool
+
+
+def _located(parameters: _Parameters, data: dict[str, Any], error: BaseException) -> _Place:
+    """Return the place of the error. Removes other keys from the objects on the way whose keys are free."""
+    while True:
+        text = _text_of(error)
+        found = _AT.fullmatch(text) if isinstance(error, msgspec.ValidationError) else None
+        if found is None:
+            name = "" if isinstance(error, msgspec.ValidationError) else f"{type(error).__name__}: "
+            return _Place((name + text).removesuffix(": "), [], False)
+        steps, rest = _steps(found[3] + (_ANY_KEY if found[2] else ""), data)
+        if not rest:
+            return _Place(found[1], steps, found[2] is not None)
+        alone = _error_with_one_key(parameters, data, param_types.value_at(data, steps))
+        if alone is None:
+            return _Place(found[1], steps, False)
+        error = alone
+
+
+def _error_with_one_key(parameters: _Parameters, data: dict[str, Any], within: Any) -> BaseException | None:
+    """Leave only the first faulty item in `within`, an object in `data`. Return the error then, None without one."""
+    if not isinstance(within, dict):
+        return None
+    items, error = list(within.items()), None
+    while len(items) > 1:
+        for half in (items[: len(items) // 2], items[len(items) // 2 :]):
+            within.clear()
+            within.update(half)
+            try:
+                parameters.decode(json.dumps(data))
+            except (Exception, SystemExit) as raised:
+                items, error = half, raised
+                break
+        else:
+            return None
+    return error
+
+
+def _steps(path: str, data: Any) -> tuple[list[Step], str]:
+    """Split a path of msgspec. Returns the steps, and what is left: from the first key on that it leaves open."""
+    steps: list[Step] = []
+    while path:
+        if path.startswith(_ANY_KEY):
+            if not isinstance(data, dict) or len(data) != 1:
+                break
+            step: Step = str(next(iter(data)))
+            path = path[len(_ANY_KEY) :]
+        else:
+            # A field's name may have dots and brackets.
+            names = [key for key in data if _begins(path, key)] if isinstance(data, dict) else []
+            found = _STEP.match(path)
+            if names:
+                name = max(names, key=len)
+                step, path = name, path[len(name) + 1 :]
+            elif found is not None:
+                step = found[1] or int(found[2])
+                path = path[found.end() :]
+            else:
+                break
+        steps.append(step)
+        data = param_types.value_at(data, [step])
+    return steps, path
+
+
+def _begins(path: str, key: str) -> bool:
+    return path.startswith(f".{key}") and path[len(key) + 1 : len(key) + 2] in {"", ".", "["}
+
+
+def _path(steps: Sequence[Step]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{printable(step)}" for step in steps)
+
+
+def _invalid(what: str) -> str:
+    first = what.partition(" ")[0]
+    return f"is invalid: {what[:1].lower() if first.istitle() and first != what else what[:1]}{what[1:]}"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # an error's own __str__ may raise anything
+        return ""
+    return printable(text, len(text))
 
 
 def _refused(field: str, what: str) -> ParamsRefused:
-    shown_field = json_values.printable(field)
-    return ParamsRefused(shown_field, f"The field {shown_field!r} {json_values.printable(what[:100]) + what[100:]}.")
+    shown_field = printable(field, _MAX_FIELD_LENGTH)
+    return ParamsRefused(shown_field, f"The field {shown_field!r} {printable(what, _MAX_FIELD_LENGTH)}.")
 
 
-def _unknown(place: str, key: str, known: tuple[str, ...]) -> ParamsRefused:
-    field = json_values.printable(f"{place}.{key}")
-    fields = ", ".join(map(repr, known))
-    return ParamsRefused(
-        field, f"There is no field {field!r}; {f'the fields are {fields}' if fields else 'the object has none'}."
-    )
+def _unknown(field: str, declared: inspect.Type, data: Any, steps: Sequence[Step], key: str) -> ParamsRefused:
+    names = param_types.field_names(param_types.part_at(declared, data, steps), param_types.value_at(data, steps))
+    path = printable(f"{field}{_path(steps)}.{printable(key)}", _MAX_FIELD_LENGTH)
+    allowed = f"the fields are {', '.join(map(repr, names))}" if names else "the object has no fields"
+    return ParamsRefused(path, f"There is no field {path!r}; {allowed[:_MAX_FIELD_LENGTH]}.")
 
 
-def _too_deep(prefix: str) -> ParamsRefused:
-    sentence = f"The field {prefix + _FIELD!r} is nested too deeply: {json_values.MAX_DEPTH} levels are allowed."
-    return ParamsRefused(prefix + _FIELD, sentence, "not_json")
+def _too_large(field: str, size: int) -> ParamsRefused:
+    sentence = f"The field {field!r} has {size} bytes; at most {MAX_BYTES} are allowed."
+    return ParamsRefused(field, sentence, "too_large")
 
 
-def _integer(digits: str) -> int | float:
+def _too_deep(field: str) -> ParamsRefused:
+    sentence = f"The field {field!r} is nested too deeply: {json_values.MAX_DEPTH} levels are allowed."
+    return ParamsRefused(field, sentence, "not_json")
+
+
+def _integer(digits: str) -> int:
     # int() takes quadratic time for, and then refuses, one of more than 4,300 digits.
-    return int(digits) if len(digits) < 100 else float("inf")
+    return int(digits) if len(digits) < 100 else 10**100
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _steps(path: str) -> list[str | int]:
-    return [key or int(number) for key, number in _STEP.findall(path)]
-
-
-def _value_at(data: Any, path: str) -> Any:
-    for step in _steps(path):
-        try:
-            data = data[step]
-        except (LookupError, TypeError):
-            return data
-    return data
-
-
-def _schema_at(pipeline: Pipeline, path: str) -> dict[str, Any]:
-    """Return the part of the JSON schema of the parameters at this path; empty if it cannot be told."""
-    schema: dict[str, Any] = pipeline.params_schema or {}
-    for step in _steps(path):
-        schema = _resolved(pipeline, schema)
-        options = [_resolved(pipeline, option) for option in schema.get("anyOf", ())]
-        inner: Any = None
-        for option in (schema, *options):
-            if isinstance(step, int):
-                prefixed = option.get("prefixItems", ())
-                inner = prefixed[step] if step < len(prefixed) else option.get("items")
-            else:
-                inner = option.get("properties", {}).get(step, option.get("additionalProperties"))
-            if isinstance(inner, dict):
-                break
-        if not isinstance(inner, dict):
-            return {}
-        schema = inner
-    return schema
-
-
-def _resolved(pipeline: Pipeline, schema: dict[str, Any]) -> dict[str, Any]:
-    name = schema.get("$ref", "").rpartition("/")[2]
-    definitions: dict[str, dict[str, Any]] = (pipeline.params_schema or {}).get("$defs", {})
-    return definitions.get(name, {}) if name else schema
-
-
-def _described(pipeline: Pipeline, schema: dict[str, Any]) -> str:
-    """Return what this part of the schema allows, as `a string`, `one of 'a', 'b'`; empty if it cannot be told."""
-    schema = _resolved(pipeline, schema)
-    if "enum" in schema:
-        values = [repr(value) for value in schema["enum"]]
-        return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
-    if "const" in schema:
-        return repr(schema["const"])
-    if "anyOf" in schema:
-        parts = [_described(pipeline, option) for option in schema["anyOf"]]
-        return " or ".join(dict.fromkeys(parts)) if all(parts) else ""
-    match schema.get("type"):
-        case "string":
-            return "a string" + _limits(schema, "minLength", "maxLength", " characters", "of ")
-        case "integer" | "number" as name:
-            noun = "an integer" if name == "integer" else "a number"
-            return noun + _limits(schema, "minimum", "maximum", "", "from ")
-        case "array":
-            return "an array" + _limits(schema, "minItems", "maxItems", " items", "of ")
-        case "boolean":
-            return "true or false"
-        case "object":
-            return "an object"
-        case "null":
-            return "null"
-    return ""
-
-
-def _limits(schema: dict[str, Any], least: str, most: str, unit: str, word: str) -> str:
-    low, high = schema.get(least), schema.get(most)
-    extra = ""
-    if low is not None and high is not None:
-        extra = f" {word}{low} to {high}{unit}"
-    elif low is not None:
-        extra = f" {word}at least {low}{unit}" if unit else f" that is at least {low}"
-    elif high is not None:
-        extra = f" {word}at most {high}{unit}" if unit else f" that is at most {high}"
-    for key, words in (("exclusiveMinimum", "greater than"), ("exclusiveMaximum", "less than")):
-        if key in schema:
-            extra += f" {words} {schema[key]}"
-    if schema.get("format"):
-        extra += f" in the format {schema['format']}"
-    if schema.get("pattern"):
-        extra += f" that matches {schema['pattern']}"
-    return extra
