@@ -29,6 +29,8 @@ _ABSENT: Final = re.compile(rb"(null|\{[ \t\r\n]*\})?")
 #: 2**63 has 19 digits.
 _DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER: Final = b"0" * 19
+#: A float below this is the number that was written.
+_EXACT: Final = 2**53
 _AT: Final = re.compile(r"(.*) - at `(key` in `)?\$(.*)`", re.DOTALL)
 _QUOTED: Final = re.compile(r"`(.*)`", re.DOTALL)
 #: An item of an object whose keys are free: msgspec does not name its key.
@@ -165,9 +167,10 @@ def _with_defaults(value: Any) -> Any:
 
 
 def _reencoded_or_explained(text: bytes, parameters: _Parameters, field: str, error: BaseException) -> bytes:
-    """Return the re-encoding of parameters in which a key occurs twice: the last one counts, whatever the first one is.
+    """Return the re-encoding of parameters of which only the way to write them is not msgspec's.
 
-    Raises ParamsRefused for all others that could not be decoded.
+    These are a key that occurs twice, of which the last one counts, whatever the first one is, and an integer with a
+    point or an exponent. Raises ParamsRefused for all others that could not be decoded.
     """
     data = _parsed(text, field)
     plain = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
@@ -195,11 +198,11 @@ def _parsed(text: bytes, field: str) -> Any:
     try:
         decoded = text.decode()
         try:
-            return json.loads(decoded, parse_constant=_refuse_constant)
+            return json.loads(decoded, parse_constant=_refuse_constant, parse_float=_number)
         except json.JSONDecodeError:
             raise
         except ValueError:  # an integer of more digits than int() takes, if it is no constant
-            return json.loads(decoded, parse_constant=_refuse_constant, parse_int=_integer)
+            return json.loads(decoded, parse_constant=_refuse_constant, parse_float=_number, parse_int=_integer)
     except UnicodeDecodeError as reason:
         sentence = f"The field {field!r} is not valid UTF-8: {reason.reason} at byte {reason.start}."
         raise ParamsRefused(field, sentence, "not_json") from None
@@ -349,6 +352,12 @@ def _too_large(field: str, size: int) -> ParamsRefused:
 def _too_deep(field: str) -> ParamsRefused:
     sentence = f"The field {field!r} is nested too deeply: {json_values.MAX_DEPTH} levels are allowed."
     return ParamsRefused(field, sentence, "not_json")
+
+
+def _number(digits: str) -> int | float:
+    # To a JSON schema 2.0 and 1e3 are integers, and some encoders write every number like this.
+    value = float(digits)
+    return int(value) if abs(value) < _EXACT and value.is_integer() else value
 
 
 def _integer(digits: str) -> int:

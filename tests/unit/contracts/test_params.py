@@ -466,6 +466,19 @@ def test_of_a_key_that_occurs_twice_the_last_one_is_refused_if_it_is_wrong() -> 
     assert refusal(b'{"source":"x","anything":{"a":1,"a":"\\u0000"}}').field == "params.anything.a"
 
 
+@pytest.mark.parametrize("number", [b"2", b"2.0", b"2e0", b"20e-1"])
+def test_a_whole_number_is_an_integer_however_it_is_written(number: bytes) -> None:
+    encoded = bytes(validated(b'{"source":"x","box":{"width":%b},"f":2.0,"anything":1e30}' % number, VIDEO))
+    assert b'"box":{"width":2,"height":2}' in encoded
+    assert (b'"f":2.0' in encoded, b'"anything":1e30' in encoded) == (True, True)
+
+
+def test_a_wrong_number_beside_a_whole_one_is_named() -> None:
+    refused = refusal(b'{"source":"x","box":{"width":1.0,"height":1.5}}')
+    assert str(refused) == "The field 'params.box.height' must be an integer, not 1.5."
+    assert refusal(b'{"source":"x","box":{"width":1.0},"anything":1e999}').field == "params.anything"
+
+
 class Text(Struct, forbid_unknown_fields=True):
     text: str
     flag: bool = True
