@@ -12,6 +12,7 @@ from heimdex_contracts import messages
 from heimdex_contracts.errors import UnusableMessage
 from heimdex_contracts.messages import AnyJobMessage
 
+_PARAMS: Final = "params"
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _any: Final = msgspec.json.Decoder()
 
@@ -25,6 +26,19 @@ def patched(successor: AnyJobMessage, last: AnyJobMessage, stored: bytes) -> byt
     encoded = _fields.decode(messages.encode(successor))
     tag = successor.__struct_config__.tag_field or ""
     return msgspec.json.encode({**encoded, **fields, tag: encoded[tag]})
+
+
+def whole(message: str, params: str | None) -> bytes:
+    """Return the message of a row of Postgres as it was on HEIMDEX_JOBS: the column `message` has no `params`.
+
+    message, params: the columns, as JSON. params: None for a job without, and for a row of a store that did not
+    separate them. Raises UnusableMessage if the message is not an object.
+    """
+    if params is None:
+        return message.encode()
+    fields = messages.decode(_fields, message.encode())
+    fields[_PARAMS] = msgspec.Raw(params.encode())
+    return msgspec.json.encode(fields)
 
 
 def to_keep(message: AnyJobMessage, payload: bytes) -> bytes:

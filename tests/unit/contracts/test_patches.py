@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heimdex_contracts import messages, patches
+from heimdex_contracts.errors import UnusableMessage
 from heimdex_contracts.job_spec import spec_of
 from heimdex_contracts.messages import AnyJobMessage, Due, Failed, Follows, JobMessage, StageRun
 from heimdex_status_store.queries import Unfinished
@@ -83,3 +84,23 @@ def test_an_unknown_field_that_postgres_could_not_query_is_not_kept(unknown: byt
 def test_any_other_payload_is_kept_as_it_arrived() -> None:
     for payload in (messages.encode(JOB), newer(JOB, labels=[1, 2])):
         assert patches.to_keep(JOB, payload) == payload
+
+
+def test_the_columns_of_a_row_make_the_whole_message_again() -> None:
+    params = b'{"source":"\xc3\xa9","n":1.50,"a": [ 1,2 ]}'
+    job = msgspec.structs.replace(JOB, params=msgspec.Raw(params))
+    alone = newer(JOB, entered=2)
+    made = patches.whole(alone.decode(), params.decode())
+    assert bytes(messages.decode_stored(made).params) == params
+    assert json.loads(made) == {**json.loads(alone), "params": json.loads(params)}
+    assert patches.whole(alone.decode(), None) == alone, "a job without params"
+    kept_whole = newer(job, entered=2)
+    assert patches.whole(kept_whole.decode(), None) == kept_whole, "a row of a store that did not separate them"
+    both = patches.whole(kept_whole.decode(), params.decode())
+    assert (both.count(b'"params"'), bytes(messages.decode_stored(both).params)) == (1, params)
+
+
+@pytest.mark.parametrize("message", ["[]", "null", '"x"'])
+def test_a_row_whose_message_is_no_object_is_unusable(message: str) -> None:
+    with pytest.raises(UnusableMessage):
+        patches.whole(message, "{}")
