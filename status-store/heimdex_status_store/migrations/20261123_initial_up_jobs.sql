@@ -60,8 +60,8 @@ END $$;
 CREATE OR REPLACE TRIGGER jobs_emptied AFTER TRUNCATE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION forget_stream();
 
 -- What the gateway reads: the status, the message that a retry starts from, the history. The tables are ours alone.
--- (A later migration gives job_status more columns. Where something else was removed, and all of them run again, the
--- one that is there must stay: a view cannot be replaced by one with fewer.)
+-- (A later migration gives job_status and job_messages more columns. Where something else was removed, and all of them
+-- run again, the ones that are there must stay: a view cannot be replaced by one with fewer.)
 DO $$
 BEGIN
     IF to_regclass('job_status') IS NULL THEN
@@ -69,6 +69,8 @@ BEGIN
             SELECT id, type, run, step, attempt, progress, status, stage, result, error, created_at, updated_at
             FROM jobs;
     END IF;
+    IF to_regclass('job_messages') IS NULL THEN
+        CREATE VIEW job_messages AS SELECT id, message FROM jobs;
+    END IF;
 END $$;
-CREATE OR REPLACE VIEW job_messages AS SELECT id, message FROM jobs;
 CREATE OR REPLACE VIEW job_history AS SELECT * FROM job_events;
