@@ -12,14 +12,14 @@ from typing import Final
 import msgspec
 
 from heimdex_contracts import messages
-from heimdex_contracts.messages import Count, End, Moment, Seconds, Text
+from heimdex_contracts.messages import NOTHING, Count, End, Moment, Seconds, Text
 from heimdex_contracts.subjects import CALLBACK_DELIVERED, CALLBACK_DUE, CALLBACK_FAILED, CALLBACK_GIVEN_UP
 
 
 class CallbackMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
     """The fields that all callback messages share.
 
-    end: the terminal event that the callback reports. A later run of the job does not change it.
+    end: the terminal event that the callback reports, as `reported`. A later run of the job does not change it.
     tries: the number of attempts made so far, including the one whose result this message reports.
     """
 
@@ -69,6 +69,17 @@ _TOKENS: Final = {
 def encode(message: AnyCallback) -> bytes:
     """Encode a message as compact JSON."""
     return _encoder.encode(message)
+
+
+def reported(end: End) -> End:
+    """Return the terminal event without what the job object does not show: the parameters and the stages' outputs.
+
+    Each attempt to deliver the callback would carry them. The last stage's output is in `result`, and stays.
+    """
+    if end.params or any(run.output for run in end.finished):
+        finished = tuple(msgspec.structs.replace(run, output=NOTHING) for run in end.finished)
+        return msgspec.structs.replace(end, params=NOTHING, finished=finished)
+    return end
 
 
 def token(message: AnyCallback) -> str:

@@ -48,7 +48,7 @@ class CallbackOutbox:
         restored: empty, or the `cause` of `restore`; it makes the message ID differ from the one that NATS remembers,
         so that NATS stores the message again.
         """
-        due = CallbackDue(end=end, tries=attempts, at=max(messages.now(), end.at))
+        due = CallbackDue(end=callbacks.reported(end), tries=attempts, at=max(messages.now(), end.at))
         message_id = f"{callbacks.message_id(due)}.{restored}" if restored else callbacks.message_id(due)
         headers = {"Nats-Msg-Id": message_id, "traceparent": tracing.child(end.trace)}
         subject = subjects.callback_subject(subjects.CALLBACK_DUE, end.job_id)
@@ -97,7 +97,7 @@ class CallbackOutbox:
                 except UnusableMessage as error:
                     self._log.error("callback_not_restorable", job_id=job_id, reason=str(error))
                     continue
-                if isinstance(end, End) and not await self._is_under_way(job_id):
+                if needs_callback(end) and not await self._is_under_way(job_id):
                     stored = await self.publish(end, attempts, cause)
                     restored, missed = restored + stored, missed + (not stored)
             if len(page) < PAGE:

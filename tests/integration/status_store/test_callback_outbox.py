@@ -1,19 +1,26 @@
 """The callbacks that are due according to the rows, their attempts, and that recording them changes nothing else."""
 
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
 import pytest
 
-from heimdex_contracts import messages
+from heimdex_contracts import callbacks, messages, subjects
 from heimdex_contracts.callbacks import CallbackDelivered, CallbackFailed, CallbackGivenUp, CallbackResult
 from heimdex_contracts.history import callback_row, event_rows
+from heimdex_contracts.job_object import job_object
+from heimdex_contracts.lifecycle import snapshot
 from heimdex_contracts.messages import AnyMessage, Canceled, Completed, Due, Failed
+from heimdex_contracts.runtime.jetstream.connection import Broker
 from heimdex_status_store import queries
+from heimdex_status_store.callback_outbox import CallbackOutbox, needs_callback
+from heimdex_status_store.database import Database
 from heimdex_status_store.projection import job_rows
+from tests.integration.conftest import count
 from tests.integration.status_store.test_queries import history, row
 from tests.support.histories import START, Writer
+from tests.support.recording_logger import RecordingLogger
 
 URL = "https://shop.example/hooks"
 
@@ -96,6 +103,64 @@ async def test_an_unfinished_job_has_no_callback_due(connection: asyncpg.Connect
 async def test_all_callbacks_due_are_returned_across_pages(connection: asyncpg.Connection) -> None:
     ends = [await write(connection, finished("completed")) for _ in range(7)]
     assert await callbacks_due(connection) == {end.job_id: 0 for end in ends}
+
+
+def with_params_and_outputs(status: str) -> list[AnyMessage]:
+    writer = Writer(params=msgspec.Raw(b'{"source":"https://example.com"}'), output=msgspec.Raw(b'{"frames":[1, 2.0]}'))
+    writer.finish_stage()
+    if status == "failed":
+        writer.fail()
+    elif status == "canceled":
+        writer.cancel()
+    else:
+        writer.finish_stage()
+        writer.finish_stage()
+    return [msgspec.structs.replace(event, callback_url=URL) for event in writer.events]
+
+
+@pytest.mark.allows("callbacks_restored")
+@pytest.mark.parametrize("status", ["completed", "failed", "canceled"])
+async def test_a_due_callback_has_the_result_but_neither_params_nor_the_stages_outputs(
+    ready: Broker, database_url: str, connection: asyncpg.Connection, status: str, journal: RecordingLogger
+) -> None:
+    outbox, database = CallbackOutbox(ready, cast("Any", journal)), Database(database_url, cast("Any", journal))
+    events = with_params_and_outputs(status)
+    await write(connection, events)
+    end = events[-1]
+    assert needs_callback(end)
+    assert end.params
+    subject = subjects.callback_subject(subjects.CALLBACK_DUE, end.job_id)
+    assert await outbox.publish(end)
+    published = await ready.last_message(subjects.CALLBACKS, subject)
+    assert published is not None
+    await ready.delete(subjects.CALLBACKS, published.sequence)
+    try:
+        assert await outbox.restore(database, "a new stream") == 0
+    finally:
+        await database.close()
+    restored = await ready.last_message(subjects.CALLBACKS, subject)
+    assert restored is not None
+    for stored in (published, restored):
+        due = callbacks.decode_work(stored.subject, stored.data)
+        assert not {b"https://example.com", b"params"} & set(stored.data.split(b'"'))
+        assert job_object(snapshot(due.end)) == job_object(snapshot(end))
+        assert stored.data.count(b"[1, 2.0]") == (status == "completed"), "that of the last stage, in the result"
+        assert [run.stage for run in due.end.finished] == [run.stage for run in end.finished]
+
+
+async def test_a_job_whose_outputs_speak_of_a_callback_has_none(
+    ready: Broker, database_url: str, connection: asyncpg.Connection, journal: RecordingLogger
+) -> None:
+    writer = Writer(output=msgspec.Raw(b'{"callback_url":"https://example.com"}'))
+    writer.finish_stage()
+    writer.fail()
+    await write(connection, writer.events)
+    database = Database(database_url, cast("Any", journal))
+    try:
+        assert await CallbackOutbox(ready, cast("Any", journal)).restore(database, "a new stream") == 0
+    finally:
+        await database.close()
+    assert await count(ready, subjects.CALLBACKS) == 0
 
 
 async def test_a_result_recorded_twice_is_one_entry_and_a_result_of_an_unknown_job_none(
