@@ -5,6 +5,7 @@ acknowledge the messages of the other store.
 """
 
 import asyncio
+import itertools
 import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -34,6 +35,9 @@ from heimdex_status_store.queries import WriteResult
 
 #: Maximum messages in one statement. Larger batches gain little and increase the cost of one bad message.
 MAX_BATCH: Final = 500
+#: Maximum bytes of the messages in one statement, of which Postgres and this process hold several copies. With large
+#: parameters and outputs, 500 messages have 70 MB.
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 #: After a batch of at least BUSY messages, the recorder waits for GATHER_SECONDS, so that several hand-overs of one job
 #: update its row only once.
 BUSY: Final = 16
@@ -131,8 +135,9 @@ class Recorder:
             await self._arrived.wait()
             if busy and len(self._waiting) < MAX_BATCH:
                 await asyncio.sleep(GATHER_SECONDS)
-            batch = self._waiting[:MAX_BATCH]
-            del self._waiting[:MAX_BATCH]
+            count = batch_length([len(held.msg.data) for held in self._waiting[:MAX_BATCH]])
+            batch = self._waiting[:count]
+            del self._waiting[:count]
             if not self._waiting:
                 self._arrived.clear()
             busy = len(batch) >= BUSY
@@ -318,6 +323,12 @@ class Recorder:
         if event.job_id not in written.early and (event.job_id, event.step) not in written.ahead:
             return False
         return held.msg.metadata.num_delivered < MAX_DELIVERIES_SEEN
+
+
+def batch_length(sizes: Sequence[int]) -> int:
+    """Return how many of the first messages, of these sizes in bytes, are written in one statement: one at least."""
+    totals = itertools.accumulate(sizes)
+    return max(1, sum(1 for _ in itertools.takewhile(lambda total: total <= MAX_BATCH_BYTES, totals)))
 
 
 async def write(
