@@ -10,7 +10,7 @@ import msgspec
 
 from heimdex_contracts import messages
 from heimdex_contracts.errors import UnusableMessage
-from heimdex_contracts.messages import AnyJobMessage
+from heimdex_contracts.messages import NOTHING, AnyJobMessage
 
 _PARAMS: Final = "params"
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -44,13 +44,19 @@ def whole(message: str, params: str | None) -> bytes:
 def to_keep(message: AnyJobMessage, payload: bytes) -> bytes:
     """Return the JSON to keep of a message that arrived as `payload`: with its unknown fields, if they are valid JSON.
 
+    The parameters are left out: they have a column of their own, which is written once (`whole` adds them again).
     Decoding skips unknown fields without validating them. Postgres could not query into an invalid one.
     """
     encoded = messages.encode(message)
+    alone = messages.encode(msgspec.structs.replace(message, params=NOTHING)) if message.params else encoded
     if payload == encoded:
-        return encoded
+        return alone
     try:
         messages.decode(_any, payload)
     except UnusableMessage:
-        return encoded
-    return payload
+        return alone
+    if not message.params:
+        return payload
+    fields = _fields.decode(payload)
+    del fields[_PARAMS]
+    return msgspec.json.encode(fields)

@@ -60,6 +60,16 @@ OUTAGE: Final = (
     asyncpg.InternalServerError,
     asyncpg.InsufficientPrivilegeError,
 )
+#: Errors caused by the events themselves, which can therefore never be recorded.
+UNRECORDABLE: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 #: Errors of a missing or incomplete schema. The next connection migrates it.
 NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.UndefinedColumnError)
 

@@ -20,14 +20,19 @@ class JobRow(msgspec.Struct, frozen=True):
     """The row of one job: its merged snapshot and the message that is kept with it.
 
     message: the job's newest message on HEIMDEX_JOBS in this batch, as it arrived, with the fields that this release
-    does not know. None if there is none, or if it is not needed: that of a completed job is kept only if the job has a
-    `callback_url`. attempt_only: the batch has only ticks and failed
-    attempts of the job, so their hand-over must already be recorded.
+    does not know, but without its `params`. None if there is none, or if it is not needed: that of a completed job is
+    kept only if the job has a `callback_url`.
+    outputs: of a completed job, what its stages returned, without the last one: a JSON object, by the stages' names.
+    None if none of them returned anything, and of every other job: its message has them.
+    attempt_only: the batch has only ticks and failed attempts of the job, so their hand-over must already be recorded.
+    is_new: the batch has the job's first message.
     """
 
     job: Snapshot
-    message: bytes | None
-    attempt_only: bool
+    message: bytes | None = None
+    outputs: bytes | None = None
+    attempt_only: bool = False
+    is_new: bool = False
 
 
 def ahead(events: Sequence[AnyMessage]) -> frozenset[tuple[str, int]]:
@@ -65,16 +70,30 @@ def job_rows(events: Iterable[AnyMessage], payloads: Iterable[bytes] | None = No
                 newest[event.job_id] = (snapshot, event, payload)
         row = rows.get(event.job_id)
         if row is None:
-            rows[event.job_id] = JobRow(snapshot, None, is_attempt)
+            rows[event.job_id] = JobRow(snapshot, attempt_only=is_attempt, is_new=not is_attempt and event.step == 0)
         else:
-            rows[event.job_id] = JobRow(lifecycle.merge(row.job, snapshot), None, is_attempt and row.attempt_only)
+            rows[event.job_id] = JobRow(
+                lifecycle.merge(row.job, snapshot),
+                attempt_only=is_attempt and row.attempt_only,
+                is_new=row.is_new or (not is_attempt and event.step == 0),
+            )
     return [
-        msgspec.structs.replace(rows[job_id], message=_kept(*newest[job_id][1:]) if job_id in newest else None)
-        for job_id in sorted(rows)
+        msgspec.structs.replace(
+            row, message=_kept(*newest[job_id][1:]) if job_id in newest else None, outputs=_outputs(row.job)
+        )
+        for job_id, row in sorted(rows.items())
     ]
+
+
+def _outputs(job: Snapshot) -> bytes | None:
+    """Return what the stages of a completed job returned, without the last one, whose output is in `result`."""
+    if job.status != "completed":
+        return None
+    outputs = {run.stage: run.output for run in job.finished or () if run.output and run.stage != job.stage}
+    return msgspec.json.encode(outputs) if outputs else None
 
 
 def _kept(newest: AnyJobMessage, payload: bytes | None) -> bytes | None:
     if isinstance(newest, Completed) and newest.callback_url is None:
         return None
-    return messages.encode(newest) if payload is None else patches.to_keep(newest, payload)
+    return patches.to_keep(newest, messages.encode(newest) if payload is None else payload)

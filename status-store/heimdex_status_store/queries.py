@@ -8,7 +8,6 @@ from typing import Any, Final, get_args, get_origin
 import asyncpg
 import msgspec
 
-from heimdex_contracts import subjects
 from heimdex_contracts.history import EventRow
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import End
@@ -39,17 +38,17 @@ def _arrays(columns: dict[str, str], first: int = 1) -> str:
     return ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(columns.values(), first))
 
 
-#: The columns of `jobs`: the fields of Snapshot, and the job's newest message.
+#: The columns of `jobs`: the fields of Snapshot, the job's newest message, and the outputs of a completed job.
 JOB_COLUMNS: Final = {
-    column: kind
-    for column, kind in _columns(Snapshot, job_id=("id", "uuid")).items()
-    if column not in {"params", "finished"}
-} | {"message": "json"}
-#: The columns of the input of RECORD, which has one column more.
-_INCOMING: Final = JOB_COLUMNS | {"attempt_only": "bool"}
+    column: kind for column, kind in _columns(Snapshot, job_id=("id", "uuid")).items() if column != "finished"
+} | {"message": "json", "outputs": "json"}
+#: The columns of the input of RECORD, which has two columns more.
+_INCOMING: Final = JOB_COLUMNS | {"needs_params": "bool", "attempt_only": "bool"}
 #: The columns of `job_events`: the fields of EventRow.
 EVENT_COLUMNS: Final = _columns(EventRow, job_id=("job_id", "uuid"))
 _JOBS: Final = ", ".join(JOB_COLUMNS)
+_RESULT: Final = list(JOB_COLUMNS).index("result")
+_PARAMS: Final = list(JOB_COLUMNS).index("params")
 _EVENTS: Final = ", ".join(EVENT_COLUMNS)
 
 #: Raises each job's row to the highest rank seen, and adds the events to the history, in one statement: one round trip,
@@ -64,15 +63,23 @@ WITH incoming AS (
     -- that arrives before its hand-over must be redelivered.
     SELECT id FROM incoming
     WHERE attempt_only AND NOT EXISTS (SELECT FROM jobs WHERE jobs.id = incoming.id AND jobs.step >= incoming.step)
+), lacking AS (
+    -- A job's parameters are sent with its first message only. A row that would be without them is not written yet:
+    -- `record` sends these jobs again, with their parameters. A subquery, since for a join, Postgres may read all rows.
+    SELECT id FROM incoming
+    WHERE needs_params
+      AND COALESCE((SELECT jobs.params IS NULL FROM jobs WHERE jobs.id = incoming.id), incoming.params IS NULL)
 ), history AS (
     INSERT INTO job_events ({_EVENTS})
-    SELECT * FROM unnest({_arrays(EVENT_COLUMNS, len(_INCOMING) + 1)})
+    SELECT * FROM unnest({_arrays(EVENT_COLUMNS, len(_INCOMING) + 1)}) AS new ({_EVENTS})
+    WHERE NOT EXISTS (SELECT FROM lacking WHERE lacking.id = new.job_id)
     ON CONFLICT DO NOTHING
 ), raised AS (
     INSERT INTO jobs AS old ({_JOBS})
     SELECT {_JOBS}
     FROM incoming
     WHERE NOT EXISTS (SELECT FROM early WHERE early.id = incoming.id)
+      AND NOT EXISTS (SELECT FROM lacking WHERE lacking.id = incoming.id)
     ORDER BY id -- two stores that lock rows in different orders would deadlock
     ON CONFLICT (id) DO UPDATE SET
         run = EXCLUDED.run,
@@ -90,7 +97,8 @@ WITH incoming AS (
         message = CASE
             WHEN EXCLUDED.status = 'completed' THEN EXCLUDED.message
             ELSE COALESCE(EXCLUDED.message, old.message)
-        END
+        END,
+        outputs = EXCLUDED.outputs
     WHERE (EXCLUDED.step, EXCLUDED.attempt, EXCLUDED.progress) > (old.step, old.attempt, old.progress)
            -- Only the next run may follow a terminal state.
            AND (EXCLUDED.run > old.run OR old.status IN ('pending', 'processing'))
@@ -100,7 +108,7 @@ WITH incoming AS (
            AND EXCLUDED.status = 'processing' AND old.status = 'processing'
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early)
+SELECT (SELECT count(*) FROM raised), ARRAY(SELECT id::text FROM early), ARRAY(SELECT id::text FROM lacking)
 """  # noqa: S608  # our own columns
 
 
@@ -119,9 +127,27 @@ class WriteResult(msgspec.Struct, frozen=True):
     strays: frozenset[tuple[str, int]] = frozenset()
 
 
-async def record(connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow]) -> WriteResult:
-    """Write one batch. jobs: one row per job, sorted by id."""
-    ((raised, early),) = await connection.fetch(RECORD, *_job_columns(jobs), *_event_columns(events))
+#: Adds the parameters of jobs to rows that lack them: those of a store that did not know them yet.
+ADD_PARAMS: Final = """
+UPDATE jobs SET params = new.params FROM unnest($1::uuid[], $2::json[]) AS new (id, params)
+WHERE jobs.id = new.id AND jobs.params IS NULL
+"""
+
+
+async def record(
+    connection: asyncpg.Connection, jobs: Sequence[JobRow], events: Sequence[EventRow], *, refill: bool = False
+) -> WriteResult:
+    """Write one batch. jobs: one row per job, sorted by id. refill: rows may be missing, so all parameters are sent."""
+    columns = _job_columns(jobs, [row.is_new or refill for row in jobs], needed=True)
+    ((raised, early, lacking),) = await connection.fetch(RECORD, *columns, *_event_columns(events))
+    if lacking:
+        ids = frozenset(lacking)
+        jobs = [row for row in jobs if row.job.job_id in ids]
+        columns = _job_columns(jobs, [True] * len(jobs), needed=False)
+        await connection.execute(ADD_PARAMS, columns[0], columns[_PARAMS])
+        events = [event for event in events if event.job_id in ids]
+        ((more, _, _),) = await connection.fetch(RECORD, *columns, *_event_columns(events))
+        raised += more
     return WriteResult(raised, frozenset(early))
 
 
@@ -139,16 +165,25 @@ async def strays(connection: asyncpg.Connection, ends: Sequence[End]) -> frozens
     return frozenset((row[0], row[1]) for row in await connection.fetch(STRAYS, *columns))
 
 
-def _job_columns(rows: Sequence[JobRow]) -> list[list[Any]]:
-    names = [name for name in Snapshot.__struct_fields__ if name not in {"params", "finished"}]
-    columns = [[getattr(row.job, name) for row in rows] for name in names]
-    results = names.index("result")
-    columns[results] = [None if value is None else bytes(value).decode() for value in columns[results]]
+def _job_columns(rows: Sequence[JobRow], with_params: Sequence[bool], *, needed: bool) -> list[list[Any]]:
+    """The columns of _INCOMING. with_params: the rows whose parameters are sent. needed: the others must have them."""
+    columns = [[getattr(row.job, name) for row in rows] for name in Snapshot.__struct_fields__ if name != "finished"]
+    columns[_RESULT] = list(map(_text, columns[_RESULT]))
+    columns[_PARAMS] = [
+        _text(params) if is_sent else None for params, is_sent in zip(columns[_PARAMS], with_params, strict=True)
+    ]
     return [
         *columns,
-        [None if row.message is None else row.message.decode() for row in rows],
+        [_text(row.message) for row in rows],
+        [_text(row.outputs) for row in rows],
+        [needed and bool(row.job.params) for row in rows],
         [row.attempt_only for row in rows],
     ]
+
+
+def _text(encoded: bytes | msgspec.Raw | None) -> str | None:
+    """Return the JSON as text, None for none. Raises UnicodeDecodeError."""
+    return bytes(encoded).decode() if encoded else None
 
 
 def _event_columns(rows: Sequence[EventRow]) -> list[list[Any]]:
@@ -194,47 +229,47 @@ async def callbacks_due(connection: asyncpg.Connection, after: str | None, limit
 class Unfinished(msgspec.Struct, frozen=True):
     """The row of an unfinished job.
 
-    message: the job's newest message, as JSON; subject: the subject to which that message belongs.
     in_back_off: the delay before the next attempt is not over, by the clock of the worker that started it.
     """
 
     job_id: str
     step: int
     progress: int
-    stage: str
     started: bool
     updated_at: datetime
-    message: str
     failed_attempts: int
     in_back_off: bool
 
-    @property
-    def subject(self) -> str:
-        """The subject of `message`: `heimdex.jobs.<stage>.<job_id>`."""
-        return subjects.job_subject(self.stage, self.job_id)
+
+class UnfinishedMessage(Unfinished, frozen=True):
+    """The row of an unfinished job with its newest message. message, params: the columns, as JSON (`patches.whole`)."""
+
+    message: str
+    params: str | None
 
 
-_UNFINISHED: Final = """
-SELECT id::text, step, progress, message->>'stage', status = 'processing', updated_at, message::text,
+_UNFINISHED_COLUMNS: Final = """
+       id::text, step, progress, status = 'processing', updated_at,
        COALESCE((SELECT max(attempt) FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step), 0),
        EXISTS (SELECT FROM job_events WHERE job_id = jobs.id AND job_events.step = jobs.step
                AND at + delay_seconds * interval '1 second' > now())
-FROM jobs
-WHERE status IN ('pending', 'processing') AND message IS NOT NULL
 """
+_UNFINISHED_ROWS: Final = "FROM jobs WHERE status IN ('pending', 'processing') AND message IS NOT NULL"
 
 #: If a row's `updated_at` is further than this in the future, it comes from another clock: the row's age is unknown.
 AHEAD: Final = timedelta(seconds=5)
 
-#: A page of the unfinished jobs, in the order of their ids.
-UNFINISHED: Final = (
-    _UNFINISHED
-    + """
+#: A page of the unfinished jobs, in the order of their ids. It reads neither messages nor parameters: on an idle system
+#: with 100,000 unfinished jobs, those would be most of the store's work.
+UNFINISHED: Final = f"""
+SELECT {_UNFINISHED_COLUMNS} {_UNFINISHED_ROWS}
 AND ($1::uuid IS NULL OR id > $1)
 AND ($2::interval IS NULL OR updated_at <= now() - $2 OR updated_at > now() + $3::interval)
 ORDER BY jobs.id LIMIT $4
 """
-)
+UNFINISHED_ROW: Final = f"""
+SELECT {_UNFINISHED_COLUMNS}, message::text, params::text {_UNFINISHED_ROWS} AND id = $1
+"""
 
 
 async def unfinished(
@@ -247,10 +282,10 @@ async def unfinished(
     return [Unfinished(*row) for row in await connection.fetch(UNFINISHED, after, rest, AHEAD, limit)]
 
 
-async def unfinished_row(connection: asyncpg.Connection, job_id: str) -> Unfinished | None:
+async def unfinished_row(connection: asyncpg.Connection, job_id: str) -> UnfinishedMessage | None:
     """Return the row of an unfinished job, or None if the job is finished or has no row."""
-    row = await connection.fetchrow(_UNFINISHED + "AND id = $1", job_id)
-    return None if row is None else Unfinished(*row)
+    row = await connection.fetchrow(UNFINISHED_ROW, job_id)
+    return None if row is None else UnfinishedMessage(*row)
 
 
 class StreamSeen(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from heimdex_contracts.runtime.jetstream.topology import Topology
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_status_store import queries
 from heimdex_status_store.callback_outbox import CallbackOutbox
-from heimdex_status_store.database import OUTAGE, Database
+from heimdex_status_store.database import OUTAGE, UNRECORDABLE, Database
 from heimdex_status_store.projection import job_rows
 from heimdex_status_store.queries import StreamSeen, Unfinished
 from heimdex_status_store.refusals import Refusals
@@ -162,8 +162,17 @@ class Reconciler:
         )
         ticks = [tick for tick in latest if tick is not None]
         events: list[AnyMessage] = [*(event for event, _ in batch), *ticks]
-        rows = job_rows(events, [*(payload for _, payload in batch), *(messages.encode(tick) for tick in ticks)])
-        recorded = await self._database.run(lambda connection: queries.record(connection, rows, event_rows(events)))
+        payloads = [*(payload for _, payload in batch), *(messages.encode(tick) for tick in ticks)]
+        try:
+            rows = job_rows(events, payloads)
+            recorded = await self._database.run(
+                lambda connection: queries.record(connection, rows, event_rows(events), refill=True)
+            )
+        except UNRECORDABLE:
+            if len(batch) == 1:
+                return 0  # the recorder moves it to the dead letters
+            middle = len(batch) // 2
+            return await self._record(batch[:middle]) + await self._record(batch[middle:])
         return recorded.raised
 
     async def _compare_page(self, after: str | None, rest: timedelta | None) -> tuple[str | None, int]:
@@ -196,14 +205,17 @@ class Reconciler:
         if now is None or now.step != row.step:
             return False
         try:
-            last = messages.decode_job(now.subject, now.message.encode())
-        except (UnusableMessage, msgspec.MsgspecError) as error:
+            stored = patches.whole(now.message, now.params)
+            last = messages.decode_stored(stored)
+            if last.job_id != row.job_id:
+                raise UnusableMessage("its row has a message of another job")
+        except UnusableMessage as error:
             self._log.error("job_not_restorable", job_id=row.job_id, reason=str(error))
             return False
         if not isinstance(last, Due):
             return False
         again = restored(last, now)
-        payload = patches.patched(again, last, now.message.encode())
+        payload = patches.patched(again, last, stored)
         if not await self._has_queue(again):
             return False
         try:

@@ -29,7 +29,7 @@ from heimdex_contracts.runtime.micro import Counters
 from heimdex_status_store import queries
 from heimdex_status_store.callback_outbox import AGAIN_SECONDS, CallbackOutbox, needs_callback
 from heimdex_status_store.claims import remove_claim
-from heimdex_status_store.database import OUTAGE, Database
+from heimdex_status_store.database import OUTAGE, UNRECORDABLE, Database
 from heimdex_status_store.projection import ahead, job_rows
 from heimdex_status_store.queries import WriteResult
 
@@ -56,17 +56,6 @@ MANY_DELIVERIES: Final = 50
 #: Deliveries after which an early attempt event is acknowledged unrecorded: its job may not be one of ours. They take
 #: more than a minute, because the messages of a killed store are redelivered only after 30 s.
 MAX_DELIVERIES_SEEN: Final = 130
-
-#: Errors caused by the events themselves, which can therefore never be recorded.
-UNRECORDABLE: Final = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.ProgramLimitExceededError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-)
 
 Decode = Callable[[str, bytes], AnyMessage | CallbackResult]
 

@@ -91,8 +91,8 @@ async def statuses(url: str) -> dict[str, int]:
         await connection.close()
 
 
-def completed_run() -> Writer:
-    writer = Writer()
+def completed_run(params: msgspec.Raw = messages.NOTHING, output: msgspec.Raw = messages.NOTHING) -> Writer:
+    writer = Writer(params=params, output=output)
     while writer.finish_stage():
         pass
     return writer
@@ -130,6 +130,54 @@ async def test_a_message_that_postgres_refuses_is_a_dead_letter_and_the_hundred_
     assert "Postgres refused it" in entry["reason"]
 
 
+#: JSON that msgspec passes over without a look, and whether Postgres takes it; or that no reader takes.
+RUBBISH = {
+    "not UTF-8": (b'{"a":"\xff"}', False),
+    "half a character": (b'{"a":"\\ud800"}', False),
+    "half a character in UTF-8": (b'{"a":"\xed\xa0\x80"}', False),
+    "a NUL": (b'{"a":"\\u0000"}', False),
+    "a line break": (b'{"a":"\n"}', False),
+    "no escape": (b'{"a":"\\q"}', False),
+    "no number": (b'{"a":01}', False),
+    "too deep": (b'{"a":%b}' % (b"[" * 50_000 + b"]" * 50_000), False),
+    "beyond any float": (b'{"a":1e999}', True),
+    "deep": (b'{"a":%b}' % (b"[" * 900 + b"]" * 900), True),
+    "a key twice": (b'{"a":1,"a":2}', True),
+}
+
+
+@pytest.mark.allows("unusable")
+@pytest.mark.parametrize("place", ["params", "output", "result"])
+async def test_a_job_with_broken_params_or_outputs_is_a_dead_letter_and_the_others_are_recorded(
+    ready: Broker, start_recorder: StartRecorder, database_url: str, place: str
+) -> None:
+    fine = {}
+    for name, (json, is_fine) in RUBBISH.items():
+        writer = Writer(params=msgspec.Raw(json)) if place == "params" else Writer(output=msgspec.Raw(json))
+        writer.finish_stage()
+        if place == "result":
+            writer.finish_stage()
+            writer.finish_stage()
+            writer.events[-1] = msgspec.structs.replace(writer.events[-1], finished=(), result=msgspec.Raw(json))
+        for event in writer.events[-1:]:
+            await publish(ready, event)
+        if is_fine:
+            fine[writer.due.job_id] = name
+        await publish(ready, Writer(params=msgspec.Raw(b"{}")).due)
+    await start_recorder()
+    await eventually(lambda: all_recorded(ready))
+    rows = await fetch(database_url, "SELECT id::text, params::text, message::text, result::text FROM jobs")
+    assert {row["id"] for row in rows if row["params"] != "{}"} == fine.keys()
+    assert len(rows) == len(fine) + len(RUBBISH)
+    assert await count(ready, subjects.UNUSABLE) == len(RUBBISH) - len(fine)
+    for row in rows:
+        if row["id"] in fine:
+            text = RUBBISH[fine[row["id"]]][0].decode()
+            assert text in {"params": row["params"], "output": row["message"], "result": row["result"]}[place]
+    history = await fetch(database_url, "SELECT DISTINCT job_id::text FROM job_events")
+    assert {entry["job_id"] for entry in history} == {row["id"] for row in rows}, "nothing remains of the others"
+
+
 async def test_a_write_that_postgres_refuses_for_another_reason_than_its_data_is_recorded_later(
     ready: Broker, start_recorder: StartRecorder, database_url: str, journal: RecordingLogger
 ) -> None:
@@ -157,12 +205,31 @@ async def test_two_stores_at_once_record_everything_once(
 ) -> None:
     await start_recorder()
     await start_recorder()
-    writers = [completed_run() for _ in range(100)]
+    params, output = msgspec.Raw(b'{"a" : 1.50}'), msgspec.Raw(b'"%b"' % (b"x" * 5000))
+    writers = [completed_run(params, output) for _ in range(100)]
     for step in range(4):
         for writer in writers:
             await publish(ready, writer.events[step])
     await eventually(lambda: all_recorded(ready))
     assert await statuses(database_url) == {"completed": 100}
+    rows = await fetch(database_url, "SELECT DISTINCT params::text, outputs::text FROM jobs")
+    assert [row["params"] for row in rows] == ['{"a" : 1.50}']
+    assert msgspec.json.decode(rows[0]["outputs"], type=dict[str, msgspec.Raw]) == dict.fromkeys(
+        ("extracting", "analyzing"), output
+    )
+
+
+async def test_many_large_jobs_are_recorded_in_several_statements(
+    ready: Broker, start_recorder: StartRecorder, database_url: str
+) -> None:
+    params = msgspec.Raw(b'"%b"' % (b"x" * 60_000))
+    for _ in range(300):
+        await publish(ready, Writer(params=params).due)
+    await start_recorder()
+    await eventually(lambda: all_recorded(ready))
+    assert await fetch(database_url, "SELECT count(*), sum(length(params::text)) AS length FROM jobs") == [
+        {"count": 300, "length": 300 * 60_002}
+    ]
 
 
 async def test_nothing_is_acknowledged_during_a_postgres_outage_and_nothing_is_lost_after_it(

@@ -119,8 +119,8 @@ async def test_the_first_refusal_counts_across_restarts_and_the_failed_job_has_a
         assert str(row["first_at"].strftime("%Y-%m-%dT%H:%M:%S")) in failed["error"], "counted from before the restart"
         assert (failed["route"], failed["params"]) == (["mix", "print"], {"source": "https://media.example/a.wav"})
         await eventually(seen.empty)
-    (kept,) = await fetch(database_url, "SELECT message::text FROM jobs")
-    assert json.loads(kept["message"])["params"] == {"source": "https://media.example/a.wav"}
+    (kept,) = await fetch(database_url, "SELECT params::text FROM jobs")
+    assert json.loads(kept["params"]) == {"source": "https://media.example/a.wav"}
 
     async def removed() -> bool:
         return not await refused_rows(database_url)

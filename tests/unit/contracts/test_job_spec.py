@@ -94,7 +94,7 @@ def transitions(job: Due) -> dict[str, AnyJobMessage | AttemptFailed | Progress]
     cancel = canceled(job, 7, snapshot(job))
     tick = Progress(**spec_of(job, Progress), step=0, stage=job.stage, attempt=1, progress=3, at=START)
     last = msgspec.structs.replace(job, stage=PIPELINE.stages[-1].name)
-    row = Unfinished(job.job_id, 4, 30, job.stage, True, START, "", 2, False)
+    row = Unfinished(job.job_id, 4, 30, True, START, 2, False)
     return {
         "hand-over": completed_or_next(job, PIPELINE, held()),
         "completion": completed_or_next(last, PIPELINE, held()),

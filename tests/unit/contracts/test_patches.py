@@ -41,7 +41,7 @@ def test_the_unknown_fields_of_the_job_and_of_its_fields_stay() -> None:
 
 
 def test_what_was_restored_keeps_them_too() -> None:
-    row = Unfinished(JOB.job_id, 3, 30, "b", True, START, "", 2, False)
+    row = Unfinished(JOB.job_id, 3, 30, True, START, 2, False)
     stored = newer(JOB, labels={"a": 1})
     patched = json.loads(patches.patched(restored(JOB, row), JOB, stored))
     assert (patched["labels"], patched["step"], patched["reason"]) == ({"a": 1}, 4, "restored")
@@ -56,7 +56,7 @@ def test_params_and_outputs_stay_byte_for_byte() -> None:
         params=msgspec.Raw(params),
         finished=(StageRun("a", 1, START, START, 1.5, msgspec.Raw(output)),),
     )
-    row = Unfinished(job.job_id, 3, 30, "b", True, START, "", 2, False)
+    row = Unfinished(job.job_id, 3, 30, True, START, 2, False)
     for successor in (failed(job), restored(job, row)):
         patched = messages.decode_stored(patches.patched(successor, job, messages.encode(job)))
         assert (bytes(patched.params), bytes(patched.finished[0].output)) == (params, output)
@@ -66,7 +66,7 @@ def test_params_and_outputs_stay_byte_for_byte() -> None:
 def test_the_patched_message_is_the_successor_for_every_reader(data: st.DataObject) -> None:
     url = data.draw(st.none() | st.just("https://shop.example"))
     job = msgspec.structs.replace(Writer().due, callback_url=url, attempts=data.draw(st.integers(0, 3)))
-    for successor in (failed(job), restored(job, Unfinished(job.job_id, 0, 5, job.stage, True, START, "", 2, False))):
+    for successor in (failed(job), restored(job, Unfinished(job.job_id, 0, 5, True, START, 2, False))):
         for stored in (messages.encode(job), newer(job, labels=1)):
             assert messages.decode_stored(patches.patched(successor, job, stored)) == successor
 
@@ -84,6 +84,24 @@ def test_an_unknown_field_that_postgres_could_not_query_is_not_kept(unknown: byt
 def test_any_other_payload_is_kept_as_it_arrived() -> None:
     for payload in (messages.encode(JOB), newer(JOB, labels=[1, 2])):
         assert patches.to_keep(JOB, payload) == payload
+
+
+@pytest.mark.parametrize("unknown", [{}, {"labels": [{"params": 1}], "entered": 1.5}])
+def test_params_are_not_kept_in_the_message_and_what_else_has_that_name_is(unknown: dict[str, Any]) -> None:
+    output = msgspec.Raw(b'{"params": {"a" : 1.50}}')
+    finished = (StageRun("a", 1, START, START, 1.5, output),)
+    job = msgspec.structs.replace(JOB, finished=finished, params=msgspec.Raw(b'{"n":1.50,"params":[1]}'))
+    payload = messages.encode(job)[:-1] + b"".join(
+        b",%b" % json.dumps({k: v}).encode()[1:-1] for k, v in unknown.items()
+    )
+    kept = patches.to_keep(job, payload + b"}")
+    assert "params" not in json.loads(kept)
+    assert messages.decode_stored(kept) == msgspec.structs.replace(job, params=messages.NOTHING)
+    assert b'"output":{"params": {"a" : 1.50}}' in kept
+    assert {name: json.loads(kept).get(name) for name in unknown} == unknown
+    assert messages.decode_stored(patches.whole(kept.decode(), bytes(job.params).decode())) == job
+    broken = payload + b',"later":1e999}'
+    assert patches.to_keep(job, broken) == messages.encode(msgspec.structs.replace(job, params=messages.NOTHING))
 
 
 def test_the_columns_of_a_row_make_the_whole_message_again() -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from heimdex_contracts import messages
 from heimdex_contracts.history import EventRow, event_rows
 from heimdex_contracts.lifecycle import merge, snapshot
-from heimdex_contracts.messages import AnyMessage, AttemptFailed, Completed, Progress
+from heimdex_contracts.messages import NOTHING, AnyMessage, AttemptFailed, Completed, Progress
 from heimdex_status_store.projection import job_rows
-from tests.support.histories import START, Writer, run_of_a_job
+from tests.support.histories import START, Writer, run_of_a_job, shuffled
 
 
 @st.composite
@@ -109,3 +109,47 @@ def test_the_first_of_two_terminal_events_of_a_run_wins_in_any_order() -> None:
         (row,) = job_rows(events)
         assert row.job.status == "canceled"
         assert row.message == messages.encode(canceled)
+
+
+def json_values() -> st.SearchStrategy[msgspec.Raw]:
+    values = st.recursive(st.none() | st.integers(0, 9) | st.text("aé\n", max_size=3), st.lists, max_leaves=3)
+    return values.map(lambda value: msgspec.Raw(msgspec.json.encode({"value": value}))) | st.just(NOTHING)
+
+
+@given(st.data())
+def test_a_row_has_params_and_outputs_whatever_the_order_of_its_events(data: st.DataObject) -> None:
+    params, output = data.draw(json_values()), data.draw(json_values())
+    events = data.draw(run_of_a_job(params=params, output=output))
+    (row,), (mixed,) = job_rows(events), job_rows(data.draw(shuffled(events)))
+    assert mixed == row
+    assert (row.job.params, row.is_new) == (params, True)
+    assert row.message is None or b"params" not in row.message
+    completed = isinstance(events[-1], Completed)
+    if completed and output:
+        returned = msgspec.json.decode(row.outputs or b"", type=dict[str, msgspec.Raw])
+        assert returned == dict.fromkeys(("extracting", "analyzing"), output)
+    else:
+        assert row.outputs is None
+
+
+def test_only_a_batch_with_the_first_message_is_that_of_a_new_job() -> None:
+    writer = Writer(params=msgspec.Raw(b"{}"))
+    writer.tick(0.5)
+    writer.fail_attempt()
+    writer.finish_stage()
+    for number in range(1, len(writer.events)):
+        (row,) = job_rows(writer.events[number:])
+        assert not row.is_new
+        (row,) = job_rows([writer.events[number], writer.events[0]])
+        assert row.is_new
+
+
+def test_the_last_stages_output_is_in_the_result_only() -> None:
+    writer = Writer(output=msgspec.Raw(b"[1]"))
+    while writer.finish_stage():
+        pass
+    completed = writer.events[-1]
+    assert isinstance(completed, Completed)
+    finished = tuple(msgspec.structs.replace(run, output=writer.output) for run in completed.finished)
+    (row,) = job_rows([msgspec.structs.replace(completed, finished=finished)])
+    assert row.outputs == b'{"extracting":[1],"analyzing":[1]}'
