@@ -109,6 +109,8 @@ class Undeliverable:
         This takes at least two calls, some leases apart, without a new message or tick of the job in between: a worker
         reports its progress several times a second. Raises the same errors as `settle`.
         """
+        if await self._only_waits(row, last):
+            return
         try:
             message = messages.decode_job(last.subject, last.data)
         except UnusableMessage:
@@ -135,6 +137,23 @@ class Undeliverable:
         if now - before.since > max(SILENT_SECONDS, LEASES * state["config"]["ack_wait"] / NANOSECOND):
             del self._suspects[row.job_id]
             await self._settle(Advice(subjects.JOBS, consumer, last.sequence))
+
+    async def _only_waits(self, row: Unfinished, last: Stored) -> bool:
+        """Whether the recorded message waits in its queue, as far as that is known without decoding the message.
+
+        This is the case of each job of a backlog. To decode large parameters and outputs, only to ignore them, would be
+        most of the reconciler's work.
+        """
+        token = last.subject.split(".")[2]
+        if token in subjects.ENDS or not last.headers.get("Nats-Msg-Id", "").startswith(f"{row.job_id}.{row.step}."):
+            return False
+        if token == subjects.LATER:
+            return True
+        state = await self._state(token)
+        if state is not None and state["delivered"]["stream_seq"] < last.sequence:
+            self._suspects.pop(row.job_id, None)
+            return True
+        return False
 
     async def has_queue(self, stage: str) -> bool:
         """Whether the stage has a queue: a process declares the stage, or did. Raises BrokerUnavailable."""

@@ -143,3 +143,23 @@ async def test_an_emptied_database_gets_params_and_outputs_from_the_stream_whate
     assert {(job.job_id, bytes(job.params), bytes(job.finished[0].output)) for job in restored} == {
         (job.job_id, PARAMS, OUTPUT) for job in jobs if job is not broken
     }
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+async def test_the_message_of_a_job_that_waits_in_its_queue_is_decoded_only_if_its_row_is_behind(
+    ready: Broker,
+    topology: Topology,
+    database: Database,
+    journal: RecordingLogger,
+    monkeypatch: pytest.MonkeyPatch,
+    is_recorded: bool,
+) -> None:
+    writer = with_params_and_outputs()
+    await record(database, *(writer.events if is_recorded else writer.events[:1]))
+    await Publisher(ready, cast("Any", journal)).publish(writer.due, 0)
+    decoded = []
+    monkeypatch.setattr(messages, "decode_job", lambda *_: decoded.append(1) or writer.due)
+    reconciler = start(ready, topology, database, journal)
+    reconciler._refusals._loaded = True
+    await reconciler._compare_page(None, None)
+    assert bool(decoded) is not is_recorded
