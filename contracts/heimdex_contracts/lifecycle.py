@@ -37,6 +37,13 @@ TERMINAL: frozenset[str] = frozenset({"completed", "failed", "canceled"})
 Rank = tuple[int, int, int]
 
 
+class StageOutput(msgspec.Struct, frozen=True):
+    """A stage that has succeeded, where only its output is known: as StageRun has it."""
+
+    stage: str
+    output: msgspec.Raw = NOTHING
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A job's state according to one event or to the merge of several. `step`, `attempt`, `progress` are its rank.
 
@@ -58,7 +65,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     tenant: str = DEFAULT_TENANT
     params: msgspec.Raw = NOTHING
-    finished: tuple[StageRun, ...] | None = None
+    finished: tuple[StageRun | StageOutput, ...] | None = None
 
     @property
     def rank(self) -> Rank:

@@ -156,8 +156,14 @@ class Pipeline:
 
     @cached_property
     def params_schema(self) -> dict[str, Any] | None:
-        """The JSON schema of the parameters, or None without `params`."""
-        return None if self.params is None else msgspec.json.schema(self.params)
+        """The JSON schema of the parameters, or None without `params`. It allows no unknown field of any object."""
+        if self.params is None:
+            return None
+        schema = msgspec.json.schema(self.params)
+        for definition in schema["$defs"].values():
+            if "properties" in definition:
+                definition["additionalProperties"] = False
+        return schema
 
     def backoff_of(self, stage: str) -> tuple[float, ...]:
         """Return the retry policy of the stage of this name or former name. Raises KeyError."""
