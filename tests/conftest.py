@@ -41,6 +41,7 @@ TOGETHER = (
             "cli",
             "errors",
             "history",
+            "included",
             "listing",
             "once",
             "parameters",

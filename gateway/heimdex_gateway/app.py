@@ -18,12 +18,13 @@ from heimdex_gateway.dependencies import Gateway
 from heimdex_gateway.middleware import cors
 from heimdex_gateway.middleware.request_counts import counting
 from heimdex_gateway.openapi import document, request_bodies, responses
-from heimdex_gateway.routes import actions, events, health, jobs
+from heimdex_gateway.routes import actions, events, health, job_types, jobs
 
 HANDLERS: Final = (
     health.healthz,
     health.readyz,
     health.jobs_options,
+    job_types.list_job_types,
     jobs.submit_job,
     jobs.submit_jobs,
     jobs.list_jobs,
@@ -45,7 +46,7 @@ job's status is applied exactly once. The status never moves backwards. Every er
 
 def create_app(gateway: Gateway, log: Logger, counters: Any) -> Litestar:
     """Build the application for this gateway. It opens and closes none of the gateway's connections."""
-    known = request_bodies.Known(gateway.pipelines.types, gateway.pipelines.stage_names, gateway.callbacks.enabled)
+    known = request_bodies.Known(gateway.pipelines, gateway.callbacks.enabled)
     app = Litestar.from_config(
         AppConfig(
             route_handlers=[

@@ -22,6 +22,8 @@ INTERNAL: Final = (
     "Internal error; the gateway's log has the details. Try again, and report it to the operator if it persists."
 )
 
+BODY_TOO_LARGE: Final = "The body is over 1 MiB. The params of a job may have 64 KiB; send fewer jobs in one batch."
+
 
 def answer(status: int, detail: str, headers: dict[str, str] | None = None, **extra: Any) -> Response[bytes]:
     """Build the response to an error. `extra` holds further keys of its body, beside `detail`."""
@@ -79,7 +81,7 @@ def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> 
     match error:
         case RequestEntityTooLarge():
             # The rest of the body is not read, so the connection closes after this response.
-            return answer(413, "The body is over 1 MiB; a job is far smaller.", {"Connection": "close"})
+            return answer(413, BODY_TOO_LARGE, {"Connection": "close"})
         case NotFoundException():
             return answer(404, f"There is nothing at {path}; /schema lists the paths.")
         case MethodNotAllowedException():

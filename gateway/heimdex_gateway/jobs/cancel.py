@@ -1,7 +1,7 @@
 """Cancels a job with one publish: the successor of its newest message."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -29,12 +29,14 @@ class Cancel:
         self._changes = changes
         self._spawn = spawn
 
-    async def cancel(self, tenant: str, job_id: str, traceparent: str | None) -> Changed | None:
+    async def cancel(
+        self, tenant: str, job_id: str, traceparent: str | None, include: Collection[str] = ()
+    ) -> Changed | None:
         """Put the job into the terminal state `canceled`. Returns None if the tenant has no such job.
 
         A queued job never starts; a running stage is interrupted. This includes a job of a type that the gateway does
-        not know, and one whose messages are gone from the stream. Raises Conflict if the job is already in a terminal
-        state, StateUnavailable or BrokerUnavailable if this cannot be determined.
+        not know, and one whose messages are gone from the stream. include: as in Database.job. Raises Conflict if the
+        job is already in a terminal state, StateUnavailable or BrokerUnavailable if this cannot be determined.
         """
         answer_by = self._changes.answer_by()
         not_in_stream = False
@@ -62,7 +64,7 @@ class Cancel:
                     continue  # meanwhile it reached its next stage or a terminal state, or was restored
             if newest is not None and due.not_before is not None:
                 await self._remove(newest, answer_by)  # before its schedule fires
-            changed = await self._changes.wait_until_visible(message, answer_by)
+            changed = await self._changes.wait_until_visible(message, answer_by, include)
             if newest is not None:
                 # Removed from the queue, so that no worker receives it only to drop it.
                 await self._remove(newest, answer_by)

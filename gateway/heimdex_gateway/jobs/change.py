@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
@@ -30,7 +31,11 @@ MAX_READS: Final = 20
 
 
 class Conflict(HeimdexError):
-    """The job's state does not allow the change. The text gives the reason."""
+    """The job does not allow the change. The text gives the reason. field: what of the job is the reason, if known."""
+
+    def __init__(self, reason: str, field: str | None = None) -> None:
+        super().__init__(reason)
+        self.field = field
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -127,14 +132,19 @@ class JobChanges:
             return last is not None and last.message == message
         return False
 
-    async def wait_until_visible(self, message: AnyJobMessage, answer_by: float) -> Changed:
-        """Wait until a plain GET shows the change, for RECORDED_WITHIN_SECONDS and until `answer_by` at most."""
+    async def wait_until_visible(
+        self, message: AnyJobMessage, answer_by: float, include: Collection[str] = ()
+    ) -> Changed:
+        """Wait until a plain GET shows the change, for RECORDED_WITHIN_SECONDS and until `answer_by` at most.
+
+        include: as in Database.job.
+        """
         after = lifecycle.snapshot(message)
         queried = False
         deadline = min(answer_by, asyncio.get_running_loop().time() + RECORDED_WITHIN_SECONDS)
         async for _ in repeat(0.005, 0.1, until=deadline):
             with contextlib.suppress(HeimdexError):
-                row = await self.database.job(message.job_id, message.tenant)
+                row = await self.database.job(message.job_id, message.tenant, include)
                 queried = True
                 if row is not None and row.rank >= after.rank:
                     return Changed(row, True)

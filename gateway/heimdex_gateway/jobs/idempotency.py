@@ -40,6 +40,7 @@ class KeyReused(HeimdexError):
 class IdempotencyRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The stored record of an idempotency key.
 
+    job: without its params, which could fill the disk of NATS: a repeated request contains them.
     others: the ids of a batch's further jobs; a repeated request contains their bodies.
     stored: the jobs are known to be, or to have been, in the stream.
     """
@@ -72,7 +73,8 @@ class IdempotentSubmit:
         """
         await self._submit.check_streams()
         subject = subjects.key_subject(_digest_of(key, jobs[0].tenant))
-        new = IdempotencyRecord(job=jobs[0], body=body, others=[job.job_id for job in jobs[1:]])
+        first = msgspec.structs.replace(jobs[0], params=messages.NOTHING)
+        new = IdempotencyRecord(job=first, body=body, others=[job.job_id for job in jobs[1:]])
         record = await self._create_or_read(subject, new)
         if record.job.job_id == new.job.job_id:
             # This call created the record, now or with an earlier publish that was not confirmed.
@@ -92,7 +94,7 @@ class IdempotentSubmit:
                     raise StateUnavailable(BOTH_NEEDED) from None
             others = zip(jobs[1:], record.others, strict=True)
             repeated = [msgspec.structs.replace(job, job_id=job_id) for job, job_id in others]
-            await self._submit.submit([record.job, *repeated])
+            await self._submit.submit([msgspec.structs.replace(record.job, params=jobs[0].params), *repeated])
             await self._mark(subject, record)
         return record.ids
 

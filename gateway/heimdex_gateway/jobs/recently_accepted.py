@@ -23,25 +23,32 @@ from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable
 KEPT_SECONDS: Final = 15.0
 #: More jobs than one gateway accepts in that time. If there are more, the newest are kept.
 MOST: Final = 20_000
+#: The most that their params have together. If there are more, the newest are kept.
+MOST_PARAMS_BYTES: Final = 64 * 1024 * 1024
 #: How long to wait for Postgres, which may have recorded the jobs.
 RESTORED_WITHIN_SECONDS: Final = 120.0
 
 
 class RecentlyAccepted:
-    """The jobs that one gateway accepted in the last KEPT_SECONDS, at most MOST of them."""
+    """The jobs that one gateway accepted in the last KEPT_SECONDS, at most MOST of them, with MOST_PARAMS_BYTES."""
 
     def __init__(self, publisher: Publisher, database: Database, log: Logger) -> None:
         self._publisher = publisher
         self._database = database
         self._log = log
-        self._jobs: deque[tuple[float, Due]] = deque(maxlen=MOST)
+        self._jobs: deque[tuple[float, Due]] = deque()
+        self._params_bytes = 0
 
     def add(self, jobs: Iterable[Due]) -> None:
         """Remember jobs that NATS has just stored."""
         now = asyncio.get_running_loop().time()
-        while self._jobs and self._jobs[0][0] < now - KEPT_SECONDS:
-            self._jobs.popleft()
-        self._jobs.extend((now, job) for job in jobs)
+        for job in jobs:
+            self._jobs.append((now, job))
+            self._params_bytes += len(memoryview(job.params))
+        while self._jobs and (
+            self._jobs[0][0] < now - KEPT_SECONDS or len(self._jobs) > MOST or self._params_bytes > MOST_PARAMS_BYTES
+        ):
+            self._params_bytes -= len(memoryview(self._jobs.popleft()[1].params))
 
     async def restore(self) -> None:
         """Publish the jobs again that are neither in the stream nor in Postgres. Called after a removal."""

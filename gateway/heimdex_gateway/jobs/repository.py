@@ -1,17 +1,18 @@
 """The gateway's queries. They read only the status store's views, each within a time that a response can wait for."""
 
 import asyncio
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Final, get_args
 
 import asyncpg
 import msgspec
 
-from heimdex_contracts import messages
+from heimdex_contracts import messages, patches
 from heimdex_contracts.errors import HeimdexError, UnusableMessage
 from heimdex_contracts.history import EventRow
-from heimdex_contracts.lifecycle import Snapshot, Status
-from heimdex_contracts.messages import AnyJobMessage
+from heimdex_contracts.lifecycle import Snapshot, StageOutput, Status
+from heimdex_contracts.messages import NOTHING, AnyJobMessage, StageRun
 from heimdex_contracts.runtime import postgres_session, tcp_keepalive
 
 #: The time limit of a query; a response may take 5 s at most.
@@ -37,13 +38,21 @@ FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 _FIELDS: Final = tuple(name for name in Snapshot.__struct_fields__ if name not in {"job_id", "params", "finished"})
 COLUMNS: Final = ", ".join(_FIELDS)
 ROW: Final = f"SELECT {COLUMNS} FROM job_status WHERE id = $1 AND tenant = $2"  # noqa: S608  # our own columns
+#: What `include` reads, by its words: columns of the view `job_messages`.
+_INCLUDED: Final = {"params": ("params",), "outputs": ("outputs", "message")}
+#: As ROW, with further columns, so that all of it is of one state.
+ROW_AND: Final = """
+SELECT {columns} FROM job_status JOIN job_messages ON job_messages.id = job_status.id
+WHERE job_status.id = $1 AND tenant = $2
+"""
 #: The columns of the view `job_history` are the fields of EventRow.
 _EVENT_COLUMNS: Final = ", ".join("job_id::text" if name == "job_id" else name for name in EventRow.__struct_fields__)
 HISTORY: Final = f"SELECT {_EVENT_COLUMNS} FROM job_history WHERE job_id = $1 ORDER BY step, attempt"  # noqa: S608  # our own columns
 #: Checks what the queries need: the columns, and the index without which listing many jobs takes too long.
 READY: Final = f"""
 SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('jobs_listed')),
-       EXISTS (SELECT {COLUMNS} FROM job_status LIMIT 0), EXISTS (SELECT message FROM job_messages LIMIT 0),
+       EXISTS (SELECT {COLUMNS} FROM job_status LIMIT 0),
+       EXISTS (SELECT message, params, outputs FROM job_messages LIMIT 0),
        EXISTS (SELECT {_EVENT_COLUMNS} FROM job_history LIMIT 0)
 """  # noqa: S608  # our own columns
 OLD_SCHEMA: Final = (
@@ -64,7 +73,7 @@ ONE_KIND: Final = "kinds (type) AS (SELECT $6::text)"
 #: A page of jobs. For each type and status the index has the jobs in order, and a page is merged from these ranges. So
 #: no filter makes the query scan rows that it excludes, and there is only one sensible plan. The limit is part of the
 #: text and is not an argument, because a generic plan for an unknown limit assumes a tenth of the table.
-LIST: Final = """
+_PAGE: Final = """
 WITH {kinds}, page AS (
     SELECT place.id, place.created_at AS at
     FROM kinds CROSS JOIN unnest($2::text[]) AS filter_status (status) CROSS JOIN LATERAL (
@@ -74,9 +83,27 @@ WITH {kinds}, page AS (
         ORDER BY created_at DESC, id DESC LIMIT {limit}
     ) AS place
     ORDER BY place.created_at DESC, place.id DESC LIMIT {limit}
-)
+)"""
+_LISTED: Final = """
 SELECT {columns}, page.id::text FROM page JOIN job_status ON job_status.id = page.id ORDER BY at DESC, page.id DESC
 """
+#: The page with further columns. It ends where all of them together are too large, but has one job at least. The size
+#: of a large value is known without reading it.
+_LISTED_AND: Final = """,
+sized AS (
+    SELECT page.id, at, row_number() OVER newest_first AS position, sum({sizes}) OVER newest_first AS size
+    FROM page JOIN job_status ON job_status.id = page.id JOIN job_messages ON job_messages.id = page.id
+    WINDOW newest_first AS (ORDER BY at DESC, page.id DESC)
+)
+SELECT {columns}, sized.id::text, (SELECT count(*) FROM page)
+FROM sized JOIN job_status ON job_status.id = sized.id JOIN job_messages ON job_messages.id = sized.id
+WHERE position = 1 OR size <= {most}
+ORDER BY at DESC, sized.id DESC
+"""
+LIST: Final = f"{_PAGE}{_LISTED}"
+LIST_AND: Final = f"{_PAGE}{_LISTED_AND}"
+#: The most that a page has of results, and of what `include` adds to them.
+MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 
 HAS_JOBS: Final = "SELECT EXISTS (SELECT FROM job_status WHERE tenant = $1 AND type = $2)"
 
@@ -99,6 +126,13 @@ class JobQuery(msgspec.Struct, frozen=True, kw_only=True):
     created_before: datetime | None
     limit: int
     cursor: Cursor | None
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    """A page of jobs. more: whether there is another page."""
+
+    jobs: list[Snapshot]
+    more: bool
 
 
 class Installation(msgspec.Struct, frozen=True):
@@ -140,29 +174,31 @@ class Database:
             reset=_keep_session,
         )
 
-    async def job(self, job_id: str, tenant: str) -> Snapshot | None:
+    async def job(self, job_id: str, tenant: str, include: Collection[str] = ()) -> Snapshot | None:
         """Return the job's row, or None if this tenant has no such job.
 
-        Raises DatabaseUnavailable, within `timeout_seconds`.
+        include: `params`, `outputs`; without them no column of theirs is read, and the Snapshot lacks them. Raises
+        DatabaseUnavailable, within `timeout_seconds`.
         """
-        rows = await self._ask(ROW, job_id, tenant)
-        return _snapshot(rows[0], job_id) if rows else None
+        query = ROW_AND.format(columns=_columns(include)) if include else ROW
+        rows = await self._ask(query, job_id, tenant)
+        return _snapshot(rows[0], job_id, include) if rows else None
 
     async def last_message(self, job_id: str) -> KeptMessage | None:
         """Return the newest message of a job as stored in its row, or None. Raises DatabaseUnavailable."""
-        rows = await self._ask("SELECT message FROM job_messages WHERE id = $1", job_id)
+        rows = await self._ask("SELECT message, params FROM job_messages WHERE id = $1", job_id)
         if not rows or rows[0][0] is None:
             return None
-        payload = rows[0][0].encode()
         try:
+            payload = patches.whole(*rows[0])
             return KeptMessage(messages.decode_stored(payload), payload)
         except UnusableMessage:
             return None
 
-    async def jobs(self, filters: JobQuery, tenant: str) -> list[Snapshot]:
-        """Return a page of this tenant's jobs, newest first, and one job more if there is another page.
+    async def jobs(self, filters: JobQuery, tenant: str, include: Collection[str] = ()) -> JobPage:
+        """Return a page of this tenant's jobs, newest first: at most `limit`, and MAX_PAGE_BYTES of their results.
 
-        Raises DatabaseUnavailable.
+        include: as in `job`. Raises DatabaseUnavailable.
         """
         before, cursor = filters.created_before, filters.cursor
         if before is not None and (cursor is None or before <= cursor.created_at):
@@ -170,7 +206,13 @@ class Database:
         else:
             end = (cursor.created_at, cursor.id) if cursor is not None else (END_OF_TIME, FIRST_ID)
         # Only constants and a number are formatted into the query; every value is an argument.
-        query = LIST.format(kinds=ONE_KIND if filters.type else KINDS, limit=filters.limit + 1, columns=COLUMNS)
+        query = (LIST_AND if include else LIST).format(
+            kinds=ONE_KIND if filters.type else KINDS,
+            limit=filters.limit + 1,
+            columns=_columns(include),
+            sizes=_sizes(include),
+            most=MAX_PAGE_BYTES,
+        )
         statuses = [filters.status] if filters.status else STATUSES
         arguments = [
             tenant,
@@ -179,7 +221,10 @@ class Database:
             *end,
             *([filters.type] if filters.type else []),
         ]
-        return [_snapshot(row, row[len(_FIELDS)]) for row in await self._ask(query, *arguments)]
+        rows = await self._ask(query, *arguments)
+        matching = rows[0]["count"] if include and rows else len(rows)
+        rows = rows[: filters.limit] if include else _within(rows[: filters.limit])
+        return JobPage([_snapshot(row, row["id"], include) for row in rows], matching > len(rows))
 
     async def has_jobs(self, job_type: str, tenant: str) -> bool:
         """Return whether this tenant has jobs of this type. Raises DatabaseUnavailable."""
@@ -266,8 +311,64 @@ async def _keep_session(_: asyncpg.Connection) -> None:
     """Reset nothing when a connection is released: a query changes no setting, takes no lock, opens no cursor."""
 
 
-def _snapshot(row: asyncpg.Record, job_id: str) -> Snapshot:
+def _columns(include: Collection[str]) -> str:
+    return ", ".join((*_FIELDS, *(name for word in include for name in _INCLUDED[word])))
+
+
+def _sizes(include: Collection[str]) -> str:
+    """The SQL of the size in bytes of what a job has in these columns and in its result."""
+    columns = ("result", *(name for word in include for name in _INCLUDED[word]))
+    return " + ".join(f"COALESCE(pg_column_size({name}), 0)" for name in columns)
+
+
+def _within(rows: list[asyncpg.Record]) -> list[asyncpg.Record]:
+    """Return the first of these rows, as many as have MAX_PAGE_BYTES of results together, but one at least."""
+    size = 0
+    for number, row in enumerate(rows):
+        size += len(row["result"] or "")
+        if size > MAX_PAGE_BYTES and number > 0:
+            return rows[:number]
+    return rows
+
+
+def _snapshot(row: asyncpg.Record, job_id: str, include: Collection[str] = ()) -> Snapshot:
     fields = dict(zip(_FIELDS, row, strict=False))
     if fields["result"] is not None:
         fields["result"] = msgspec.Raw(fields["result"].encode())
+    if "params" in include and row["params"] is not None:
+        fields["params"] = msgspec.Raw(row["params"].encode())
+    if "outputs" in include:
+        fields["finished"] = _finished(row)
     return Snapshot(job_id=job_id, **fields)
+
+
+class _Stages(msgspec.Struct):
+    """The part of a message that has the outputs."""
+
+    run: int = 1
+    finished: tuple[StageRun, ...] = ()
+
+
+class _Result(msgspec.Struct):
+    stages_completed: tuple[str, ...] = ()
+
+
+_stages: Final = msgspec.json.Decoder(_Stages)
+_result: Final = msgspec.json.Decoder(_Result)
+_outputs: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _finished(row: asyncpg.Record) -> tuple[StageRun | StageOutput, ...] | None:
+    """Return the stages that have succeeded, with their outputs; None if the row does not have them (yet)."""
+    if row["status"] == "completed":
+        if row["result"] is None:
+            return None
+        # Its message is not kept. The last stage's output is in the result.
+        outputs = _outputs.decode(row["outputs"] or "{}")
+        stages = _result.decode(row["result"]).stages_completed
+        return tuple(StageOutput(stage, outputs.get(stage, NOTHING)) for stage in stages)
+    if row["message"] is None:
+        return None
+    kept = _stages.decode(row["message"])
+    # The first tick of a run may be recorded before the run's first message.
+    return kept.finished if kept.run == row["run"] else None

@@ -1,12 +1,14 @@
 """Retries jobs with one publish each: the first message of the next run, as the successor of the newest message."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Final, Literal
 
 from heimdex_contracts import lifecycle, routes
 from heimdex_contracts.errors import HeimdexError, Superseded
 from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import Canceled, Due, Failed
+from heimdex_contracts.params import ParamsRefused, validated
 from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_gateway.jobs import change
 from heimdex_gateway.jobs.admission import Admission
@@ -26,6 +28,11 @@ NO_LONGER_DECLARED: Final = (
     "retry the job from the stage where it ended (from=failed), or deploy the type again."
 )
 
+PARAMS_DO_NOT_FIT: Final = (
+    "The params of this job do not fit the job type {!r} any more: retry the job from the stage where it ended "
+    "(from=failed), or submit a new one."
+)
+
 
 class Retry:
     """The use case that retries one job or many. max_jobs: as MAX_JOBS."""
@@ -39,14 +46,22 @@ class Retry:
         self._max_jobs = max_jobs
 
     async def retry(
-        self, tenant: str, job_id: str, start_from: From, traceparent: str | None, *, wait: bool = True
+        self,
+        tenant: str,
+        job_id: str,
+        start_from: From,
+        traceparent: str | None,
+        include: Collection[str] = (),
+        *,
+        wait: bool = True,
     ) -> Changed | None:
         """Start the next run of a failed or canceled job. Returns None if the tenant has no such job.
 
         start_from: "failed" for the stage where the job failed or was canceled, along the route that it had; "start"
         for the first stage of its type as this gateway declares it.
-        wait: whether to wait until the new run is recorded. Raises Conflict if the job is neither failed nor canceled,
-        or if the stages of the run are not known.
+        include: as in Database.job. wait: whether to wait until the new run is recorded. Raises Conflict if the job is
+        neither failed nor canceled, if the stages of the run are not known, or if the job's params do not fit its type
+        any more.
         """
         answer_by = self._changes.answer_by()
         status = self._changes.status
@@ -84,7 +99,7 @@ class Retry:
                     continue
             if not wait:
                 return Changed(lifecycle.snapshot(message), False)
-            return await self._changes.wait_until_visible(message, answer_by)
+            return await self._changes.wait_until_visible(message, answer_by, include)
         raise StateUnavailable("The job's state changes too fast to retry it. Try again.")
 
     async def retry_all(self, tenant: str, status: str, job_type: str | None) -> tuple[int, bool]:
@@ -101,8 +116,9 @@ class Retry:
             query = JobQuery(
                 status=status, type=job_type, created_after=None, created_before=None, limit=limit, cursor=cursor
             )
-            jobs = await self._changes.status.jobs(query, tenant)
-            page, more = jobs[: limit - done], len(jobs) > limit - done
+            found = await self._changes.status.jobs(query, tenant)
+            page = found.jobs[: limit - done]
+            more = found.more or len(found.jobs) > len(page)
             done += await self._retry_page(tenant, page, obstacles)
             if obstacles or not more or done >= limit:
                 break
@@ -143,12 +159,18 @@ def retried(
 
     sequence: that of `last`, None if it has left the stream. pipeline: the job's type as this gateway declares it, None
     if it does not. From "failed", the job keeps its route, which may be older or newer than the pipeline; from "start"
-    it gets the pipeline's. Raises Conflict if that requires a pipeline and there is none.
+    it gets the pipeline's, and its params must fit the pipeline. They stay as they were stored: a default that the type
+    has gained since is filled in by the worker. Raises Conflict if a pipeline is required and there is none, and if the
+    params do not fit.
     """
     if pipeline is None and (start_from == "start" or not last.route):
         raise Conflict(NO_LONGER_DECLARED.format(last.type))
     if start_from == "start" and pipeline is not None:
         route, stage = pipeline.stage_names, None
+        try:
+            validated(last.params, pipeline)
+        except ParamsRefused as error:
+            raise Conflict(f"{PARAMS_DO_NOT_FIT.format(last.type)} {error}", error.field) from None
     else:
         # A job of a release without routes follows the pipeline of today.
         route, stage = routes.route_of(last, pipeline), last.stage

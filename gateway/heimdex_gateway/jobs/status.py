@@ -11,6 +11,8 @@ could be lost a moment later. There is one exception: if Postgres has lost a han
 of that hand-over are the only trace of the progress already returned.
 """
 
+from collections.abc import Collection
+
 import msgspec
 
 from heimdex_contracts import lifecycle, messages, subjects
@@ -19,7 +21,7 @@ from heimdex_contracts.lifecycle import Snapshot
 from heimdex_contracts.messages import AnyJobMessage, Due, Progress
 from heimdex_contracts.runtime.jetstream.connection import Broker, JetStreamError
 from heimdex_contracts.runtime.jetstream.latest_progress import latest_progress
-from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, JobQuery
+from heimdex_gateway.jobs.repository import Database, DatabaseUnavailable, JobPage, JobQuery
 from heimdex_gateway.jobs.store_progress import ConsumerPosition, consumer_position
 
 NATS_DOWN = "NATS cannot be reached, and without it the job's state cannot be determined. Try again in a few seconds."
@@ -69,17 +71,17 @@ class StatusReader:
         self._broker = broker
         self._database = database
 
-    async def job(self, job_id: str, tenant: str) -> Snapshot | None:
+    async def job(self, job_id: str, tenant: str, include: Collection[str] = ()) -> Snapshot | None:
         """The job, or None if this tenant has no such job. Raises StateUnavailable, within 5 s.
 
-        Another tenant's job behaves exactly like a job that does not exist, including the error when the state cannot
-        be determined.
+        include: as in Database.job. Another tenant's job behaves exactly like a job that does not exist, including the
+        error when the state cannot be determined.
         """
         try:
-            row = await self._database.job(job_id, tenant)
+            row = await self._database.job(job_id, tenant, include)
             if row is not None and row.status == "completed":
                 return row
-            return await self._from_both(job_id, tenant, row)
+            return await self._from_both(job_id, tenant, row, include)
         except DatabaseUnavailable:
             return await self._from_stream(job_id, tenant)
 
@@ -102,13 +104,13 @@ class StatusReader:
         except DatabaseUnavailable:
             return await self._from_stream(job_id, tenant), own
 
-    async def jobs(self, query: JobQuery, tenant: str) -> list[Snapshot]:
-        """One page of this tenant's jobs as they are recorded, newest first, and one more where there is another page.
+    async def jobs(self, query: JobQuery, tenant: str, include: Collection[str] = ()) -> JobPage:
+        """One page of this tenant's jobs as they are recorded, newest first. include: as in Database.job.
 
         Raises StateUnavailable without Postgres.
         """
         try:
-            return await self._database.jobs(query, tenant)
+            return await self._database.jobs(query, tenant, include)
         except DatabaseUnavailable:
             raise StateUnavailable(NOT_LISTED) from None
 
@@ -137,18 +139,22 @@ class StatusReader:
         except (BrokerUnavailable, JetStreamError):
             raise StateUnavailable(NATS_DOWN) from None
 
-    async def _from_both(self, job_id: str, tenant: str, before: Snapshot | None) -> Snapshot | None:
+    async def _from_both(
+        self, job_id: str, tenant: str, before: Snapshot | None, include: Collection[str]
+    ) -> Snapshot | None:
         try:
             newest = await self._newest_of(job_id, tenant)
         except StateUnavailable:
             if before is not None and before.ended:
                 return before  # only NATS could have started another run
             raise
-        return await self._with_rows(job_id, tenant, newest)
+        return await self._with_rows(job_id, tenant, newest, include)
 
-    async def _with_rows(self, job_id: str, tenant: str, newest: Newest | None) -> Snapshot | None:
+    async def _with_rows(
+        self, job_id: str, tenant: str, newest: Newest | None, include: Collection[str] = ()
+    ) -> Snapshot | None:
         """The job as its row and its newest message in the stream, which was read before, show it together."""
-        row = await self._database.job(job_id, tenant)
+        row = await self._database.job(job_id, tenant, include)
         if newest is None or (row is not None and row.status == "completed"):
             return row
         view = newest.view()
@@ -156,7 +162,7 @@ class StatusReader:
             return row  # Postgres has a terminal state; the message in the stream is a leftover, or arrived too late
         due = newest.message
         if _lacks(row, newest) and isinstance(due, Due) and (await self._position()).is_recorded(newest.sequence):
-            row = await self._database.job(job_id, tenant)
+            row = await self._database.job(job_id, tenant, include)
             if _lacks(row, newest) and (tick := await self._tick(due)) is not None:
                 view = lifecycle.merge(view, lifecycle.snapshot(tick))  # the database was emptied
         return view if row is None else lifecycle.merge(view, row)

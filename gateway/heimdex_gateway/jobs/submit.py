@@ -25,6 +25,8 @@ TIMEOUT_SECONDS: Final = 4.0
 class JobRequest(msgspec.Struct, frozen=True):
     """A job as requested; each field is a field of Due. not_before: None for now; callback_url: not resolved yet.
 
+    params: validated, and encoded again with their defaults; NOTHING for a job type without params.
+
     No field has a default, so that the type checker finds where a new one is not passed on.
     """
 
@@ -32,6 +34,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     fail_at_stage: str | None
     not_before: datetime | None
     callback_url: str | None
+    params: msgspec.Raw
 
 
 class Submit:

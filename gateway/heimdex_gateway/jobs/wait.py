@@ -1,6 +1,7 @@
 """Waits until a job is finished, so that a caller does not have to poll."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Final
 
 from heimdex_contracts.errors import BrokerUnavailable
@@ -14,28 +15,39 @@ RECORDED_WITHIN_SECONDS: Final = 2.0
 
 
 async def until_finished(
-    status: StatusReader, subscriptions: Subscriptions, tenant: str, job_id: str, timeout: float
+    status: StatusReader,
+    subscriptions: Subscriptions,
+    tenant: str,
+    job_id: str,
+    timeout: float,
+    include: Collection[str] = (),
 ) -> Snapshot | None:
     """Return the job when it is finished, or its state after `timeout` seconds; None if the tenant has no such job.
 
-    Raises StateUnavailable, as StatusReader.job does, and if NATS fails while the job is unfinished.
+    include: as in StatusReader.job. Raises StateUnavailable, as StatusReader.job does, and if NATS fails while the job
+    is unfinished.
     """
     deadline = asyncio.get_running_loop().time() + timeout
     try:
-        return await _watch(status, subscriptions, tenant, job_id, deadline)
+        return await _watch(status, subscriptions, tenant, job_id, deadline, include)
     except BrokerUnavailable:
-        job = await status.job(job_id, tenant)
+        job = await status.job(job_id, tenant, include)
         if job is None or job.ended:
             return job
         raise StateUnavailable(NATS_DOWN) from None
 
 
 async def _watch(
-    status: StatusReader, subscriptions: Subscriptions, tenant: str, job_id: str, deadline: float
+    status: StatusReader,
+    subscriptions: Subscriptions,
+    tenant: str,
+    job_id: str,
+    deadline: float,
+    include: Collection[str],
 ) -> Snapshot | None:
     loop = asyncio.get_running_loop()
     async with subscriptions.open(job_id, ticks=False) as watch:
-        job = await status.job(job_id, tenant)
+        job = await status.job(job_id, tenant, include)
         if job is None or job.ended:
             return job
         try:
@@ -46,9 +58,9 @@ async def _watch(
         except Interrupted:
             # The gateway is stopping, or lost its connection to NATS. Return the current state; the caller can
             # repeat the request.
-            return await status.job(job_id, tenant)
+            return await status.job(job_id, tenant, include)
     async for _ in repeat(0.01, 0.01, until=min(deadline, loop.time() + RECORDED_WITHIN_SECONDS)):
-        job = await status.job(job_id, tenant)
+        job = await status.job(job_id, tenant, include)
         if job is None or job.ended:
             break
     return job

@@ -1,37 +1,18 @@
 """The OpenAPI document that is served: the framework's own, completed with what the framework leaves out."""
 
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 
 from heimdex_contracts.job_object import JobObject
-from heimdex_gateway.openapi import callbacks, postprocess, request_bodies
-from heimdex_gateway.openapi.examples import (
-    AGAIN,
-    CANCELED,
-    COMPLETED,
-    EVENTS,
-    FAILED,
-    PROCESSING,
-    STREAM_EXAMPLE,
-)
+from heimdex_gateway.openapi import callbacks, examples, postprocess, request_bodies
 from heimdex_gateway.problem import ErrorBody
 from heimdex_gateway.schemas.events import EventList
 from heimdex_gateway.schemas.health import Health, Readiness
 from heimdex_gateway.schemas.job_list import JobList
+from heimdex_gateway.schemas.job_types import JobTypes
 from heimdex_gateway.schemas.jobs import JobAccepted, JobsAccepted, JobsRetried
-
-_WITH_NULLS: Final[dict[str, Any]] = {
-    "processing": PROCESSING,
-    "completed": COMPLETED,
-    "failed": FAILED,
-    "canceled": CANCELED,
-    "again": AGAIN,
-    "history": EVENTS,
-    "page": {"jobs": [COMPLETED, FAILED], "next_cursor": None},
-}
 
 
 def finish(document: dict[str, Any], known: request_bodies.Known) -> dict[str, Any]:
@@ -46,6 +27,7 @@ def finish(document: dict[str, Any], known: request_bodies.Known) -> dict[str, A
             JobsRetried,
             JobObject,
             JobList,
+            JobTypes,
             EventList,
             ErrorBody,
             Health,
@@ -55,11 +37,18 @@ def finish(document: dict[str, Any], known: request_bodies.Known) -> dict[str, A
     )
     document["components"]["schemas"] = components
     request_bodies.complete(document, known)
-    for name, example in (pair for examples in _examples(document["paths"]) for pair in examples.items()):
-        example.pop("id", None)
-        example["value"] = _WITH_NULLS.get(name, example["value"])
+    answers = examples.responses(known.pipelines)
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        for response in operation["responses"].values():
+            for name, example in response["content"]["application/json"].get("examples", {}).items():
+                example.pop("id", None)
+                if name in answers:
+                    example["value"] = answers[name]
+    for path in ("/jobs", "/jobs/batch"):
+        refused = document["paths"][path]["post"]["responses"]["422"]["content"]["application/json"]["examples"]
+        refused["error"]["value"]["detail"] = examples.wrong_stage(known.pipelines)
     events = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
-    events["text/event-stream"] = {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}
+    events["text/event-stream"] = {"schema": {"type": "string"}, "example": examples.stream(known.pipelines)}
     document["paths"]["/jobs"]["post"]["responses"]["202"]["headers"] = {
         "Location": {"description": "the URL of the job", "schema": {"type": "string"}}
     }
@@ -72,15 +61,6 @@ def finish(document: dict[str, Any], known: request_bodies.Known) -> dict[str, A
     if known.callbacks:
         callbacks.add(document)
     return document
-
-
-def _examples(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "examples" and isinstance(value, dict):
-                yield value
-            else:
-                yield from _examples(value)
 
 
 class FinishedJson(JsonRenderPlugin):

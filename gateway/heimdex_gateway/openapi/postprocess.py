@@ -5,6 +5,7 @@ These are the parameters that the routes read themselves, the errors of the midd
 
 from typing import Any, Final
 
+from heimdex_gateway.openapi.request_bodies import INCLUDE_PATTERN
 from heimdex_gateway.schemas import parameters
 from heimdex_gateway.schemas.parameters import MAX_KEY_LENGTH
 
@@ -13,6 +14,7 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "job_id": {"type": "string", "format": "uuid"},
     "wait": {"type": "number", "minimum": 0, "maximum": parameters.MAX_WAIT_SECONDS},
     "from": {"type": "string", "enum": ["failed", "start"], "default": "failed"},
+    "include": {"type": "string", "pattern": INCLUDE_PATTERN},
     "traceparent": {"type": "string"},
     "Last-Event-ID": {"type": "string"},
     "Idempotency-Key": {

@@ -4,24 +4,29 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from litestar.openapi.spec import Example, OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIMediaType, Operation, Parameter, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
+from heimdex_contracts.job_object import INCLUDED
+from heimdex_contracts.pipelines import Pipelines
 from heimdex_gateway.jobs import repository
+from heimdex_gateway.openapi import job_types
 from heimdex_gateway.openapi.callbacks import EXAMPLE_URL, url_schema
 from heimdex_gateway.schemas import job_list
 from heimdex_gateway.schemas.job_request import BatchBody
 
 #: A type outside the enum is not described by the schema: a value that merely looks like a type is refused.
 OF_TYPE: Final = "only jobs of this type, or of one that the gateway does not have any more but that has jobs"
+INCLUDE: Final = "keys to add to each job, separated by a comma: `params`, `outputs`"
+#: The words of `include` in any order.
+INCLUDE_PATTERN: Final = "^({0}|{1}|{0},{1}|{1},{0})$".format(*INCLUDED)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the schemas depend on: a gateway's job types and their stages, and whether callbacks are enabled."""
+    """What the schemas and the examples depend on: a gateway's job types, and whether callbacks are enabled."""
 
-    types: tuple[str, ...]
-    stages: tuple[str, ...]
+    pipelines: Pipelines
     callbacks: bool
 
 
@@ -33,69 +38,79 @@ def complete(document: dict[str, Any], known: Known) -> None:
     for path, name in (("/jobs", "JobRequest"), ("/jobs/batch", "BatchRequest")):
         body = paths[path]["post"]["requestBody"]["content"]["application/json"]
         body["schema"] = {"$ref": f"#/components/schemas/{name}"}
-        if known.callbacks and name == "JobRequest":
-            value = {"type": "mock_process", "callback_url": EXAMPLE_URL}
-            body["examples"]["called_back"] = {"summary": "with a callback when the job is finished", "value": value}
+        examples = _examples(known) if name == "JobRequest" else _batch_examples(known)
+        if examples:
+            body["examples"] = examples
     for operation in (paths["/jobs"]["get"], paths["/jobs/retry"]["post"]):
         for parameter in operation["parameters"]:
             if parameter["name"] == "type":
-                parameter["schema"]["enum"] = list(known.types)
+                parameter["schema"]["enum"] = list(known.pipelines.types)
 
 
 def schemas(known: Known) -> dict[str, Any]:
-    """Build the schemas JobRequest and BatchRequest from their structs, with this gateway's job types and stages.
+    """Build the schemas JobRequest and BatchRequest from their structs, and those of this gateway's job types.
 
     `callback_url` is described according to whether callbacks are enabled.
     """
     _, components = msgspec.json.schema_components([BatchBody], ref_template="#/components/schemas/{name}")
-    job, batch = components["JobBody"] | {"title": "JobRequest"}, components["BatchBody"] | {"title": "BatchRequest"}
+    job, batch = components["JobBody"], components["BatchBody"] | {"title": "BatchRequest"}
     batch["properties"]["jobs"]["items"] = {"$ref": "#/components/schemas/JobRequest"}
-    fields = job["properties"]
-    fields["type"]["enum"] = list(known.types)
-    for option in fields["fail_at_stage"]["anyOf"]:
-        if option["type"] == "string":
-            option["enum"] = list(known.stages)
-    fields["callback_url"] = url_schema(enabled=known.callbacks).to_schema()
+    job["properties"]["callback_url"] = url_schema(enabled=known.callbacks).to_schema()
     job["not"] = {
         "required": ["run_at", "delay_seconds"],
         "properties": {"run_at": {"type": "string"}, "delay_seconds": {"type": "number"}},
     }
-    return {"JobRequest": job, "BatchRequest": batch}
+    built = {"BatchRequest": batch}
+    job_types.add(built, job, known.pipelines)
+    return built
 
 
-def _body(description: str, schema: Schema, examples: dict[str, Example]) -> RequestBody:
-    media = OpenAPIMediaType(schema=schema, examples=dict(examples))
+def _examples(known: Known) -> dict[str, Any]:
+    """Build the examples of POST /jobs, of the first job type; and one of each further type that has params."""
+    examples: dict[str, Any] = {}
+    first = known.pipelines.by_type[known.pipelines.types[0]]
+    if (body := job_types.example(first)) is not None:
+        stage = first.stage_names[len(first.stage_names) // 2]
+        examples["completes"] = {"summary": "completes", "value": body}
+        fails = {"summary": f"fails at {stage}, after its retries", "value": body | {"fail_at_stage": stage}}
+        examples["fails"] = fails
+        examples["later"] = {"summary": "starts in a minute", "value": body | {"delay_seconds": 60}}
+        if known.callbacks:
+            value = body | {"callback_url": EXAMPLE_URL}
+            examples["called_back"] = {"summary": "with a callback when the job is finished", "value": value}
+    for name in known.pipelines.types[1:]:
+        pipeline = known.pipelines.by_type[name]
+        if pipeline.params is not None and (body := job_types.example(pipeline)) is not None:
+            examples[name] = {"summary": f"a job of the type {name}", "value": body}
+    return examples
+
+
+def _batch_examples(known: Known) -> dict[str, Any]:
+    body = job_types.example(known.pipelines.by_type[known.pipelines.types[0]])
+    if body is None:
+        return {}
+    return {"two": {"summary": "two jobs", "value": {"jobs": [body, body | {"delay_seconds": 60}]}}}
+
+
+def _body(description: str) -> RequestBody:
+    media = OpenAPIMediaType(schema=Schema(type=OpenAPIType.OBJECT))
     return RequestBody(required=True, description=description, content={"application/json": media})
 
 
 @dataclass
 class SubmitOperation(Operation):
-    """The body of POST /jobs. The route reads it itself, so Litestar cannot describe it. `complete` adds the schema."""
+    """The body of POST /jobs. The route reads it itself, so Litestar cannot describe it. `complete` adds the rest."""
 
     def __post_init__(self) -> None:
-        self.request_body = _body(
-            "The job to run.",
-            Schema(type=OpenAPIType.OBJECT),
-            {
-                "completes": Example(summary="completes", value={"type": "mock_process"}),
-                "fails": Example(
-                    summary="fails at analyzing, after its retries",
-                    value={"type": "mock_process", "fail_at_stage": "analyzing"},
-                ),
-                "later": Example(summary="starts in a minute", value={"type": "mock_process", "delay_seconds": 60}),
-            },
-        )
+        self.request_body = _body("The job to run.")
 
 
 @dataclass
 class BatchOperation(Operation):
-    """The body of POST /jobs/batch, as SubmitOperation. `complete` adds the schema."""
+    """The body of POST /jobs/batch, as SubmitOperation."""
 
     def __post_init__(self) -> None:
-        value = {"jobs": [{"type": "mock_process"}, {"type": "mock_process", "delay_seconds": 60}]}
-        self.request_body = _body(
-            "The jobs to run.", Schema(type=OpenAPIType.OBJECT), {"two": Example(summary="two jobs", value=value)}
-        )
+        self.request_body = _body("The jobs to run.")
 
 
 @dataclass
@@ -126,6 +141,7 @@ class ListOperation(Operation):
             _query("created_after", "only jobs created later than this", time),
             _query("created_before", "only jobs created earlier than this", time),
             _query("limit", "the maximum number of jobs in a page", limit),
+            _query("include", INCLUDE, Schema(type=OpenAPIType.STRING, pattern=INCLUDE_PATTERN)),
             _query("cursor", "the `next_cursor` of the previous page", cursor),
         ]
 

@@ -1,4 +1,7 @@
-"""Responses of each route for the OpenAPI document: bodies, examples, and every error."""
+"""Responses of each route for the OpenAPI document: bodies, and every error.
+
+An example without a value gets it when the document is finished: from a job type that the gateway has.
+"""
 
 from typing import Final
 
@@ -6,10 +9,12 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example, SecurityScheme
 
 from heimdex_contracts.job_object import JobObject
-from heimdex_gateway.openapi.examples import AGAIN, CANCELED, COMPLETED, EVENTS, EXAMPLE_ID, FAILED
+from heimdex_gateway import errors
+from heimdex_gateway.openapi.examples import EXAMPLE_ID
 from heimdex_gateway.problem import ErrorBody
 from heimdex_gateway.schemas.events import EventList
 from heimdex_gateway.schemas.job_list import JobList
+from heimdex_gateway.schemas.job_types import JobTypes
 from heimdex_gateway.schemas.jobs import JobsAccepted, JobsRetried
 
 TRACEPARENT_HEADER: Final = "W3C trace context; the messages of the job carry its trace ID"
@@ -37,11 +42,13 @@ UNAVAILABLE: Final = problem(
 FULL: Final = "The queue is full: 1000000 jobs are waiting or running, and the limit is 1000000. Try again later."
 SUBMIT_ERRORS: Final = {
     400: problem("The body is not JSON.", "The body is not valid JSON: Input data was truncated."),
-    413: problem("The body exceeds 1 MiB.", "The body is over 1 MiB; a job is far smaller."),
+    413: problem(
+        "The body exceeds 1 MiB, or the params of a job 64 KiB; `field` then names them.", errors.BODY_TOO_LARGE
+    ),
     415: problem("The content type is not JSON.", "Send the body as application/json, not as text/plain."),
     422: problem(
         "The body is JSON but not a valid job; `field` names the invalid field.",
-        "The field 'fail_at_stage' must be null or one of 'extracting', 'analyzing', 'indexing', not 'cooking'.",
+        "",  # names the stages of a job type of the gateway
         field="fail_at_stage",
     ),
     500: UNAVAILABLE,
@@ -55,7 +62,7 @@ LIST_ANSWERS: Final = {
         JobList,
         description="A page of jobs.",
         generate_examples=False,
-        examples=[Example(id="page", value={"jobs": [COMPLETED, FAILED], "next_cursor": None})],
+        examples=[Example(id="page")],
     ),
     422: problem(
         "A parameter is invalid; `field` names it.",
@@ -67,12 +74,26 @@ LIST_ANSWERS: Final = {
 NO_PARAMETERS: Final = problem(
     "The operation has no query parameters.", "There is no parameter 'form'; the operation has none.", field="form"
 )
+WRONG_INCLUDE: Final = problem(
+    "The parameter is invalid.",
+    "The parameter 'include' takes 'params' and 'outputs', separated by a comma, not 'output'.",
+    field="include",
+)
+JOB_TYPES_ANSWERS: Final = {
+    200: ResponseSpec(
+        JobTypes,
+        description="The job types.",
+        generate_examples=False,
+        examples=[Example(id="types")],
+    ),
+    422: NO_PARAMETERS,
+}
 EVENTS_ANSWERS: Final = {
     200: ResponseSpec(
         EventList,
         description="The events of the job in order. As text/event-stream: the same, live, with `progress` events.",
         generate_examples=False,
-        examples=[Example(id="history", value=EVENTS)],
+        examples=[Example(id="history")],
     ),
     404: problem("The job does not exist.", "Job not found"),
     422: NO_PARAMETERS,
@@ -103,12 +124,12 @@ def _changes(example: Example, conflict: str, full: str) -> dict[int, ResponseSp
 
 
 CANCEL_ANSWERS: Final = _changes(
-    Example(id="canceled", summary="a canceled job", value=CANCELED),
+    Example(id="canceled", summary="a canceled job"),
     "The job is already completed: only an unfinished job can be canceled.",
     "JetStream has no space for the message that cancels the job",
 )
 RETRY_ANSWERS: Final = _changes(
-    Example(id="again", summary="a job that runs again", value=AGAIN),
+    Example(id="again", summary="a job that runs again"),
     "The job is completed: only a failed or canceled job can be retried.",
     "The queue is full",
 )
@@ -120,6 +141,11 @@ WRONG_WAIT: Final = problem(
     "The parameter 'wait' must be a number of seconds from 0 to 300, not 'long'.",
     field="wait",
 )
+JOB_EXAMPLES: Final = [
+    Example(id="processing", summary="a running job"),
+    Example(id="completed", summary="a completed job"),
+    Example(id="failed", summary="a failed job"),
+]
 READ_ERRORS: Final = {422: WRONG_WAIT, 404: problem("The job does not exist.", "Job not found"), 500: UNAVAILABLE}
 
 

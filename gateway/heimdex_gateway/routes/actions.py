@@ -1,5 +1,6 @@
 """The routes that cancel jobs and retry finished ones."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal, cast
 
 from litestar import Response, post
@@ -12,7 +13,7 @@ from heimdex_gateway.jobs.retry import From
 from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.openapi import request_bodies, responses
 from heimdex_gateway.problem import Problem
-from heimdex_gateway.routes.parameters import JobId, Traceparent
+from heimdex_gateway.routes.parameters import Include, JobId, Traceparent
 from heimdex_gateway.routes.request import (
     AnyRequest,
     check_query,
@@ -21,7 +22,7 @@ from heimdex_gateway.routes.request import (
     in_time,
     job_id_of,
 )
-from heimdex_gateway.schemas import job_list
+from heimdex_gateway.schemas import job_list, parameters
 from heimdex_gateway.schemas.jobs import JobsRetried
 
 RETRYABLE = ("failed", "canceled")
@@ -35,14 +36,17 @@ MANY_SECONDS = 10.0
     operation_id="cancelJob",
     summary="Cancel a job",
     tags=["jobs"],
-    responses=responses.CANCEL_ANSWERS | {422: responses.NO_PARAMETERS},
+    responses=responses.CANCEL_ANSWERS | {422: responses.WRONG_INCLUDE},
 )
-async def cancel_job(request: AnyRequest, job_id: JobId, traceparent: Traceparent = None) -> Response[bytes]:
+async def cancel_job(
+    request: AnyRequest, job_id: JobId, traceparent: Traceparent = None, include: Include = None
+) -> Response[bytes]:
     """A queued job never starts; a running stage is interrupted. Returns 409 if the job is in a terminal state."""
-    check_query(request)
+    check_query(request, "include")
+    included = parameters.include(include)
     gateway = gateway_of(request)
-    work = gateway.cancel.cancel(tenant_of(request), job_id_of(job_id), traceparent)
-    return _answer(await in_time(request, work))
+    work = gateway.cancel.cancel(tenant_of(request), job_id_of(job_id), traceparent, included)
+    return _answer(await in_time(request, work), included)
 
 
 @post(
@@ -65,15 +69,16 @@ async def retry_job(
         ),
     ] = None,
     traceparent: Traceparent = None,
+    include: Include = None,
 ) -> Response[bytes]:
     """Starts the next run of a failed or canceled job and keeps its history. Returns 409 for any other job."""
-    check_query(request, "from")
+    check_query(request, "from", "include")
     if start_from not in {None, "failed", "start"}:
         raise Problem(422, f"The parameter 'from' must be 'failed' or 'start', not {start_from[:60]!r}.", field="from")
-    start = cast("From", start_from or "failed")
+    start, included = cast("From", start_from or "failed"), parameters.include(include)
     gateway = gateway_of(request)
-    work = gateway.retry.retry(tenant_of(request), job_id_of(job_id), start, traceparent)
-    return _answer(await in_time(request, work))
+    work = gateway.retry.retry(tenant_of(request), job_id_of(job_id), start, traceparent, included)
+    return _answer(await in_time(request, work), included)
 
 
 @post(
@@ -104,8 +109,8 @@ async def retry_jobs(request: AnyRequest) -> Response[bytes]:
     return encoded(JobsRetried(count, more))
 
 
-def _answer(changed: Changed | None) -> Response[bytes]:
+def _answer(changed: Changed | None, include: Collection[str]) -> Response[bytes]:
     if changed is None:
         raise JobNotFound
     status: Literal[200, 202] = 200 if changed.recorded else 202
-    return encoded(job_object(changed.job), status)
+    return encoded(job_object(changed.job, include), status)

@@ -11,11 +11,10 @@ from heimdex_contracts import tracing
 from heimdex_contracts.job_object import JobObject, job_object
 from heimdex_contracts.messages import Due
 from heimdex_gateway.dependencies import gateway_of, tenant_of
-from heimdex_gateway.jobs.repository import Cursor
 from heimdex_gateway.jobs.status import JobNotFound
 from heimdex_gateway.jobs.wait import until_finished
 from heimdex_gateway.openapi import examples, request_bodies, responses
-from heimdex_gateway.routes.parameters import IdempotencyKey, JobId, Traceparent
+from heimdex_gateway.routes.parameters import IdempotencyKey, Include, JobId, Traceparent
 from heimdex_gateway.routes.request import (
     AnyRequest,
     check_query,
@@ -104,7 +103,8 @@ async def submit_jobs(
 
 async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
     key = parameters.read_key(request.headers.getall("Idempotency-Key"))
-    return await in_time(request, gateway_of(request).idempotent_submit.submit(key, parameters.digest(body), jobs))
+    digest = parameters.digest(body, [job.params for job in jobs])
+    return await in_time(request, gateway_of(request).idempotent_submit.submit(key, digest, jobs))
 
 
 @get(
@@ -118,12 +118,12 @@ async def _once(request: AnyRequest, body: bytes, jobs: list[Due]) -> list[str]:
 async def list_jobs(request: AnyRequest) -> Response[bytes]:
     """Returns jobs as the status store has recorded them, newest first. A new job appears a moment after its 202."""
     gateway = gateway_of(request)
-    filters = job_list.read_query(job_list.single(request.query_params.multi_items()), gateway.pipelines)
-    jobs = await in_time(request, gateway.status.jobs(filters, tenant_of(request)))
-    if not jobs:
+    query = job_list.single(request.query_params.multi_items())
+    filters, include = job_list.read_query(query, gateway.pipelines), parameters.include(query.get("include"))
+    page = await in_time(request, gateway.status.jobs(filters, tenant_of(request), include))
+    if not page.jobs:
         await check_type(request, filters.type)
-    cursors = [Cursor(job.created_at, job.job_id) for job in jobs]
-    return encoded(job_list.page([job_object(job) for job in jobs], cursors, filters.limit))
+    return encoded(job_list.page(page, include))
 
 
 @get(
@@ -132,7 +132,7 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     summary="Get a job",
     tags=["jobs"],
     responses={
-        200: ResponseSpec(JobObject, description="The job.", generate_examples=False, examples=examples.JOB_EXAMPLES),
+        200: ResponseSpec(JobObject, description="The job.", generate_examples=False, examples=responses.JOB_EXAMPLES),
         **responses.READ_ERRORS,
     },
 )
@@ -145,16 +145,17 @@ async def get_job(
             required=False, description="respond when the job is finished, or after this many seconds (0 to 300)"
         ),
     ] = None,
+    include: Include = None,
 ) -> Response[bytes]:
     """Returns the current state of the job, and never an older state than one already returned."""
-    check_query(request, "wait")
-    gateway = gateway_of(request)
-    seconds, parsed_id = wait_seconds(wait), job_id_of(job_id)
+    check_query(request, "wait", "include")
+    gateway, tenant = gateway_of(request), tenant_of(request)
+    seconds, included, parsed_id = wait_seconds(wait), parameters.include(include), job_id_of(job_id)
     if seconds > 0:
-        finished = until_finished(gateway.status, gateway.subscriptions, tenant_of(request), parsed_id, seconds)
+        finished = until_finished(gateway.status, gateway.subscriptions, tenant, parsed_id, seconds, included)
         job = await in_time(request, while_connected(request, finished), seconds)
     else:
-        job = await in_time(request, gateway.status.job(parsed_id, tenant_of(request)))
+        job = await in_time(request, gateway.status.job(parsed_id, tenant, included))
     if job is None:
         raise JobNotFound
-    return encoded(job_object(job))
+    return encoded(job_object(job, included))

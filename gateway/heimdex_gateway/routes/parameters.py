@@ -4,9 +4,10 @@ from typing import Annotated
 
 from litestar.params import HeaderParameter, Parameter
 
-from heimdex_gateway.openapi import responses
+from heimdex_gateway.openapi import request_bodies, responses
 
 JobId = Annotated[str, Parameter(description="the `job_id` that POST /jobs returned")]
+Include = Annotated[str | None, Parameter(required=False, description=request_bodies.INCLUDE)]
 IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(

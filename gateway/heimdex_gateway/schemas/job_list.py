@@ -4,21 +4,21 @@ A cursor holds the sort key of the last job of a page, so every page costs the s
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 import msgspec
 
 from heimdex_contracts import messages
-from heimdex_contracts.job_object import JobObject
+from heimdex_contracts.job_object import JobObject, job_object
 from heimdex_contracts.pipelines import Pipelines
-from heimdex_gateway.jobs.repository import STATUSES, Cursor, JobQuery
+from heimdex_gateway.jobs.repository import STATUSES, Cursor, JobPage, JobQuery
 from heimdex_gateway.problem import Problem
 
 MAX_LIMIT: Final = 1000
 DEFAULT_LIMIT: Final = 50
-PARAMETERS: Final = ("status", "type", "created_after", "created_before", "limit", "cursor")
+PARAMETERS: Final = ("status", "type", "created_after", "created_before", "limit", "cursor", "include")
 #: The text of a cursor: microseconds since 1970, and the job id. Every text of this form is a valid cursor.
 CURSOR: Final = r"^[0-9]{16}\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 #: The form of a job type (`heimdex_contracts.pipelines`).
@@ -64,12 +64,13 @@ def single(items: Iterable[tuple[str, str]]) -> dict[str, str]:
     return parameters
 
 
-def page(objects: list[JobObject], cursors: list[Cursor], limit: int) -> JobList:
-    """Build a page of at most `limit` jobs. `objects` and `cursors` hold one more if there is another page."""
-    if len(objects) <= limit:
+def page(jobs: JobPage, include: Collection[str]) -> JobList:
+    """Build the response with a page of jobs. include: as in `job_object`."""
+    objects = [job_object(job, include) for job in jobs.jobs]
+    if not jobs.more:
         return JobList(objects, None)
-    last = cursors[limit - 1]
-    return JobList(objects[:limit], f"{(last.created_at - _EPOCH) // _MICROSECOND:016d}.{last.id}")
+    last = jobs.jobs[-1]
+    return JobList(objects, f"{(last.created_at - _EPOCH) // _MICROSECOND:016d}.{last.job_id}")
 
 
 def one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> str | None:

@@ -2,9 +2,11 @@
 
 JobBody is the only definition of these fields: it validates a body, and the OpenAPI document is generated from it. A
 body that it refuses is then checked by hand, for a precise error: 400 if it is not JSON, else 422 with the field.
+The parameters of a job are not parsed with the body: each job type validates its own (`heimdex_contracts.params`).
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
@@ -13,8 +15,9 @@ import msgspec
 
 from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts import messages
-from heimdex_contracts.messages import Moment
-from heimdex_contracts.pipelines import Pipelines
+from heimdex_contracts.messages import NOTHING, Moment
+from heimdex_contracts.params import ParamsRefused, validated
+from heimdex_contracts.pipelines import Pipeline, Pipelines
 from heimdex_gateway.jobs.submit import JobRequest
 from heimdex_gateway.problem import Problem
 
@@ -42,6 +45,8 @@ class JobBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         msgspec.Meta(description="the earliest start, in seconds from now; cannot be combined with run_at"),
     ] = None
     callback_url: str | None = None
+    # A factory, because the JSON schema of a struct shows a default, and raw JSON cannot be shown.
+    params: msgspec.Raw = msgspec.field(default_factory=lambda: NOTHING)
 
 
 class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +60,14 @@ _BATCH_KEYS: Final = BatchBody.__struct_fields__
 _job_body: Final = msgspec.json.Decoder(JobBody)
 _batch_body: Final = msgspec.json.Decoder(BatchBody)
 _REFUSED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_PARAMS_STATUS: Final = {"not_json": 400, "too_large": 413, "invalid": 422}
+#: An escape of a JSON string. The group is half of a surrogate pair, which msgspec takes for invalid JSON.
+_ESCAPE: Final = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_HALF: Final = rb"\ud800"
+#: Code points that are no characters, so that a body has hardly ever one of them: each can stand for _HALF.
+_STANDINS: Final = range(0xFDD0, 0xFDF0)
 _T = TypeVar("_T")
 
 
@@ -63,6 +76,7 @@ def job(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> Job
     try:
         fields = msgspec.structs.asdict(_job_body.decode(body))
     except _REFUSED as error:
+        _check_halves(body, lambda data: [_job_body.decode(data)], pipelines, callbacks, lambda _: "")
         _read(body, f'{{"type": "{pipelines.types[0]}"}}', lambda data: _job(data, pipelines, callbacks, ""))
         raise _refusal(error) from None
     return _checked(fields, pipelines, callbacks, "")
@@ -73,6 +87,7 @@ def jobs(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> li
     try:
         entries = _batch_body.decode(body).jobs
     except _REFUSED as error:
+        _check_halves(body, lambda data: _batch_body.decode(data).jobs, pipelines, callbacks, "jobs[{}].".format)
         example = f'{{"jobs": [{{"type": "{pipelines.types[0]}"}}]}}'
         _read(body, example, lambda data: _jobs(data, pipelines, callbacks))
         raise _refusal(error) from None
@@ -80,6 +95,33 @@ def jobs(body: bytes, pipelines: Pipelines, callbacks: CallbackValidation) -> li
         _checked(msgspec.structs.asdict(entry), pipelines, callbacks, f"jobs[{number}].")
         for number, entry in enumerate(entries)
     ]
+
+
+def _check_halves(
+    body: bytes,
+    decode: Callable[[bytes], list[JobBody]],
+    pipelines: Pipelines,
+    callbacks: CallbackValidation,
+    prefix: Callable[[int], str],
+) -> None:
+    """Raise for parameters with half of a surrogate pair, where nothing else is wrong with the body.
+
+    The body is decoded with a stand-in for each half. Returns where this does not explain the refusal of the body.
+    """
+    standin = next((code for each in _STANDINS if (code := f"\\u{each:04x}".encode()) not in body.lower()), None)
+    if standin is None or b"\\ud" not in body.lower():
+        return
+    try:
+        entries = decode(_ESCAPE.sub(lambda escape: standin if escape[1] else escape[0], body))
+    except _REFUSED:
+        return
+    texts = (text for entry in entries for text in (entry.type, entry.fail_at_stage, entry.callback_url) if text)
+    if any(json.loads(b'"%s"' % standin) in text for text in texts):
+        return
+    for number, entry in enumerate(entries):
+        params = msgspec.Raw(bytes(entry.params).replace(standin, _HALF)) if entry.params else NOTHING
+        fields = msgspec.structs.asdict(entry) | {"params": params}
+        _checked(fields, pipelines, callbacks, prefix(number))
 
 
 def _refusal(error: Exception) -> Problem:
@@ -136,7 +178,18 @@ def _checked(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackVali
         raise _field_problem(prefix, "fail_at_stage", f"must be null or one of {allowed}, not {_shown(stage)}")
     url = data.get("callback_url")
     url = None if url is None else callbacks.read(url, f"{prefix}callback_url")
-    return JobRequest(pipeline.type, stage, _not_before(data, prefix), url)
+    not_before = _not_before(data, prefix)
+    params = data.get("params", NOTHING)
+    # A body that JobBody refused is refused for something else.
+    params = _params(params, pipeline, prefix) if isinstance(params, msgspec.Raw) else NOTHING
+    return JobRequest(pipeline.type, stage, not_before, url, params)
+
+
+def _params(given: msgspec.Raw, pipeline: Pipeline, prefix: str) -> msgspec.Raw:
+    try:
+        return validated(given, pipeline, prefix)
+    except ParamsRefused as error:
+        raise Problem(_PARAMS_STATUS[error.fault], str(error), field=error.field) from None
 
 
 def _not_before(data: dict[str, Any], prefix: str) -> datetime | None:

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from heimdex_contracts.job_object import INCLUDED
 from heimdex_gateway.problem import Problem
 
 MAX_WAIT_SECONDS: Final = 300.0
@@ -29,12 +30,32 @@ def wait_seconds(text: str | None) -> float:
     return value
 
 
+def include(text: str | None) -> tuple[str, ...]:
+    """Parse the parameter `include`: words separated by commas; none if it is absent. Raises Problem 422."""
+    if text is None:
+        return ()
+    words = tuple(text.split(","))
+    allowed = " and ".join(map(repr, INCLUDED))
+    for word in words:
+        if word not in INCLUDED:
+            raise Problem(
+                422,
+                f"The parameter 'include' takes {allowed}, separated by a comma, not {word[:60]!r}.",
+                field="include",
+            )
+    if len(set(words)) != len(words):
+        raise Problem(422, "The parameter 'include' repeats a word; name each once.", field="include")
+    return words
+
+
 MAX_KEY_LENGTH: Final = 255
 
 
 _QUOTED: Final = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\["\\])*)"')
 
 
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_entries: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _BARE: Final = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
 
 
@@ -57,6 +78,18 @@ def read_key(headers: Sequence[str]) -> str:
     return key
 
 
-def digest(body: bytes) -> str:
-    """Return a digest of a JSON body that does not depend on whitespace or on the order of keys."""
-    return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).hexdigest()
+def digest(body: bytes, params: Sequence[msgspec.Raw]) -> str:
+    """Return a digest of a JSON body that does not depend on whitespace or on the order of keys.
+
+    params: those of each of its jobs, encoded again. They take the place of what was sent: an omitted default and the
+    same default are one request.
+    """
+    fields = _fields.decode(body)
+    entries = _entries.decode(fields["jobs"]) if "jobs" in fields else [fields]
+    for entry, encoded in zip(entries, params, strict=True):
+        entry.pop("params", None)
+        if encoded:
+            entry["params"] = encoded
+    whole = {"jobs": entries} if "jobs" in fields else fields
+    plain = msgspec.json.decode(msgspec.json.encode(whole))
+    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()

@@ -99,9 +99,12 @@ async def test_every_filter_and_cursor_returns_exactly_the_matching_jobs_in_orde
             cursor=random.choice([None, Cursor(place[4], place[0]), Cursor(other[4], other[0])]),
         )
         tenant = random.choice([*TENANTS, "nobody"])
-        jobs = await gateway.jobs(asked, tenant)
-        assert [job.job_id for job in jobs] == expected(rows, tenant, asked), asked
-        assert {job.tenant for job in jobs} <= {tenant}
+        include = random.choice([(), ("params",), ("outputs", "params")])
+        page = await gateway.jobs(asked, tenant, include)
+        matching = expected(rows, tenant, asked)
+        assert [job.job_id for job in page.jobs] == matching[: asked.limit], asked
+        assert page.more == (len(matching) > asked.limit), asked
+        assert {job.tenant for job in page.jobs} <= {tenant}
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

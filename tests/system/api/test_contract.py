@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.api import Api
 from tests.support.keys import KEYS, entries
+from tests.support.pipelines import with_pipelines
 from tests.support.receiver import SECRET
 from tests.support.services import ROOT, System
 from tests.support.waiting import eventually
@@ -28,7 +29,7 @@ CALLBACKS: dict[str, str | None] = {"HEIMDEX_CALLBACK_SECRET": SECRET, "HEIMDEX_
 
 @pytest.fixture
 async def served(system: System) -> System:
-    system.env |= CALLBACKS
+    system.env |= CALLBACKS | with_pipelines("parametrized")
     system.start_all()
     await system.ready()
     return system
@@ -65,7 +66,7 @@ async def document(api: Api) -> dict[str, Any]:
 async def test_schemathesis_passes_with_all_checks_and_links(
     system: System, api: Api, tmp_path: Path, doors: str
 ) -> None:
-    system.env |= CALLBACKS
+    system.env |= CALLBACKS | with_pipelines("parametrized")
     if doors == "keyed":
         # Its key is in schemathesis.toml. The limit is high: it only adds its headers to every response.
         system.env |= {"HEIMDEX_API_KEYS": entries("acme"), "HEIMDEX_RATE_LIMIT": "100000"}
@@ -138,7 +139,7 @@ async def test_the_document_describes_what_is_sent_to_a_callback_url(served: Sys
     assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobObject")
     headers = [parameter["name"] for parameter in operation["parameters"]]
     assert headers == ["webhook-id", "webhook-timestamp", "webhook-signature"]
-    assert "callback_url" in openapi["components"]["schemas"]["JobRequest"]["properties"]
+    assert "callback_url" in openapi["components"]["schemas"]["MockProcessJobRequest"]["properties"]
     examples = submit["requestBody"]["content"]["application/json"]["examples"]
     assert any("callback_url" in example["value"] for example in examples.values())
 
@@ -160,7 +161,7 @@ async def test_a_client_generated_from_the_document_can_call_every_operation(
 
     models = module("models")
     async with module("client").Client(base_url=served.url, timeout=60) as client:
-        request = models.JobRequest(type_=models.JobRequestType.MOCK_PROCESS)
+        request = models.MockProcessJobRequest(type_=models.MockProcessJobRequestType.MOCK_PROCESS)
         accepted = await module("api.jobs.submit_job").asyncio(client=client, body=request)
         assert isinstance(accepted, models.JobAccepted)
         job = await module("api.jobs.get_job").asyncio(accepted.job_id, client=client, wait=30)
@@ -171,7 +172,7 @@ async def test_a_client_generated_from_the_document_can_call_every_operation(
         refused = await module("api.jobs.cancel_job").asyncio(accepted.job_id, client=client)
         assert isinstance(refused, models.ErrorBody)
         assert "completed" in refused.detail
-        later = models.JobRequest(type_=models.JobRequestType.MOCK_PROCESS, delay_seconds=600)
+        later = models.MockProcessJobRequest(type_=models.MockProcessJobRequestType.MOCK_PROCESS, delay_seconds=600)
         batch = models.BatchRequest(jobs=[later, later])
         many = await module("api.jobs.submit_jobs").asyncio(client=client, body=batch)
         assert isinstance(many, models.JobsAccepted)
@@ -192,6 +193,18 @@ async def test_a_client_generated_from_the_document_can_call_every_operation(
         for job_id in many.job_ids:
             job = await module("api.jobs.get_job").asyncio(job_id, client=client, wait=30)
             assert job.status == models.JobObjectStatus.COMPLETED
+        clip = models.ClipJobRequest(
+            type_=models.ClipJobRequestType.CLIP,
+            params=models.ClipParams(source="a", box=models.ClipBox(width=2)),
+            fail_at_stage=models.ClipJobRequestFailAtStageType0.CUTTING,
+            delay_seconds=600,
+        )
+        accepted = await module("api.jobs.submit_job").asyncio(client=client, body=clip)
+        job = await module("api.jobs.get_job").asyncio(accepted.job_id, client=client, include="params,outputs")
+        assert job.params.to_dict()["box"] == {"width": 2, "height": 360}
+        assert job.outputs.to_dict() == {}
+        types = await module("api.jobs.list_job_types").asyncio(client=client)
+        assert [entry.type_ for entry in types.job_types] == ["clip", "mock_process", "quiet"]
         nothing = await module("api.jobs.get_job").asyncio(str(uuid.uuid4()), client=client)
         assert nothing.detail == "Job not found"
 
@@ -206,6 +219,6 @@ async def test_the_document_describes_keys_and_limits_and_where_a_key_is_require
         assert openapi.get("security") == ([{"key": []}] if keys else None)
         for path, operations in openapi["paths"].items():
             for operation in operations.values():
-                assert ({"401", "429"} <= set(operation["responses"])) == path.startswith("/jobs")
-                assert operation.get("security") == (None if path.startswith("/jobs") else [])
+                assert ({"401", "429"} <= set(operation["responses"])) == path.startswith("/job")
+                assert operation.get("security") == (None if path.startswith("/job") else [])
         assert await system["gateway"].terminate() == 0

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from heimdex_contracts.lifecycle import snapshot
-from heimdex_contracts.messages import Canceled, Due, Failed, StageRun
+from heimdex_contracts.messages import NOTHING, Canceled, Due, Failed, StageRun
 from heimdex_contracts.pipelines import Pipeline, Stage
 from heimdex_gateway.jobs.change import Conflict
 from heimdex_gateway.jobs.retry import From, retried
@@ -64,6 +64,51 @@ def test_a_retry_from_the_start_takes_the_route_of_today() -> None:
 def test_a_retry_from_the_start_of_a_type_that_was_removed_is_a_conflict() -> None:
     with pytest.raises(Conflict, match=r"does not have the job type 'film' any more.*from=failed"):
         again(LAST, None, "start")
+
+
+class Film(msgspec.Struct):
+    """Parameters of a later deploy."""
+
+    source: str
+    speed: int = 1
+
+
+SENT = msgspec.Raw(b'{"source":"a"}')
+
+
+@pytest.mark.parametrize("start_from", ["failed", "start"])
+def test_a_retry_keeps_the_params_as_they_were_stored(start_from: From) -> None:
+    last = msgspec.structs.replace(LAST, params=SENT)
+    today = Pipeline("film", pipeline("a", "b", "c").stages, params=Film)
+    assert bytes(again(last, today, start_from).params) == bytes(SENT), "the default of today is not written into it"
+
+
+def test_only_a_retry_from_the_failed_stage_keeps_outputs() -> None:
+    done = tuple(msgspec.structs.replace(run(stage), output=SENT) for stage in ("a", "b"))
+    last = msgspec.structs.replace(LAST, finished=done)
+    assert again(last, None).finished == done
+    assert again(last, pipeline("a", "b", "c"), "start").finished == ()
+
+
+@pytest.mark.parametrize(
+    ("params", "struct", "field"),
+    [
+        (b'{"source":1}', Film, "params.source"),
+        (b'{"source":"a","lost":1}', Film, "params.lost"),
+        (b"", Film, "params.source"),
+        (b'{"source":"a"}', None, "params"),
+    ],
+    ids=["another type", "one that is gone", "none before", "none any more"],
+)
+def test_a_retry_from_the_start_is_a_conflict_where_the_params_do_not_fit(
+    params: bytes, struct: type[msgspec.Struct] | None, field: str
+) -> None:
+    last = msgspec.structs.replace(LAST, params=msgspec.Raw(params) if params else NOTHING)
+    today = Pipeline("film", pipeline("a", "b", "c").stages, params=struct)
+    with pytest.raises(Conflict, match="from=failed") as caught:
+        again(last, today, "start")
+    assert caught.value.field == field
+    assert again(last, today).params == last.params
 
 
 @pytest.mark.parametrize("stage", ["c", None])

@@ -7,6 +7,7 @@ cannot show that the commit happened.
 """
 
 import asyncio
+from collections.abc import Collection
 from random import Random
 from typing import Any
 
@@ -223,7 +224,7 @@ class World:
 
     # As the gateway's database ----------------------------------------------------------------------------------
 
-    async def job(self, job_id: str, tenant: str) -> Snapshot | None:
+    async def job(self, job_id: str, tenant: str, include: Collection[str] = ()) -> Snapshot | None:
         await self._meanwhile()
         if not self.postgres_up:
             raise DatabaseUnavailable("the world says so")
