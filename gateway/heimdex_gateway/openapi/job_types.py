@@ -1,4 +1,7 @@
-"""The schemas of the job types in the OpenAPI document: one for each type, with its own parameters and stages."""
+"""The schemas of the job types in the OpenAPI document: one for each type, with its own parameters and stages.
+
+They have no `default`, but say it: for openapi-typescript a field with a default must be sent.
+"""
 
 import re
 from collections.abc import Iterable
@@ -81,9 +84,10 @@ def _title(job_type: str) -> str:
 
 def _request(job: dict[str, Any], pipeline: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
     stages = {"anyOf": [{"type": "string", "enum": list(pipeline.stage_names)}, {"type": "null"}]}
-    properties = job["properties"] | {
+    properties = {name: _without_default(field) for name, field in job["properties"].items()}
+    properties |= {
         "type": {"type": "string", "enum": [pipeline.type]},
-        "fail_at_stage": job["properties"]["fail_at_stage"] | stages,
+        "fail_at_stage": properties["fail_at_stage"] | stages,
         "params": given,
     }
     required = ["type", "params"] if _needs_params(pipeline) else ["type"]
@@ -129,7 +133,7 @@ def _component(node: Any, renamed: dict[str, str]) -> Any:
     copy: dict[str, Any] = {}
     for key, value in node.items():
         if key == "properties":
-            copy[key] = {name: _component(part, renamed) for name, part in value.items()}
+            copy[key] = {name: _without_default(_component(part, renamed)) for name, part in value.items()}
         else:
             copy[key] = value if key in {"default", "enum", "const", "examples"} else _component(value, renamed)
     if "enum" in copy or "const" in copy:
@@ -145,6 +149,16 @@ def _component(node: Any, renamed: dict[str, str]) -> Any:
         case "object" if "properties" not in copy and "propertyNames" not in copy:
             copy["propertyNames"] = {"pattern": _NO_NUL}
     return copy
+
+
+def _without_default(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field with its default in the description. null needs no mention."""
+    rest = {key: value for key, value in schema.items() if key != "default"}
+    if schema.get("default") is None:
+        return rest
+    default = f"default: {msgspec.json.encode(schema['default']).decode()}"
+    said = schema.get("description")
+    return rest | {"description": f"{said} ({default})" if said else default}
 
 
 def _made_up(schema: dict[str, Any], definitions: dict[str, Any], depth: int) -> Any:

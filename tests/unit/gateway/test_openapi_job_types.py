@@ -87,6 +87,15 @@ def test_fields_with_the_names_of_keywords_keep_their_schemas() -> None:
     assert first["properties"]["ref"]["items"] == {"$ref": "#/components/schemas/ABParams"}
 
 
+def test_no_field_of_a_request_has_a_default() -> None:
+    """openapi-typescript takes a field with a default for one that must be sent."""
+    schemas = request_bodies.schemas(Known(KNOWN, True))
+    for name, schema in schemas.items():
+        for field, part in schema.get("properties", {}).items():
+            assert "default" not in part, (name, field)
+    assert schemas["ABInner"]["properties"]["enum"]["description"] == 'default: "x"'
+
+
 def test_the_schema_is_made_anew_each_time() -> None:
     once = request_bodies.schemas(Known(KNOWN, True))
     assert request_bodies.schemas(Known(KNOWN, True)) == once
