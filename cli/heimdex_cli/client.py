@@ -40,6 +40,24 @@ class Job(TypedDict):
     error: str | None
     created_at: str
     updated_at: str
+    #: Only where `include` asks for them.
+    params: NotRequired[dict[str, Any]]
+    outputs: NotRequired[dict[str, Any]]
+
+
+class StageOfType(TypedDict):
+    """A stage of a job type, with its usual duration."""
+
+    name: str
+    expected_seconds: float
+
+
+class JobType(TypedDict):
+    """One entry of the response of GET /job-types. params: the JSON schema of the parameters, None without any."""
+
+    type: str
+    stages: list[StageOfType]
+    params: dict[str, Any] | None
 
 
 class EndedAttempt(TypedDict):
@@ -128,17 +146,32 @@ class JobsApi:
         """Connect to HEIMDEX_URL, by default http://localhost:8000, with the key HEIMDEX_API_KEY if it is set."""
         return cls(environ.get("HEIMDEX_URL") or DEFAULT_URL, environ.get("HEIMDEX_API_KEY"))
 
-    def submit(self, job_type: str, fail_at_stage: str | None = None, callback_url: str | None = None) -> str:
+    def submit(
+        self, job_type: str, fail_at_stage: str | None = None, callback_url: str | None = None, params: Any = None
+    ) -> str:
         """Submit a job with POST /jobs. Returns the new job's id."""
-        fields = {"type": job_type, "fail_at_stage": fail_at_stage, "callback_url": callback_url}
+        fields = {"type": job_type, "params": params, "fail_at_stage": fail_at_stage, "callback_url": callback_url}
         body = {name: value for name, value in fields.items() if value is not None}
         return str(self._request("POST", "/jobs", {"job_id"}, body=body)["job_id"])
 
-    def get(self, job_id: str) -> Job:
-        """Return the current state of a job, from GET /jobs/{job_id}."""
-        return cast(Job, self._request("GET", _path(job_id), _JOB))
+    def job_types(self) -> list[JobType]:
+        """Return the job types that the API knows, from GET /job-types."""
+        return cast(list[JobType], self._request("GET", "/job-types", {"job_types"})["job_types"])
 
-    def jobs(self, status: str | None = None, job_type: str | None = None, limit: int | None = None) -> Iterator[Job]:
+    def get(self, job_id: str, include: str | None = None) -> Job:
+        """Return the current state of a job, from GET /jobs/{job_id}.
+
+        include: the keys to add, separated by commas, here and below.
+        """
+        return cast(Job, self._request("GET", _path(job_id), _JOB, query=_query(include=include)))
+
+    def jobs(
+        self,
+        status: str | None = None,
+        job_type: str | None = None,
+        limit: int | None = None,
+        include: str | None = None,
+    ) -> Iterator[Job]:
         """List jobs with GET /jobs, newest first: at most `limit` jobs, or all of them when `limit` is None.
 
         Each page is requested only when it is needed.
@@ -146,8 +179,7 @@ class JobsApi:
         cursor: str | None = None
         while limit is None or limit > 0:
             size = MAX_PAGE if limit is None else min(limit, MAX_PAGE)
-            filters = {"status": status, "type": job_type, "limit": str(size), "cursor": cursor}
-            query = {name: value for name, value in filters.items() if value is not None}
+            query = _query(status=status, type=job_type, limit=str(size), cursor=cursor, include=include)
             page = self._request("GET", "/jobs", {"jobs", "next_cursor"}, query=query)
             jobs = cast(list[Job], page["jobs"])
             yield from jobs
@@ -156,13 +188,13 @@ class JobsApi:
                 return
             limit = None if limit is None else limit - len(jobs)
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str, include: str | None = None) -> Job:
         """Cancel a job with POST /jobs/{job_id}/cancel. Returns its state after the cancel."""
-        return cast(Job, self._request("POST", f"{_path(job_id)}/cancel", _JOB))
+        return cast(Job, self._request("POST", f"{_path(job_id)}/cancel", _JOB, query=_query(include=include)))
 
-    def retry(self, job_id: str, *, from_start: bool = False) -> Job:
+    def retry(self, job_id: str, *, from_start: bool = False, include: str | None = None) -> Job:
         """Run a failed or canceled job again with POST /jobs/{job_id}/retry. Returns its state after the retry."""
-        query = {"from": "start"} if from_start else None
+        query = _query(include=include) | ({"from": "start"} if from_start else {})
         return cast(Job, self._request("POST", f"{_path(job_id)}/retry", _JOB, query=query))
 
     def events(self, job_id: str) -> list[Event]:
@@ -215,8 +247,11 @@ class JobsApi:
 
         Raises Unreachable when one of `keys` is missing from it.
         """
+        # In ASCII: half a character, which UTF-8 does not have, is for the API to refuse.
+        content_type = {} if body is None else {"Content-Type": "application/json"}
+        sent = None if body is None else json.dumps(body)
         with self._transport_errors_as_unreachable():
-            response = self._client.request(method, path, json=body, params=query)
+            response = self._client.request(method, path, content=sent, params=query, headers=content_type)
         if not response.is_success:
             self._raise_for_error(response)
         content = self._decode_object(response)
@@ -251,6 +286,10 @@ class JobsApi:
             raise Unreachable(
                 f"Nothing answers at {self.url} ({reason}): start the system with `{typed()} run`, or set HEIMDEX_URL."
             ) from error
+
+
+def _query(**fields: str | None) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _path(job_id: str) -> str:

@@ -14,12 +14,13 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
-from heimdex_cli.client import JobsApi, Status
+from heimdex_cli.client import Job, JobsApi, Status
 from heimdex_cli.commands.key import new_key
 from heimdex_cli.commands.watch import EXIT_CODES, describe_end, follow
 from heimdex_cli.errors import HeimdexError, Unusable
 from heimdex_cli.output.progress import open_board
-from heimdex_cli.output.tables import describe, print_events, print_jobs
+from heimdex_cli.output.tables import describe, print_events, print_jobs, print_types
+from heimdex_cli.parameters import assembled
 
 INTERRUPTED = 130
 UNREAD = 141
@@ -28,6 +29,7 @@ MAX_LIMIT = 1_000_000_000
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
 Flag = Annotated[bool, Parameter(negative=())]
+Include = Annotated[str | None, Parameter(name="--include")]
 
 
 def _version() -> str:
@@ -85,6 +87,8 @@ def check(modules: str) -> int:
 def submit(
     *,
     job_type: Annotated[str, Parameter(name="--type")] = "mock_process",
+    param: Annotated[tuple[str, ...], Parameter(name="--param", negative=(), allow_leading_hyphen=True)] = (),
+    params: Annotated[str | None, Parameter(name="--params", allow_leading_hyphen=True)] = None,
     fail_at: str | None = None,
     callback_url: str | None = None,
     watch: Flag = False,
@@ -95,7 +99,12 @@ def submit(
     Parameters
     ----------
     job_type
-        The job's type.
+        The job's type. `heimdex types` lists the types and their parameters.
+    param
+        A parameter of the job, as name=value; repeatable. The value is text, or JSON where the type has a number,
+        true or false, an array or an object there. a.b=value sets the key b of the object a.
+    params
+        All parameters as a JSON object, or @FILE with one; @- is standard input. --param overrides them.
     fail_at
         The stage at which the job fails, on every attempt.
     callback_url
@@ -106,7 +115,11 @@ def submit(
         Print the API's response instead (with --watch: the finished job).
     """
     with JobsApi.from_environment() as api:
-        job_id = api.submit(job_type, fail_at, callback_url)
+
+        def schema() -> dict[str, Any] | None:
+            return next((each["params"] for each in api.job_types() if each["type"] == job_type), None)
+
+        job_id = api.submit(job_type, fail_at, callback_url, assembled(params, param, schema))
         if watch:
             return _watch(api, job_id, as_json=as_json)
     _print_json({"job_id": job_id}) if as_json else print(job_id)
@@ -114,18 +127,39 @@ def submit(
 
 
 @app.command
-def get(job_id: str, *, as_json: JsonFlag = False) -> int:
+def types(*, as_json: JsonFlag = False) -> int:
+    """List the job types with their stages, and their parameters as `heimdex submit --param` takes them.
+
+    Parameters
+    ----------
+    as_json
+        Print the types as the API returns them, one per line, with the JSON schema of their parameters.
+    """
+    with JobsApi.from_environment() as api:
+        known = api.job_types()
+    if as_json:
+        for each in known:
+            _print_json(each)
+    else:
+        print_types(known)
+    return 0
+
+
+@app.command
+def get(job_id: str, *, include: Include = None, as_json: JsonFlag = False) -> int:
     """Print the current state of a job.
 
     Parameters
     ----------
     job_id
         The id that `heimdex submit` printed.
+    include
+        What else to print, separated by a comma: params, outputs.
     as_json
         Print the API's response.
     """
     with JobsApi.from_environment() as api:
-        job = api.get(job_id)
+        job = api.get(job_id, include)
     _print_json(job) if as_json else print(describe(job))
     return 0
 
@@ -154,6 +188,7 @@ def list_jobs(
     job_type: Annotated[str | None, Parameter(name="--type")] = None,
     limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=MAX_LIMIT))] = DEFAULT_LIMIT,
     all_jobs: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    include: Include = None,
     as_json: JsonFlag = False,
 ) -> int:
     """List jobs, newest first.
@@ -168,42 +203,48 @@ def list_jobs(
         The maximum number of jobs to list.
     all_jobs
         List all jobs, without a limit.
+    include
+        What else to print of each job, separated by a comma: params, outputs.
     as_json
         Print the jobs as the API returns them, one per line.
     """
     with JobsApi.from_environment() as api:
         # Requests one job more than is shown, to learn whether there are more.
-        jobs = api.jobs(status, job_type, None if all_jobs else limit + 1)
+        jobs = api.jobs(status, job_type, None if all_jobs else limit + 1, include)
         shown = jobs if all_jobs else islice(jobs, limit)
         if as_json:
             for job in shown:
                 _print_json(job)
         else:
-            print_jobs(shown)
+            print_jobs(shown, [] if include is None else include.split(","))
         if not all_jobs and next(jobs, None) is not None:
             print(f"There are more jobs: these are the newest {limit} (see --limit and --all).", file=sys.stderr)
     return 0
 
 
 @app.command
-def cancel(job_id: str, *, as_json: JsonFlag = False) -> int:
+def cancel(job_id: str, *, include: Include = None, as_json: JsonFlag = False) -> int:
     """Cancel an unfinished job. A pending job never starts; a running stage is interrupted.
 
     Parameters
     ----------
     job_id
         The id that `heimdex submit` printed.
+    include
+        Print the canceled job too, and of it, separated by a comma: params, outputs.
     as_json
         Print the API's response.
     """
     with JobsApi.from_environment() as api:
-        job = api.cancel(job_id)
-    _print_json(job) if as_json else print("The job is canceled.")
+        job = api.cancel(job_id, include)
+    _print_change("The job is canceled.", job, include, as_json=as_json)
     return 0
 
 
 @app.command
-def retry(job_id: str, *, from_start: Flag = False, watch: Flag = False, as_json: JsonFlag = False) -> int:
+def retry(
+    job_id: str, *, from_start: Flag = False, include: Include = None, watch: Flag = False, as_json: JsonFlag = False
+) -> int:
     """Run a failed or canceled job again, from the stage where it failed or was canceled.
 
     Parameters
@@ -212,16 +253,18 @@ def retry(job_id: str, *, from_start: Flag = False, watch: Flag = False, as_json
         The id that `heimdex submit` printed.
     from_start
         Run it from the first stage instead.
+    include
+        Print the job too, and of it, separated by a comma: params, outputs.
     watch
         Follow the job until it reaches a terminal state, as `heimdex watch` does.
     as_json
         Print the API's response (with --watch: the finished job).
     """
     with JobsApi.from_environment() as api:
-        job = api.retry(job_id, from_start=from_start)
+        job = api.retry(job_id, from_start=from_start, include=include)
         if watch:
             return _watch(api, job_id, as_json=as_json)
-    _print_json(job) if as_json else print("The job runs again.")
+    _print_change("The job runs again.", job, include, as_json=as_json)
     return 0
 
 
@@ -267,6 +310,15 @@ def key(tenant: str, *, as_json: JsonFlag = False) -> int:
     else:
         print(f"HEIMDEX_API_KEY={api_key}\nHEIMDEX_API_KEYS={entry}")
     return 0
+
+
+def _print_change(sentence: str, job: Job, include: str | None, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(job)
+        return
+    print(sentence)
+    if include is not None:
+        print(describe(job))
 
 
 def _watch(api: JobsApi, job_id: str, *, as_json: bool = False, tracebacks: bool = False) -> int:

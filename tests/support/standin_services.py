@@ -25,6 +25,36 @@ from urllib.parse import parse_qsl, urlsplit
 
 STAGES = ["extracting", "analyzing", "indexing"]
 SERVICES = ["gateway", *STAGES, "status-store"]
+PARAMS = {
+    "$ref": "#/$defs/Clip",
+    "$defs": {
+        "Clip": {
+            "title": "Clip",
+            "type": "object",
+            "properties": {
+                "source": {"type": "string"},
+                "language": {"enum": ["auto", "en"], "default": "auto"},
+                "level": {"anyOf": [{"enum": [1, 2]}, {"type": "null"}], "default": None},
+                "box": {"anyOf": [{"$ref": "#/$defs/Box"}, {"type": "null"}], "default": None},
+                "tags": {"type": "array", "items": {"type": "string"}, "default": []},
+                "counts": {"type": "object", "additionalProperties": {"type": "integer"}, "default": {}},
+                "share": {"type": "number", "default": 0.5},
+                "loud": {"type": "boolean", "default": False},
+                "either": {"anyOf": [{"type": "integer"}, {"type": "string"}], "default": 1},
+                "any": {"default": None},
+                "a.dot": {"type": "integer", "default": 1},
+            },
+            "required": ["source"],
+        },
+        "Box": {
+            "title": "Box",
+            "type": "object",
+            "properties": {"width": {"type": "integer"}, "name": {"type": "string", "default": ""}},
+            "required": ["width"],
+        },
+    },
+}
+TYPES = {"mock_process": None, "clip": PARAMS}
 CREATED_AT = "2025-10-28T12:00:00.000000Z"
 
 
@@ -59,7 +89,7 @@ class Gateway(BaseHTTPRequestHandler):
         self.bodies.append(body)
         if parts:
             return self.change(parts[0], parts[1])
-        if body["type"] != "mock_process":
+        if body["type"] not in TYPES:
             return self.answer(422, {"detail": "type: must be mock_process"})
         job_id = str(uuid.uuid4())
         self.jobs[job_id] = (time.monotonic(), body.get("fail_at_stage"))
@@ -84,6 +114,10 @@ class Gateway(BaseHTTPRequestHandler):
             return self.answer(200, {})
         url = urlsplit(self.path)
         parts = url.path.split("/")[2:]
+        if url.path == "/job-types":
+            stages = [{"name": name, "expected_seconds": 1.0} for name in STAGES]
+            types = [{"type": name, "stages": stages, "params": params} for name, params in TYPES.items()]
+            return self.answer(200, {"job_types": types})
         if not parts:
             return self.answer(200, self.page(dict(parse_qsl(url.query))))
         if parts[0] not in self.jobs or parts[1:] not in ([], ["events"]):
@@ -187,6 +221,10 @@ class Gateway(BaseHTTPRequestHandler):
             "error": "analyzing failed after 4 attempts: it was told to" if done and fails else None,
             "created_at": CREATED_AT,
             "updated_at": CREATED_AT,
+        } | {
+            name: {"of": name}
+            for name in dict(parse_qsl(urlsplit(self.path).query)).get("include", "").split(",")
+            if name
         }
 
     def answer(self, status: int, body: object) -> None:

@@ -1,4 +1,4 @@
-"""The text output of `heimdex get`, `list` and `events`: the same text on a terminal and in a pipe."""
+"""The text output of `heimdex get`, `list`, `types` and `events`: the same text on a terminal and in a pipe."""
 
 import json
 import sys
@@ -9,23 +9,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from heimdex_cli.client import Event, Job
+from heimdex_cli.client import Event, Job, JobType
 from heimdex_cli.output.attempts import next_attempt, traceback_of
+from heimdex_cli.parameters import usage
 
 COLORS = {"completed": "green", "failed": "red", "canceled": "yellow", "processing": "cyan"}
 #: The width of a table in a pipe: wide enough that no row is folded, so that grep sees one row per line.
 _PIPE_WIDTH = 10_000
+_FOLDED = ("error", "stages", "parameters", "params", "outputs")
 
 
 def describe(job: Job) -> str:
     """Return the job as text: one line per field that is not null, an object as JSON."""
     rows = [(name, value) for name, value in job.items() if value is not None]
-    return "\n".join(f"{name:<11} {json.dumps(value) if isinstance(value, dict) else value}" for name, value in rows)
+    return "\n".join(f"{name:<11} {_json(value) if isinstance(value, dict) else value}" for name, value in rows)
 
 
-def print_jobs(jobs: Iterable[Job]) -> None:
-    """Print a table with a row per job, in the given order; `took` is the time from submission to the last update."""
-    table = _table("id", "status", "stage", "progress", "created", "took", "error")
+def print_jobs(jobs: Iterable[Job], include: Sequence[str] = ()) -> None:
+    """Print a table with a row per job, in the given order; `took` is the time from submission to the last update.
+
+    include: the keys that the jobs have beside the usual ones, each a column of JSON.
+    """
+    table = _table("id", "status", "stage", "progress", "created", "took", "error", *include)
     for job in jobs:
         table.add_row(
             job["id"],
@@ -35,7 +40,17 @@ def print_jobs(jobs: Iterable[Job]) -> None:
             _format_time(job["created_at"]),
             _format_seconds((_parse_time(job["updated_at"]) - _parse_time(job["created_at"])).total_seconds()),
             Text(job["error"] or "-"),
+            *(Text(_json(job.get(name))) for name in include),
         )
+    _print(table)
+
+
+def print_types(types: Iterable[JobType]) -> None:
+    """Print a table with a row per job type, its stages in order and its parameters as `--param` takes them."""
+    table = _table("type", "stages", "parameters")
+    for each in types:
+        stages = ", ".join(stage["name"] for stage in each["stages"])
+        table.add_row(Text(each["type"]), Text(stages), Text(usage(each["params"]) or "-"))
     _print(table)
 
 
@@ -64,11 +79,15 @@ def print_events(events: Sequence[Event], *, tracebacks: bool = False) -> None:
             print(f"\n{entry['id']}  {entry['event']}\n{text}")
 
 
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        # Only errors are folded: a folded id or time cannot be copied.
-        table.add_column(name, no_wrap=name != "error", overflow="fold")
+        # What may be long is folded, and nothing else: a folded id or time cannot be copied.
+        table.add_column(name, no_wrap=name not in _FOLDED, overflow="fold")
     return table
 
 
