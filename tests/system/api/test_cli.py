@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from tests.support.api import Api
+from tests.support.pipelines import parametrized
+from tests.support.pipelines.parametrized import Clips
 from tests.support.pipelines.scripted import STAGES, Script
 from tests.support.services import System
 from tests.support.waiting import eventually
@@ -85,3 +87,40 @@ async def test_watch_continues_across_a_restart_of_the_gateway(scripted: System,
     out, err = await watching.communicate()
     assert watching.returncode == 0, (out, err)
     assert out.decode().splitlines()[-1].startswith("The job completed in ")
+
+
+async def test_a_job_with_parameters_is_submitted_and_its_outputs_are_shown(system: System, tmp_path: Path) -> None:
+    system.env |= Clips(tmp_path / "clips").env
+    system.start_all(parametrized.STAGES)
+    await system.ready()
+    types = [json.loads(line) for line in (await heimdex(system.url, "types", "--json")).splitlines()]
+    assert [entry["type"] for entry in types] == ["clip", "mock_process", "quiet"]
+    assert "source=string [language=auto|de|en] [box=object]" in await heimdex(system.url, "types")
+    file = tmp_path / "params.json"
+    file.write_text('{"source": "é", "tags": ["a"], "language": "en"}')
+    words = ("--param", "box.width=2", "--param", "language=de", "--param", 'tags=["a","b"]', "--param", "any=7")
+    job_id = (await heimdex(system.url, "submit", "--type", "clip", "--params", f"@{file}", *words)).strip()
+    await heimdex(system.url, "watch", job_id)
+    job = json.loads(await heimdex(system.url, "get", job_id, "--include", "params,outputs", "--json"))
+    assert job["params"] == {
+        "source": "é",
+        "language": "de",
+        "box": {"width": 2, "height": 360},
+        "tags": ["a", "b"],
+        "threshold": 0.5,
+        "any": "7",
+    }
+    assert job["outputs"] == {"cutting": {"pieces": 2, "of": "é"}, "checking": None, "joining": job["result"]["output"]}
+    assert '"of": "é"' in await heimdex(system.url, "list", "--include", "outputs")
+    process = await start(system.url, "submit", "--type", "clip", "--param", "source=a", "--param", "box.width=5000")
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    assert err.decode().startswith("heimdex: The field 'params.box.width' must be an integer from 1 to 4096, not 5000.")
+    assert (
+        "must be an integer, not 'a'"
+        in (await (await start(system.url, "submit", "--type", "clip", "--param", "box.width=a")).communicate())[
+            1
+        ].decode()
+    )
+    process = await start(system.url, "get", job_id, "--include", "secrets")
+    assert b"422 from" in (await process.communicate())[1]
