@@ -1,5 +1,6 @@
 """A job's own fields are the same in each of its messages, and encoded to the same bytes: its parameters too."""
 
+import dataclasses
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -36,13 +37,20 @@ CORPUS = [json.loads(line) for line in (Path(__file__).parent / "corpus" / "mess
 #: What each message says for itself; every other field of a JobMessage must come out of every transition as it went in.
 OWN = {"step", "run", "at", "progress", "not_before", "finished", "follows", "trace"}
 
+
+class Params(msgspec.Struct):
+    """What a retry from the start validates the parameters against. They stay as they were stored."""
+
+    value: Any = None
+
+
 FROM_THE_START = "retry from the start"
 
 
 def raw_json() -> st.SearchStrategy[msgspec.Raw]:
     """Draw JSON as a caller may have written it: with spaces, escapes, numbers in any form, and keys in any order."""
     texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=5)
-    numbers = st.sampled_from(["0", "-0.0", "1.50", "1E+2", "18446744073709551615", "123456789012345678901234567890"])
+    numbers = st.sampled_from(["0", "-0.0", "1.50", "1E+2", "18446744073709551615"])
     quoted = texts.flatmap(lambda text: st.sampled_from([json.dumps(text), json.dumps(text, ensure_ascii=False)]))
     values = st.recursive(
         st.sampled_from(["true", "false", "null"]) | numbers | quoted,
@@ -66,7 +74,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     tuple[messages.RouteName, ...]: st.lists(st.from_regex(r"[a-z]{1,64}", fullmatch=True), min_size=1).map(
         lambda others: (*PIPELINE.stage_names, *others)
     ),
-    msgspec.Raw: raw_json(),
+    msgspec.Raw: raw_json().map(lambda value: msgspec.Raw(b'{ "value" : %b}' % bytes(value))),
     messages.Moment: st.datetimes(min_value=START.replace(tzinfo=None)).map(lambda at: at.replace(tzinfo=START.tzinfo)),
 }
 
@@ -104,7 +112,7 @@ def transitions(job: Due) -> dict[str, AnyJobMessage | AttemptFailed | Progress]
         "cancel of what runs": canceled(job, 7, snapshot(job), tick),
         "retry of a failed job": retried(end, 7, snapshot(end), PIPELINE),
         "retry of a canceled job, whose end left the stream": retried(cancel, None, snapshot(cancel), None),
-        FROM_THE_START: retried(cancel, None, snapshot(cancel), PIPELINE, "start"),
+        FROM_THE_START: retried(cancel, None, snapshot(cancel), dataclasses.replace(PIPELINE, params=Params), "start"),
         "restoration": restored(job, row),
         "firing, and what the streams and rows keep": messages.decode_stored(messages.encode(job)),
         "tick": tick,
