@@ -29,6 +29,8 @@ _ABSENT: Final = re.compile(rb"(null|\{[ \t\r\n]*\})?")
 #: 2**63 has 19 digits.
 _DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER: Final = b"0" * 19
+#: A character of one byte may be written as \u0078.
+_LONGEST_ESCAPE: Final = 6
 #: A float below this is the number that was written.
 _EXACT: Final = 2**53
 _AT: Final = re.compile(r"(.*) - at `(key` in `)?\$(.*)`", re.DOTALL)
@@ -172,6 +174,9 @@ def _reencoded_or_explained(text: bytes, parameters: _Parameters, field: str, er
     These are a key that occurs twice, of which the last one counts, whatever the first one is, and an integer with a
     point or an exponent. Raises ParamsRefused for all others that could not be decoded.
     """
+    bare = len(text.translate(None, _SPACES))
+    if bare > MAX_BYTES * _LONGEST_ESCAPE:  # before a megabyte is parsed only to name what is wrong in it
+        raise _too_large(field, bare)
     data = _parsed(text, field)
     plain = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
     if len(plain) > MAX_BYTES:
