@@ -3,6 +3,7 @@
 `make test` has a short one, `make chaos` those of HEIMDEX_CHAOS_SECONDS.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.support.chaos import Storm, Target, node_targets, server_target, serv
 from tests.support.cluster import Cluster
 from tests.support.following import Follower
 from tests.support.load import Load
+from tests.support.pipelines import with_pipelines
+from tests.support.pipelines.cargo import cargo, expected
 from tests.support.rows import fetch
 from tests.support.services import MOCK_STAGES, System
 from tests.support.spinning import Spinners
@@ -45,10 +48,19 @@ STORM = (
 #: A message that a killed store held comes back after the store's ack wait of 30 s.
 PATIENCE = 150
 
-BODIES: list[dict[str, Any]] = [
-    *([{"type": "mock_process"}] * 9),
-    {"type": "mock_process", "fail_at_stage": "analyzing"},
-]
+#: How many characters each output of a job has, in turn: rows of one page, and rows whose values Postgres keeps apart.
+SIZES = (50, 900, 8000)
+
+
+def body(number: int) -> dict[str, Any]:
+    """Return what to submit: of ten jobs, three carry nothing, and one fails. No two carry the same."""
+    if number % 10 in {0, 3, 6}:
+        return {"type": "mock_process"}
+    params = {"seed": number, "size": SIZES[number % len(SIZES)]}
+    return {"type": "carrying", "params": params} | ({"fail_at_stage": "analyzing"} if number % 10 == 9 else {})
+
+
+BODIES = [body(number) for number in range(5000)]
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ async def go_through_a_storm(new_system: NewSystem, nats: Nats, own_postgres: An
         HEIMDEX_LOG_LEVEL="info",
         HEIMDEX_STREAM_REPLICAS=str(nats.replicas),
         HEIMDEX_ACK_WAIT_SECONDS="5",
+        **with_pipelines("cargo"),
     )
     ports = [system.port, free_port()]
     storm = Storm(
@@ -124,6 +137,7 @@ async def go_through_a_storm(new_system: NewSystem, nats: Nats, own_postgres: An
         storm.note("the stream is empty")
         follower.check()
         await check_rows(own_postgres.url, ends, load.to_fail, cancels)
+        compared = await check_carried(own_postgres.url, load.bodies)
         await system.ready()
         await be_calm(system, urls, nats.url, own_postgres.url)
     except BaseException:
@@ -132,7 +146,7 @@ async def go_through_a_storm(new_system: NewSystem, nats: Nats, own_postgres: An
     lost = sum(end == "failed" for job_id, end in ends.items() if job_id not in load.to_fail)
     print(
         f"{len(load.accepted)} accepted, {dict(load.refused)} refused, {storm.kills} kills, {storm.freezes} freezes; "
-        f"{len(cancels.done)} canceled; {lost} failed with worker lost; "
+        f"{len(cancels.done)} canceled; {lost} failed with worker lost; {compared} carried what they had to; "
         f"{follower.asked} GETs, {follower.unanswered} without an answer, the slowest {follower.slowest:.1f} s; "
         f"accepting paused for {load.longest_pause():.1f} s at most\n" + "\n".join(storm.diary[-3:])
     )
@@ -157,6 +171,36 @@ async def be_calm(system: System, urls: list[str], nats_url: str, database_url: 
     assert not again, f"in a calm these were tried again: {again[:5]}"
     mishaps = [entry for event in MISHAPS for entry in system.logged(event) if entry not in before]
     assert not mishaps, f"in a calm: {mishaps[:5]}"
+
+
+async def check_carried(database_url: str, bodies: dict[str, dict[str, Any]]) -> int:
+    """Assert that each job has the parameters that it was submitted with, and the outputs that follow from them.
+
+    Returns the number of jobs that have outputs.
+    """
+    carried = [job_id for job_id, submitted in bodies.items() if submitted["type"] == "carrying"]
+    rows = await fetch(
+        database_url,
+        "SELECT id::text, status, stage, params::text, outputs::text, result::text, message::text FROM jobs"
+        " WHERE id = ANY($1::text[]::uuid[])",
+        carried,
+    )
+    compared = 0
+    for row in rows:
+        params = cargo(**bodies[row["id"]]["params"])
+        wanted = expected(params)
+        assert json.loads(row["params"]) == params, row
+        if row["status"] == "completed":
+            outputs = json.loads(row["outputs"]) | {row["stage"]: json.loads(row["result"])["output"]}
+            assert outputs == wanted, row
+        else:
+            message = json.loads(row["message"])
+            assert "params" not in message, row
+            outputs = {run["stage"]: run.get("output") for run in message.get("finished", ())}
+            assert outputs == {stage: wanted[stage] for stage in MOCK_STAGES[: len(outputs)]}, row
+        compared += bool(outputs)
+    assert len(rows) == len(carried)
+    return compared
 
 
 async def check_rows(database_url: str, ends: dict[str, str], to_fail: set[str], cancels: Cancels) -> None:

@@ -31,6 +31,8 @@ class Load(BackgroundRequests):
         self.accepted: list[str] = []
         #: The accepted jobs that were submitted with `fail_at_stage`.
         self.to_fail: set[str] = set()
+        #: What was submitted, by the id of the accepted job.
+        self.bodies: dict[str, dict[str, Any]] = {}
         #: The times at which the jobs were accepted, by the monotonic clock.
         self.accepted_at: list[float] = []
         #: The number of rejected POSTs by status code; "none" for a failed connection.
@@ -97,6 +99,7 @@ class Load(BackgroundRequests):
         job_id = response.json()["job_id"]
         self.accepted.append(job_id)
         self.accepted_at.append(time.monotonic())
+        self.bodies[job_id] = body
         if body.get("fail_at_stage"):
             self.to_fail.add(job_id)
         self._on_accepted(job_id)
