@@ -259,27 +259,42 @@ _UNFINISHED_ROWS: Final = "FROM jobs WHERE status IN ('pending', 'processing') A
 #: If a row's `updated_at` is further than this in the future, it comes from another clock: the row's age is unknown.
 AHEAD: Final = timedelta(seconds=5)
 
-#: A page of the unfinished jobs, in the order of their ids. It reads neither messages nor parameters: on an idle system
-#: with 100,000 unfinished jobs, those would be most of the store's work.
+#: The messages of a page's jobs have at most this many bytes, and those of one job more: the reconciler receives the
+#: newest message of each job from the stream.
+UNFINISHED_BYTES: Final = 4 * 1024 * 1024
+
+#: A page of the unfinished jobs, in the order of their ids, and whether there are more. Of messages and parameters it
+#: reads the sizes only: on an idle system with 100,000 unfinished jobs, they would be most of the store's work.
 UNFINISHED: Final = f"""
-SELECT {_UNFINISHED_COLUMNS} {_UNFINISHED_ROWS}
-AND ($1::uuid IS NULL OR id > $1)
-AND ($2::interval IS NULL OR updated_at <= now() - $2 OR updated_at > now() + $3::interval)
-ORDER BY jobs.id LIMIT $4
-"""
+WITH page AS (
+    SELECT id, COALESCE(pg_column_size(message), 0) + COALESCE(pg_column_size(params), 0) AS bytes
+    {_UNFINISHED_ROWS}
+    AND ($1::uuid IS NULL OR id > $1)
+    AND ($2::interval IS NULL OR updated_at <= now() - $2 OR updated_at > now() + $3::interval)
+    ORDER BY id LIMIT $4 + 1
+), sized AS (
+    SELECT id, row_number() OVER (ORDER BY id) AS number, sum(bytes) OVER (ORDER BY id) AS bytes FROM page
+), kept AS (
+    SELECT id FROM sized WHERE number = 1 OR (number <= $4 AND bytes <= $5)
+)
+SELECT {_UNFINISHED_COLUMNS}, (SELECT count(*) FROM page) > (SELECT count(*) FROM kept)
+FROM kept JOIN jobs USING (id) ORDER BY jobs.id
+"""  # noqa: S608  # our own columns
 UNFINISHED_ROW: Final = f"""
 SELECT {_UNFINISHED_COLUMNS}, message::text, params::text {_UNFINISHED_ROWS} AND id = $1
 """
 
 
 async def unfinished(
-    connection: asyncpg.Connection, after: str | None, rest: timedelta | None, limit: int
-) -> list[Unfinished]:
-    """Return the next page after this job id (None: the first) of unfinished jobs.
+    connection: asyncpg.Connection, after: str | None, rest: timedelta | None, limit: int, max_bytes: int
+) -> tuple[list[Unfinished], bool]:
+    """Return the next page after this job id (None: the first) of unfinished jobs, and whether there are more.
 
-    rest: only rows not updated for at least this time, and rows whose age is unknown; None for all rows.
+    rest: only rows not updated for at least this time, and rows whose age is unknown; None for all rows. max_bytes: the
+    maximum of their messages and parameters together; one job may have more.
     """
-    return [Unfinished(*row) for row in await connection.fetch(UNFINISHED, after, rest, AHEAD, limit)]
+    rows = await connection.fetch(UNFINISHED, after, rest, AHEAD, limit, max_bytes)
+    return [Unfinished(*row[:-1]) for row in rows], bool(rows and rows[0][-1])
 
 
 async def unfinished_row(connection: asyncpg.Connection, job_id: str) -> UnfinishedMessage | None:

@@ -181,13 +181,15 @@ class Reconciler:
         Returns the job id after which the next page starts (None: this was the last page), and how many jobs could not
         be published. rest: include only rows unchanged for this long; None: all rows.
         """
-        page = await self._database.run(lambda connection: queries.unfinished(connection, after, rest, PAGE))
+        page, more = await self._database.run(
+            lambda connection: queries.unfinished(connection, after, rest, PAGE, queries.UNFINISHED_BYTES)
+        )
         outcomes: list[bool | None] = []
         for first in range(0, len(page), AT_ONCE):
             outcomes += await asyncio.gather(*(self._restore_if_gone(row) for row in page[first : first + AT_ONCE]))
         if restored := outcomes.count(True):
             self._log.warning("jobs_restored", message="published jobs again whose messages were lost", count=restored)
-        return (page[-1].job_id if len(page) == PAGE else None), outcomes.count(None)
+        return (page[-1].job_id if more else None), outcomes.count(None)
 
     async def _restore_if_gone(self, row: Unfinished) -> bool | None:
         """Publish the job again if the stream holds no message of it.

@@ -226,12 +226,19 @@ async def test_a_page_of_unfinished_jobs_reads_neither_messages_nor_parameters(c
             ids.append(job.job_id)
         await write(connection, *events)
     await connection.execute("ANALYZE jobs")
-    before, after, found = await blocks_read(connection), None, []
-    while page := await queries.unfinished(connection, after, timedelta(0), 500):
-        found += page
+    before, after, listed, pages = await blocks_read(connection), None, [], []
+    more = True
+    while more:
+        page, more = await queries.unfinished(connection, after, timedelta(0), 500, 4_000_000)
+        pages.append(len(page))
+        listed += [job.job_id for job in page]
         after = page[-1].job_id
-    assert {job.job_id for job in found} == set(ids)
+    assert listed == sorted(ids), "each job once, although a page ends at 4 MB"
+    assert len(set(pages[:-1])) == 1
+    assert 50 < pages[0] < 125
     assert await blocks_read(connection) == before
+    ((first,), more) = await queries.unfinished(connection, None, timedelta(0), 500, 10)
+    assert (first.job_id, more) == (listed[0], True), "a page has at least one job"
     gone = await queries.unfinished_row(connection, ids[0])
     assert gone is not None
     assert gone.params == bytes(large()).decode()
