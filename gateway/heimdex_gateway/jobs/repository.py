@@ -102,8 +102,10 @@ ORDER BY at DESC, sized.id DESC
 """
 LIST: Final = f"{_PAGE}{_LISTED}"
 LIST_AND: Final = f"{_PAGE}{_LISTED_AND}"
-#: The most that a page has of results, and of what `include` adds to them.
+#: The most that a page has, but one job at least.
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
+#: What a job object has at most beside its result, its error, and what `include` adds to them.
+_OBJECT_BYTES: Final = 512
 
 HAS_JOBS: Final = "SELECT EXISTS (SELECT FROM job_status WHERE tenant = $1 AND type = $2)"
 
@@ -196,7 +198,7 @@ class Database:
             return None
 
     async def jobs(self, filters: JobQuery, tenant: str, include: Collection[str] = ()) -> JobPage:
-        """Return a page of this tenant's jobs, newest first: at most `limit`, and MAX_PAGE_BYTES of their results.
+        """Return a page of this tenant's jobs, newest first: at most `limit`, and MAX_PAGE_BYTES of job objects.
 
         include: as in `job`. Raises DatabaseUnavailable.
         """
@@ -316,16 +318,20 @@ def _columns(include: Collection[str]) -> str:
 
 
 def _sizes(include: Collection[str]) -> str:
-    """The SQL of the size in bytes of what a job has in these columns and in its result."""
-    columns = ("result", *(name for word in include for name in _INCLUDED[word]))
-    return " + ".join(f"COALESCE(pg_column_size({name}), 0)" for name in columns)
+    """The SQL of the size in bytes of a job object with these columns, or a little more."""
+    columns = ["result", *(name for word in include for name in _INCLUDED[word])]
+    if "outputs" in include:
+        columns.append("result")  # the last stage's output is in both
+    sizes = (f"COALESCE(pg_column_size({name}), 0)" for name in columns)
+    # An error may be stored compressed.
+    return " + ".join((str(_OBJECT_BYTES), "COALESCE(octet_length(error), 0)", *sizes))
 
 
 def _within(rows: list[asyncpg.Record]) -> list[asyncpg.Record]:
-    """Return the first of these rows, as many as have MAX_PAGE_BYTES of results together, but one at least."""
+    """Return the first of these rows, as many as have MAX_PAGE_BYTES together, but one at least."""
     size = 0
     for number, row in enumerate(rows):
-        size += len(row["result"] or "")
+        size += _OBJECT_BYTES + sum(len(text.encode()) for text in (row["result"], row["error"]) if text)
         if size > MAX_PAGE_BYTES and number > 0:
             return rows[:number]
     return rows

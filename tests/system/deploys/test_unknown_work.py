@@ -222,13 +222,13 @@ async def test_a_cancel_and_a_retry_keep_the_fields_that_only_a_newer_release_kn
     system.start("status-store")
     await system.ready()
     async with Observer(nats.url, "heimdex-stored.>") as seen:
-        job = await submit_by_hand(seen, params={"source": 7})
+        job = await submit_by_hand(seen, priority={"level": 7})
         await cancel(api, job.job_id)
         await retry(api, job.job_id, f"?from={start_from}")
         await eventually(lambda: len(seen.payloads("heimdex-stored.jobs", job.job_id)) == 3)
         payloads = seen.payloads("heimdex-stored.jobs", job.job_id)
     assert [payload["event"] for payload in payloads] == ["due", "canceled", "due"]
-    assert [payload["params"] for payload in payloads] == [{"source": 7}] * 3
+    assert [payload["priority"] for payload in payloads] == [{"level": 7}] * 3
     assert payloads[2]["route"] == ["mix", "print"]
 
 
