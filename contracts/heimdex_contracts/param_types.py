@@ -39,6 +39,11 @@ def objects_in(struct: type[msgspec.Struct]) -> tuple[inspect.Type, ...]:
     return tuple(each for each in _parts(declared_by(struct)) if isinstance(each, _OBJECTS))
 
 
+def structs_in(struct: type[msgspec.Struct]) -> tuple[type[msgspec.Struct], ...]:
+    """Return this struct, then all structs that it holds, at any depth."""
+    return tuple(each.cls for each in objects_in(struct) if isinstance(each, inspect.StructType))
+
+
 def holds(struct: type[msgspec.Struct], kind: type[inspect.Type] | UnionType) -> bool:
     """Return whether a value of this struct may hold one of this type, at any depth."""
     return any(isinstance(each, kind) for each in _parts(declared_by(struct)))

@@ -109,8 +109,7 @@ class _Parameters:
         own, *others = [not getattr(each, "forbid_unknown_fields", False) for each in objects]
         self._only_this_ignores_keys, self._ignores_keys = own and not any(others), own or any(others)
         self._known = {*struct.__struct_encode_fields__, struct.__struct_config__.tag_field}
-        structs = [each.cls for each in objects if isinstance(each, inspect.StructType)]
-        self._omits = any(each.__struct_config__.omit_defaults for each in structs)
+        self._omits = any(each.__struct_config__.omit_defaults for each in param_types.structs_in(struct))
         #: Raw takes whatever stands there, also what no other reader takes.
         self._holds_raw = param_types.holds(struct, inspect.RawType)
         order: Literal["deterministic"] | None = "deterministic" if param_types.holds(struct, _SETS) else None

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from heimdex_contracts import param_types
 from heimdex_contracts.errors import SettingsError
 from heimdex_contracts.subjects import GATEWAY, RESERVED_TOKENS, STATUS_STORE
 
@@ -30,6 +31,8 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 #: Longer values are cut in an error.
 _SHOWN_LENGTH: Final = 100
 _REASON_LENGTH: Final = 500
+#: What msgspec says of a class that is not its own, with advice that does not apply to a declaration.
+_CUSTOM_TYPE: Final = re.compile(r"custom types.*\btype (.*) is not supported", re.DOTALL)
 
 
 #: The type of a field beside one that is called `type`.
@@ -323,6 +326,26 @@ def _check_params(where: str, params: object) -> None:
         raise _invalid(where, "params", params, "a struct that is an object in JSON: remove array_like")
     if reason := _not_json(params):
         raise _invalid(where, "params", params, f"a struct that msgspec decodes from JSON ({reason})")
+    for struct in param_types.structs_in(params):
+        for field in msgspec.structs.fields(struct):
+            # Otherwise every caller who leaves the field out would be refused.
+            if field.default is not msgspec.NODEFAULT and (reason := _misfit(field.default, field.type)):
+                name = f"{struct.__name__}.{field.name}"
+                raise InvalidDeclaration(
+                    f"{where} has params whose field {name} has the default {_shown(field.default)}, which its own "
+                    f"type does not allow: {reason}"
+                )
+
+
+def _misfit(default: Any, declared: Any) -> str | None:
+    """Return why this default could not be sent as a value of its field's type, or None if it could."""
+    if default is msgspec.UNSET:
+        return None
+    try:
+        msgspec.json.decode(msgspec.json.encode(default), type=declared)
+    except Exception as error:  # a struct's own __post_init__ may raise anything
+        return _cut(" ".join(str(error).split()), _SHOWN_LENGTH * 2)
+    return None
 
 
 def _not_json(declared: Any) -> str | None:
@@ -331,6 +354,8 @@ def _not_json(declared: Any) -> str | None:
         msgspec.json.Decoder(declared)
         msgspec.json.schema(declared)
     except Exception as error:  # an annotation may name anything
+        if unknown := _CUSTOM_TYPE.search(str(error)):
+            return f"it has {unknown[1]}, of which msgspec does not know the fields: use a msgspec.Struct"
         return _cut(" ".join(f"{type(error).__name__}: {error}".split()), _SHOWN_LENGTH * 2)
     return None
 

@@ -173,7 +173,7 @@ class Sets(Struct):
 
 
 class Nan(Struct):
-    f: float = math.nan
+    f: float = msgspec.field(default_factory=lambda: math.nan)
 
 
 class Growing(Struct):

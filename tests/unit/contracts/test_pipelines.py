@@ -2,13 +2,16 @@
 
 import math
 import sys
+import uuid
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 
 from heimdex_contracts import pipelines
@@ -281,3 +284,73 @@ def test_load_explains_a_missing_module_and_not_one_that_this_module_misses(
 def test_load_collects_what_the_modules_declare() -> None:
     known = pipelines.load(["heimdex_contracts.mock_process", "tests.support.pipelines.scripted"])
     assert known.types == ("mock_process", "scripted")
+
+
+class Inner(msgspec.Struct, frozen=True):
+    """A struct of which a field's default does not fit."""
+
+    width: Annotated[int, msgspec.Meta(ge=1)] = 0
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Has such a struct in a list."""
+
+    boxes: list[Inner] = []
+
+
+class Unhappy(msgspec.Struct, frozen=True):
+    """The commonest mistake: an optional text that is not declared as such."""
+
+    language: str = None  # type: ignore[assignment]
+
+
+class Infinite(msgspec.Struct, frozen=True):
+    """JSON has no infinity."""
+
+    most: float = math.inf
+
+
+class Lengthy(msgspec.Struct, frozen=True):
+    """A default of another type in a union."""
+
+    size: Literal["small", "large"] | int = "medium"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [(Unhappy, "Unhappy.language"), (Holder, "Inner.width"), (Infinite, "Infinite.most"), (Lengthy, "Lengthy.size")],
+)
+def test_params_whose_default_does_not_fit_its_type_are_refused(params: type[msgspec.Struct], field: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"whose field {field} has the default .*, which its own type does not allow: "
+    ):
+        declared(params=params)
+
+
+class Fitting(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Defaults of every kind that fit."""
+
+    an_id: uuid.UUID = uuid.UUID(int=1)
+    language: str | None = None
+    unset: int | msgspec.UnsetType = msgspec.UNSET
+    sizes: frozenset[int] = frozenset({1, 2})
+    data: bytes = b"a"
+    at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    price: Decimal = Decimal("1.5")
+    wait: timedelta = timedelta(seconds=5)
+    free: Any = None
+    tags: list[str] = []
+    table: dict[int, tuple[int, str]] = msgspec.field(default_factory=lambda: {1: (2, "a")})
+    only: Literal["a", 1, None] = None
+
+
+def test_params_whose_defaults_fit_are_taken() -> None:
+    assert declared(params=Fitting).params is Fitting
+
+
+@pytest.mark.parametrize("custom", [Unprintable, list[Unprintable], complex])
+def test_a_class_that_msgspec_does_not_know_is_named(custom: Any) -> None:
+    with pytest.raises(ValueError, match=r"of which msgspec does not know the fields: use a msgspec.Struct\)"):
+        stage(output=custom)
+    with pytest.raises(ValueError, match=r"of which msgspec does not know the fields: use a msgspec.Struct\)"):
+        declared(params=msgspec.defstruct("Odd", [("field", custom)]))
