@@ -27,6 +27,7 @@ from heimdex_status_store.callback_outbox import CallbackOutbox
 from heimdex_status_store.database import OUTAGE, UNRECORDABLE, Database
 from heimdex_status_store.projection import job_rows
 from heimdex_status_store.queries import StreamSeen, Unfinished
+from heimdex_status_store.recorder import MAX_BATCH_BYTES
 from heimdex_status_store.refusals import Refusals
 from heimdex_status_store.undeliverable import Undeliverable
 
@@ -133,7 +134,7 @@ class Reconciler:
 
     async def _refill(self, state: dict[str, Any]) -> None:
         """Record every message that the stream still holds. A message that is already recorded changes nothing."""
-        raised = 0
+        raised = size = 0
         batch: list[tuple[AnyJobMessage, bytes]] = []
         sequence = state["first_seq"]
         while sequence <= state["last_seq"]:
@@ -145,9 +146,10 @@ class Reconciler:
                 batch.append((messages.decode_job(stored.subject, stored.data), stored.data))
             except UnusableMessage:
                 continue  # its consumers move it to the dead letters
-            if len(batch) >= PAGE:
+            size += len(stored.data)
+            if len(batch) >= PAGE or size >= MAX_BATCH_BYTES:
                 raised += await self._record(batch)
-                batch = []
+                batch, size = [], 0
         raised += await self._record(batch)
         if raised:
             self._log.warning("jobs_refilled", message="recorded jobs that were missing in Postgres", count=raised)

@@ -44,6 +44,9 @@ BUSY: Final = 16
 GATHER_SECONDS: Final = 0.01
 #: Maximum messages held from each stream, waiting or being written.
 CAPACITY: Final = 2000
+#: Maximum bytes of these. It is twice a prime number: a pull request for half of it ends with a status, and not with a
+#: message that fills it exactly, after which the server says nothing.
+CAPACITY_BYTES: Final = 2 * 16_777_213
 #: The form of an acknowledgement's subject, with and without domain and account. A reply subject taken from a message
 #: must match it before anything is published to it.
 _ACK_SUBJECT: Final = re.compile(rf"\$JS\.ACK\.([^\s*>]+\.)?{subjects.JOBS}\.[^\s*>]+")
@@ -157,7 +160,14 @@ class Recorder:
             self._arrived.set()
 
         puller = PullConsumer(
-            self._holder, stream, subjects.STATUS_STORE, self._capacity, self._ack_wait_seconds, deliver, self._log
+            self._holder,
+            stream,
+            subjects.STATUS_STORE,
+            self._capacity,
+            self._ack_wait_seconds,
+            deliver,
+            self._log,
+            capacity_bytes=CAPACITY_BYTES,
         )
         return puller
 
@@ -166,7 +176,7 @@ class Recorder:
             try:
                 await self._dead_letters.store(msg, reason)
             finally:
-                puller.release()
+                puller.release(1, msg.size)
 
         self._spawn(store())
 
@@ -216,11 +226,11 @@ class Recorder:
             self._logged_reason = reason
             self._log.error("not_recorded_yet", message="Postgres failed: the event will be redelivered", error=reason)
         held.msg.nak(AGAIN_SECONDS)
-        held.puller.release()
+        held.puller.release(1, held.msg.size)
 
     async def _acknowledge(self, batch: list[_Held], written: WriteResult) -> None:
         await self._topology.until_known(self._stopping)
-        settled: dict[PullConsumer, int] = {}
+        settled: dict[PullConsumer, list[int]] = {}
         for held in batch:
             self._acknowledge_predecessor(held)
             redeliver = self._is_early(held, written)
@@ -242,9 +252,9 @@ class Recorder:
                 held.msg.nak(EARLY_DELAY_AFTER_MANY_SECONDS)
             else:
                 held.msg.nak(EARLY_DELAY_SECONDS)
-            settled[held.puller] = settled.get(held.puller, 0) + 1
-        for puller, count in settled.items():
-            puller.release(count)
+            settled.setdefault(held.puller, []).append(held.msg.size)
+        for puller, sizes in settled.items():
+            puller.release(len(sizes), sum(sizes))
 
     @staticmethod
     def _acknowledge_predecessor(held: _Held) -> None:
@@ -270,7 +280,7 @@ class Recorder:
                 held.msg.nak(AGAIN_SECONDS)
         finally:
             held.msg.let_go()
-            held.puller.release()
+            held.puller.release(1, held.msg.size)
 
     async def _delete_predecessors(self, canceled: Canceled) -> bool:
         """Delete the messages that a cancel follows. Returns False if that is not possible now.

@@ -21,11 +21,18 @@ from tests.support.waiting import PATIENCE_SECONDS, eventually
 class Owner:
     """Holds its deliveries until `release`."""
 
-    def __init__(self, holder: Holder, capacity: int, journal: RecordingLogger, ack_wait_seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        holder: Holder,
+        capacity: int,
+        journal: RecordingLogger,
+        ack_wait_seconds: float = 20.0,
+        capacity_bytes: int | None = None,
+    ) -> None:
         self.may_ask = True
         self.held: list[Delivery] = []
         self.got: list[int] = []
-        self.most_held = 0
+        self.most_held = self.most_bytes = 0
         self.puller = PullConsumer(
             holder,
             subjects.JOBS,
@@ -35,19 +42,21 @@ class Owner:
             self.take,
             cast("Any", journal),
             lambda: self.may_ask,
+            capacity_bytes,
         )
 
     def take(self, msg: Delivery) -> None:
         self.held.append(msg)
         self.got.append(msg.metadata.sequence)
         self.most_held = max(self.most_held, len(self.held))
+        self.most_bytes = max(self.most_bytes, sum(each.size for each in self.held))
 
     async def release(self, number: int = 1_000_000) -> None:
         """Acknowledge this many of the held deliveries."""
         for _ in range(min(number, len(self.held))):
             msg = self.held.pop(0)
             msg.ack()
-            self.puller.release()
+            self.puller.release(1, msg.size)
 
     async def serve(self) -> None:
         """Acknowledge every delivery as it arrives."""
@@ -72,9 +81,9 @@ async def owner(holder: Holder, journal: RecordingLogger) -> AsyncIterator[MakeO
         await each.puller.stop()
 
 
-async def publish(broker: Broker, number: int, first: int = 0) -> None:
+async def publish(broker: Broker, number: int, first: int = 0, size: int = 2) -> None:
     for job in range(first, first + number):
-        ack = await broker.publish(f"heimdex.jobs.extracting.{job}", b"{}", {}, timeout=10)
+        ack = await broker.publish(f"heimdex.jobs.extracting.{job}", b"0" * size, {}, timeout=10)
         assert ack.error is None
 
 
@@ -139,6 +148,58 @@ async def test_at_most_the_capacity_is_outstanding_and_each_message_arrives_once
     await one.release()
     assert sorted(one.got) == list(range(1, 61))
     assert one.most_held <= capacity
+
+
+#: Half of it is a prime number, so that messages of one size never fill a request exactly (see CAPACITY_BYTES).
+BYTES = 2 * 50_021
+
+
+async def bounded(ready: Broker, holder: Holder, journal: RecordingLogger) -> Owner:
+    one = Owner(holder, 1000, journal, capacity_bytes=BYTES)
+    await one.puller.start()
+    return one
+
+
+@pytest.mark.parametrize("size", [1, 700, 9_000, 45_000])
+async def test_at_most_the_capacity_in_bytes_is_outstanding(
+    ready: Broker, holder: Holder, journal: RecordingLogger, size: int
+) -> None:
+    number = min(120, 40 * BYTES // (size * 10))
+    one = await bounded(ready, holder, journal)
+    await publish(ready, number, size=size)
+    expected = min(number, 2 * (BYTES // 2 // (size + 200)))
+    await eventually(lambda: len(one.held) >= expected)
+    while len(one.got) < number:
+        await eventually(lambda: one.held)
+        await one.release(1 + len(one.got) % 3)
+    await one.release()
+    assert sorted(one.got) == list(range(1, number + 1))
+    assert one.most_bytes <= BYTES
+    # What a lost request would need. All of this takes much less time.
+    assert not [entry for entry in journal.entries if entry["event"] in {"pull_forgotten", "pull_ended"}]
+    await one.puller.stop()
+
+
+async def test_a_message_that_is_larger_than_the_capacity_comes_alone(
+    ready: Broker, holder: Holder, journal: RecordingLogger
+) -> None:
+    one = await bounded(ready, holder, journal)
+    await publish(ready, 3, size=1_000)
+    await eventually(lambda: len(one.held) == 3)
+    for first, size in ((10, 60_000), (11, 200_000)):
+        await publish(ready, 1, first=first, size=size)
+    await publish(ready, 3, first=20)
+    await one.release(2)
+    assert len(one.got) == 3
+    await one.release()
+    await eventually(lambda: len(one.held) == 1)
+    await one.release()
+    await eventually(lambda: len(one.held) == 1)
+    await one.release()
+    await eventually(lambda: len(one.held) == 3)
+    assert one.got == list(range(1, 9))
+    assert not [entry for entry in journal.entries if entry["event"] in {"pull_forgotten", "pull_ended"}]
+    await one.puller.stop()
 
 
 async def test_two_owners_share_the_queue_and_get_different_messages(

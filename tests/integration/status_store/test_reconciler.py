@@ -18,6 +18,7 @@ from heimdex_status_store import queries
 from heimdex_status_store.database import Database, migrate
 from heimdex_status_store.projection import job_rows
 from heimdex_status_store.reconciler import Reconciler
+from heimdex_status_store.recorder import MAX_BATCH_BYTES
 from heimdex_status_store.refusals import Refusals
 from tests.integration.conftest import count
 from tests.support.histories import START, Writer, due
@@ -80,10 +81,16 @@ def with_params_and_outputs() -> Writer:
     return writer
 
 
-def start(ready: Broker, topology: Topology, database: Database, journal: RecordingLogger) -> Reconciler:
+def start(
+    ready: Broker,
+    topology: Topology,
+    database: Database,
+    journal: RecordingLogger,
+    kind: type[Reconciler] = Reconciler,
+) -> Reconciler:
     log = cast("Any", journal)
     publisher = Publisher(ready, log)
-    return Reconciler(
+    return kind(
         ready, topology, database, publisher, Refusals(ready, publisher, database, 3600, log), log, timedelta(0)
     )
 
@@ -143,6 +150,27 @@ async def test_an_emptied_database_gets_params_and_outputs_from_the_stream_whate
     assert {(job.job_id, bytes(job.params), bytes(job.finished[0].output)) for job in restored} == {
         (job.job_id, PARAMS, OUTPUT) for job in jobs if job is not broken
     }
+
+
+async def test_an_emptied_database_is_filled_again_with_few_bytes_at_a_time(
+    ready: Broker, topology: Topology, database: Database, journal: RecordingLogger
+) -> None:
+    large = msgspec.Raw(b'{"a":"%s"}' % (b"a" * 900 * 1024))
+    publisher = Publisher(ready, cast("Any", journal))
+    for _ in range(20):
+        await publisher.publish(due(params=large), expected=0)
+    written: list[int] = []
+
+    class Watched(Reconciler):
+        async def _record(self, batch: list[tuple[AnyJobMessage, bytes]]) -> int:
+            written.append(sum(len(payload) for _, payload in batch))
+            return await super()._record(batch)
+
+    reconciler = start(ready, topology, database, journal, Watched)
+    await reconciler._check(set())
+    assert sum(written) > 20 * 900 * 1024
+    assert max(written) < MAX_BATCH_BYTES + 1024 * 1024
+    assert journal.of("jobs_refilled")[0]["count"] == 20
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])

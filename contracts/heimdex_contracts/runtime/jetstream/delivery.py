@@ -55,6 +55,11 @@ class Delivery:
         self._holder = holder
 
     @property
+    def size(self) -> int:
+        """The size in bytes, as the server counts it against the limit of a pull request, or a little less."""
+        return len(self.subject) + len(self.reply) + len(self._block) + len(self.data)
+
+    @property
     def headers(self) -> dict[str, str]:
         """The message's headers. They are decoded at each access, because few deliveries need them."""
         return headers_of(self._block) if self._block else {}

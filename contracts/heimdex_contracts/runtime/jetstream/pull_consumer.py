@@ -9,6 +9,7 @@ busy owner does not need a request per message. The server never sends more mess
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import nats.errors
@@ -20,6 +21,9 @@ from heimdex_contracts.runtime.jetstream.message import metadata_of
 from heimdex_contracts.runtime.logs import Logger
 from heimdex_contracts.subjects import NANOSECOND
 
+#: How the server ends a request whose `max_bytes` the next message would exceed.
+_NO_ROOM: Final = "Message Size Exceeds MaxBytes"
+
 
 class PullConsumer:
     """Pulls from one durable consumer.
@@ -27,6 +31,8 @@ class PullConsumer:
     capacity: the number of messages that the owner may hold. The owner calls `release` once for every finished message.
     deliver: called with each message on the event loop; must not block.
     may_ask: while it returns False, no messages are requested; those requested before may still arrive.
+    capacity_bytes: the size of all messages that the owner may hold, with their subjects and headers; the owner then
+    passes to `release` the sizes of the messages. One message alone may be larger. None: any size.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class PullConsumer:
         deliver: Callable[[Delivery], None],
         log: Logger,
         may_ask: Callable[[], bool] = lambda: True,
+        capacity_bytes: int | None = None,
     ) -> None:
         # A request must expire before a lease does: the server keeps sending messages to a frozen owner, and each
         # message sent in vain costs its job an attempt.
@@ -50,6 +57,8 @@ class PullConsumer:
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._capacity = capacity
         self._chunk = max(1, capacity // 2)
+        self._capacity_bytes = capacity_bytes
+        self._chunk_bytes = 0 if capacity_bytes is None else capacity_bytes // 2
         self._deliver = deliver
         self._may_ask = may_ask
         self._log = log.bind(stream=stream, consumer=durable)
@@ -59,6 +68,12 @@ class PullConsumer:
         self._held = 0
         #: The number of messages requested and not yet delivered.
         self._pending = 0
+        self._held_bytes = 0
+        #: The bytes that the pending requests may still bring, or a little more: a request that ends with its last
+        #: message does not say how many it has left.
+        self._pending_bytes = 0
+        #: The next message is larger than a request allows.
+        self._next_is_large = False
         #: When the server last sent anything, by the monotonic clock.
         self._heard_at = 0.0
         self._stopping = False
@@ -99,9 +114,10 @@ class PullConsumer:
         if self._subscription is not None:
             self._broker.nc.direct_resubscribe(self._subscription, self._inbox)
 
-    def release(self, count: int = 1) -> None:
-        """Report that the owner has finished this many messages."""
+    def release(self, count: int = 1, size: int = 0) -> None:
+        """Report that the owner has finished this many messages. size: of all of them (`Delivery.size`)."""
         self._held -= count
+        self._held_bytes -= size
         self._request()
 
     def reset(self) -> None:
@@ -116,12 +132,27 @@ class PullConsumer:
         free = self._capacity - self._held - self._pending
         if free <= 0 or (self._pending > 0 and free < self._chunk):
             return
+        limit = {}
+        if self._capacity_bytes is not None:
+            if self._pending == 0:
+                self._pending_bytes = 0
+            if self._next_is_large:
+                if self._held or self._pending:
+                    return
+                free = 1
+            elif self._capacity_bytes - self._held_bytes - self._pending_bytes >= self._chunk_bytes:
+                self._pending_bytes += self._chunk_bytes
+                limit = {"max_bytes": self._chunk_bytes}
+            else:
+                return
+            self._next_is_large = False
         self._pending += free
         body = msgspec.json.encode(
             {
                 "batch": free,
                 "expires": int(self._expires_seconds * NANOSECOND),
                 "idle_heartbeat": int(self._heartbeat_seconds * NANOSECOND),
+                **limit,
             }
         )
         try:
@@ -141,9 +172,12 @@ class PullConsumer:
             if subject == self._inbox.encode():  # ignore the status of a request before the reconnection
                 self._on_status(block)
             return
+        delivery = Delivery(subject.decode(errors="replace"), reply_subject, data, block, metadata, self._holder)
         self._held += 1
+        self._held_bytes += delivery.size
         self._pending = max(0, self._pending - 1)
-        self._deliver(Delivery(subject.decode(errors="replace"), reply_subject, data, block, metadata, self._holder))
+        self._pending_bytes = max(0, self._pending_bytes - delivery.size)
+        self._deliver(delivery)
         if self._pending == 0:
             self._request()
 
@@ -151,10 +185,18 @@ class PullConsumer:
         status, description = status_of(block)
         if status in {"", "100"}:  # an idle heartbeat, or not a status of the server
             return
-        undelivered = headers_of(block).get("Nats-Pending-Messages")
+        headers = headers_of(block)
+        undelivered = headers.get("Nats-Pending-Messages")
         if undelivered is not None:
             # A request has ended: the server will not deliver its remaining messages.
             self._pending = max(0, self._pending - int(undelivered))
+            self._pending_bytes = max(0, self._pending_bytes - int(headers.get("Nats-Pending-Bytes", "0")))
+        if status == "409" and description == _NO_ROOM:
+            # The next message did not fit into what the request had left: it is for another request, and if it is
+            # larger than any request allows, for one without a limit, as soon as nothing else is held.
+            self._next_is_large = int(headers.get("Nats-Pending-Bytes", "0")) >= self._chunk_bytes
+            self._request()
+            return
         if status == "408" and undelivered is not None:
             self._request()
             return
