@@ -136,6 +136,9 @@ def _output(argument: _Argument, output: _Output, state: AttemptState) -> Any:
             try:
                 return output.type.decode(run.output)
             except OutputRefused as error:
+                if not run.output and argument.default is not Parameter.empty:
+                    # The stage ran before it declared an output, or on a worker of a release before outputs.
+                    return argument.default
                 raise ArgumentRefused(f"the argument {argument.name!r} cannot be bound: {error}") from None
     if argument.default is Parameter.empty:
         raise ArgumentRefused(

@@ -169,6 +169,18 @@ def test_an_output_of_none_is_none_and_not_the_default() -> None:
     assert called(lambda cut_out=7: cut_out, given) is None
 
 
+def test_a_stage_that_ran_before_it_declared_an_output_needs_a_default() -> None:
+    given = with_finished()
+    given.finished = (stage_run("probing", NOTHING),)
+    assert called(lambda probing=7: probing, given) == 7
+    assert called(lambda probing=7, /: probing, given) == 7
+    with pytest.raises(ArgumentRefused, match=r"'probing' cannot be bound: the output does not fit .* Frames"):
+        called(lambda probing: probing, given)
+    given.finished = (stage_run("probing", msgspec.Raw(b"[]")),)
+    with pytest.raises(ArgumentRefused, match=r"'probing' cannot be bound"):
+        called(lambda probing=7: probing, given)
+
+
 def test_a_job_from_before_the_params_has_their_defaults_if_all_have_one() -> None:
     class Options(msgspec.Struct):
         language: str = "auto"
