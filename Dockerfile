@@ -23,8 +23,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --root-user-action=ignore --prefix=/install --ignore-installed --only-binary=:all: \
         -c constraints.txt -r requirements.txt
 
-# The contracts, the package that declarations of pipelines import, and the service's own code. setuptools is installed before the code is copied, so that a change of code
-# needs no network.
+# The contracts, the package that declarations of pipelines import, and the service's own code. setuptools is installed
+# before the code is copied, so that a change of code needs no network.
 FROM python AS contracts
 WORKDIR /src
 RUN --mount=type=cache,target=/root/.cache/pip pip install --root-user-action=ignore "setuptools>=77"
