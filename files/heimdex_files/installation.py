@@ -28,12 +28,13 @@ def claim(store: BlockingFileStore, installation: str) -> None:
     name = f"{store.name[0].upper()}{store.name[1:]}"
     if marker is None:
         raise ForeignStore(
-            f"{name} is not empty, and has no marker of an installation: nothing is stored or deleted in it. Give HEIMDEX_FILES_URL an empty place, or restore the marker "
-            f"({MARKER}) from the backup that the files came from."
+            f"{name} is not empty, and has no marker of an installation: nothing is stored or deleted in it. "
+            f"Give HEIMDEX_FILES_URL an empty place, or restore the marker {MARKER!r} from the backup of these files."
         )
     if marker != installation:
         raise ForeignStore(
-            f"{name} belongs to installation {marker}, and this is {installation}: nothing is stored or deleted in it. Correct HEIMDEX_FILES_URL, or give each installation a place of its own."
+            f"{name} belongs to installation {marker}, and this is {installation}: nothing is stored or deleted in it. "
+            "Correct HEIMDEX_FILES_URL, or give each installation a place of its own."
         )
     store.installation = installation
 

@@ -6,7 +6,7 @@ no call waits for ever: without an answer in time it raises Unavailable, and the
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -92,7 +92,7 @@ class FileStore:
         try:
             if feed is not None:
                 creating.add_done_callback(feed.stop)
-                await feed.pass_on(source)  # type: ignore[arg-type]
+                await _until_first(feed.pass_on(source), creating)  # type: ignore[arg-type]
             timeout = None if isinstance(source, Path) else FINISH_SECONDS
             if not (await asyncio.wait({creating}, timeout=timeout))[0]:
                 raise Unavailable(self._late(FINISH_SECONDS))
@@ -244,6 +244,19 @@ class _Feed:
         while (piece := self._pieces.get()) is not _END:
             yield piece
             self._loop.call_soon_threadsafe(self._room.release)
+
+
+async def _until_first(passing: Coroutine[Any, Any, None], creating: "asyncio.Future[Any]") -> None:
+    """Pass a source on until it ends, or until the create has failed, whatever the source then still does."""
+    task = asyncio.ensure_future(passing)
+    try:
+        await asyncio.wait({task, creating}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
 
 
 def _ignored(call: "asyncio.Future[Any]") -> None:
