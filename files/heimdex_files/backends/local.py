@@ -103,11 +103,10 @@ class LocalFolder:
             self._check_root()
             for key in keys:
                 target = self._root / key
-                if not target.is_dir():
-                    continue
-                with suppress(FileNotFoundError):
-                    shutil.rmtree(self._hidden(target))
-                self._remove_empty_folders(target.parent)
+                if target.is_dir():
+                    with suppress(FileNotFoundError):
+                        shutil.rmtree(self._hidden(target))
+                self._remove_empty_folders(target.parent)  # also those of a deletion that was killed
 
     def list(self, prefix: str, after: str | None) -> Iterator[Listed]:
         """Yield the keys below a prefix. See Backend.list."""
@@ -122,23 +121,23 @@ class LocalFolder:
             return all(name in _NOT_FILES for name in os.listdir(self._root))
 
     def sweep(self, older_than_seconds: float, now: float) -> int:
-        """Remove old temporaries. The age of one is that of its last write. See Backend.sweep."""
+        """Remove old temporaries, by the time of their last write, and old empty folders. See Backend.sweep."""
         removed = 0
         with self._in_words("remove temporary files"):
             self._check_root()
-            try:
-                entries = list(os.scandir(self._temporaries))
-            except FileNotFoundError:
-                return 0
-            for entry in entries:
-                if now - _last_change(entry.path) < older_than_seconds:
-                    continue
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    if entry.is_dir(follow_symlinks=False):
-                        shutil.rmtree(entry.path)
-                    else:
-                        os.unlink(entry.path)
-                    removed += 1
+            with suppress(FileNotFoundError):
+                for entry in list(os.scandir(self._temporaries)):
+                    if now - _last_change(entry.path) < older_than_seconds:
+                        continue
+                    with suppress(FileNotFoundError):
+                        if entry.is_dir(follow_symlinks=False):
+                            shutil.rmtree(entry.path)
+                        else:
+                            os.unlink(entry.path)
+                        removed += 1
+            for folder in _folders(self._root):
+                if folder.name not in _NOT_FILES:
+                    _remove_if_empty(folder, now - older_than_seconds)
         return removed
 
     @contextmanager
@@ -305,6 +304,28 @@ class _OpenFile:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+def _folders(path: Path | str) -> list["os.DirEntry[str]"]:
+    with os.scandir(path) as entries:
+        return [each for each in entries if each.is_dir(follow_symlinks=False)]
+
+
+def _remove_if_empty(folder: "os.DirEntry[str]", before: float) -> None:
+    """Remove the empty folders below this one, and then it, as far as they did not change since `before`.
+
+    A process leaves them that was killed between making a folder and putting something in it, or between a deletion and
+    the removal of its folder.
+    """
+    with suppress(OSError):  # gone, or not empty any more
+        is_old = folder.stat(follow_symlinks=False).st_mtime < before
+        with os.scandir(folder.path) as entries:
+            below = list(entries)
+        for entry in below:
+            if entry.is_dir(follow_symlinks=False):
+                _remove_if_empty(entry, before)
+        if is_old and all(entry.is_dir(follow_symlinks=False) for entry in below):
+            os.rmdir(folder.path)
 
 
 def _already_there(key: str) -> AlreadyThere:
