@@ -169,6 +169,6 @@ def parse(key: str) -> JobFile | Upload | UploadUse | None:
 def job_of(key: str) -> tuple[str, str] | None:
     """Return tenant and id of the job below whose prefix a key is, whatever follows; None if it is below none."""
     match key.split("/"):
-        case [tenant, job_id, _, *_] if _IS_ID(job_id) and not isinstance(parse(key), Upload):
+        case [tenant, job_id, _, *_] if _IS_ID(job_id) and not isinstance(parse(key), Upload | UploadUse):
             return tenant, job_id
     return None

@@ -6,7 +6,7 @@ no call waits for ever: without an answer in time it raises Unavailable, and the
 
 import asyncio
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -49,12 +49,9 @@ class FileStore:
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="files")
 
     @classmethod
-    def from_url(cls, url: str, environ: Mapping[str, str] | None = None) -> Self:
-        """Open the store of HEIMDEX_FILES_URL. It is not asked for anything yet. Raises SettingsError.
-
-        environ: the AWS_* variables; those of the process by default.
-        """
-        return cls(BlockingFileStore(backend_of(url, environ)))
+    def from_url(cls, url: str) -> Self:
+        """Open the store of HEIMDEX_FILES_URL. It is not asked for anything yet. Raises SettingsError."""
+        return cls(BlockingFileStore(backend_of(url)))
 
     @property
     def name(self) -> str:

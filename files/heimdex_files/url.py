@@ -8,7 +8,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -25,7 +24,7 @@ _IS_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]").fullmatch
 DEFAULT_REGION: Final = "us-east-1"
 
 
-def backend_of(url: str, environ: Mapping[str, str] | None = None) -> Backend:
+def backend_of(url: str) -> Backend:
     """Return the backend that a URL names. It is not asked for anything yet: it may be absent.
 
     Raises SettingsError, one sentence, for a URL that names none.
@@ -42,7 +41,7 @@ def backend_of(url: str, environ: Mapping[str, str] | None = None) -> Backend:
     if parts.scheme == "file":
         return _folder(parts.netloc, parts.path, parts.query)
     if parts.scheme == "s3":
-        return _bucket(parts.netloc, parts.path, parts.query, os.environ if environ is None else environ)
+        return _bucket(parts.netloc, parts.path, parts.query)
     raise _unusable(f"begins with {parts.scheme or 'no scheme'!r}")
 
 
@@ -59,7 +58,7 @@ def _folder(host: str, path: str, query: str) -> Backend:
     return LocalFolder(Path(os.path.normpath(folder)))
 
 
-def _bucket(bucket: str, path: str, query: str, environ: Mapping[str, str]) -> Backend:
+def _bucket(bucket: str, path: str, query: str) -> Backend:
     if not _IS_BUCKET(bucket):
         raise _unusable("names no valid bucket")
     prefix = unquote(path).strip("/")
@@ -77,11 +76,8 @@ def _bucket(bucket: str, path: str, query: str, environ: Mapping[str, str]) -> B
     region = options.get("region")
     if region is not None and not re.fullmatch(r"[A-Za-z0-9-]{1,64}", region):
         raise _unusable("has a region that is no name such as eu-central-1")
-    from_environment = (
-        environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or environ.get("AWS_ENDPOINT")
-    )
-    if not region and not (environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")):
-        region = DEFAULT_REGION
+    endpoint = endpoint or _from_environment("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    region = region or _from_environment("AWS_REGION", "AWS_DEFAULT_REGION") or DEFAULT_REGION
     # Loading obstore takes time and memory, which a process with a folder does not need.
     from heimdex_files.backends import s3
 
@@ -91,11 +87,15 @@ def _bucket(bucket: str, path: str, query: str, environ: Mapping[str, str]) -> B
             prefix,
             endpoint=endpoint,
             region=region,
-            allow_http=(endpoint or from_environment or "").startswith("http://"),
+            allow_http=(endpoint or "").startswith("http://"),
         )
     except Exception as error:
         raise SettingsError(f"{SETTING} or an AWS_* variable is unusable: {str(error).splitlines()[0]}.") from None
     return s3.Bucket(store, f"{bucket}/{prefix}" if prefix else bucket)
+
+
+def _from_environment(*names: str) -> str | None:
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
 def _is_endpoint(text: str) -> bool:

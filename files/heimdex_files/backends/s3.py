@@ -55,7 +55,7 @@ _CODE: Final = re.compile(r"<Code>([A-Za-z0-9]+)</Code>")
 _UNCONDITIONAL: Final = re.compile(r"501 Not Implemented|NotImplemented")
 
 
-def connect(bucket: str, prefix: str | None, *, endpoint: str | None, region: str | None, allow_http: bool) -> S3Store:
+def connect(bucket: str, prefix: str, *, endpoint: str | None, region: str, allow_http: bool) -> S3Store:
     """Return a client of a bucket. It makes no request; AWS_* variables give what the arguments do not.
 
     A request that fails is repeated for at most 20 s, so that a bucket that is not there is known in reasonable time.
@@ -63,10 +63,7 @@ def connect(bucket: str, prefix: str | None, *, endpoint: str | None, region: st
     return S3Store(
         bucket,
         prefix=prefix or None,
-        config={
-            **({"endpoint": endpoint} if endpoint else {}),
-            **({"region": region} if region else {}),
-        },
+        config={"region": region, "endpoint": endpoint} if endpoint else {"region": region},
         client_options={
             "allow_http": allow_http,
             "connect_timeout": timedelta(seconds=5),
