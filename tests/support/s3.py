@@ -12,13 +12,13 @@ ACCESS: Final = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "
 BUCKET: Final = "heimdex-files"
 
 _PROGRAM: Final = """
-import logging, sys, threading
+import logging, sys
 from moto.server import ThreadedMotoServer
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
+sys.stdin.read()  # until the process that started this one is gone
 """
 
 
@@ -31,7 +31,10 @@ class S3Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self.port)], stdout=subprocess.PIPE, env={**os.environ, **ACCESS}
+            [sys.executable, "-c", _PROGRAM, str(self.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **ACCESS},
         )
         assert self._process.stdout
         line = self._process.stdout.readline()
@@ -43,7 +46,9 @@ class S3Server:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+        assert self._process.stdin
         assert self._process.stdout
+        self._process.stdin.close()
         self._process.stdout.close()
 
     def freeze(self) -> None:
