@@ -92,12 +92,13 @@ class BlockingFileStore:
         """
         stored = self.head(key)
         end = stored.bytes if end is None else min(end, stored.bytes)
+        start = max(0, min(start, end))
         try:
-            opened = self._backend.open(key, stored)
+            opened = self._backend.open(key, stored, start)
         except NotFound:
             self.check_marker()
             raise
-        return StoredFile(opened, stored, max(0, min(start, end)), end)
+        return StoredFile(opened, stored, start, end)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete files, or all files below a prefix: a key stands for itself and everything below it.
@@ -139,7 +140,7 @@ class BlockingFileStore:
             stored = self._backend.describe(MARKER)
             if stored is None:
                 return None
-            with contextlib.closing(self._backend.open(MARKER, stored)) as opened:
+            with contextlib.closing(self._backend.open(MARKER, stored, 0)) as opened:
                 return bytes(opened.read(0, MAX_MARKER_BYTES)).decode(errors="replace")
         except NotFound as error:
             raise ForeignStore(

@@ -36,8 +36,8 @@ class Backend(Protocol):
     def describe(self, key: str) -> Stored | None:
         """Return the description of a file; None if there is none. Raises Damaged."""
 
-    def open(self, key: str, stored: Stored) -> Bytes:
-        """Open the bytes of a file. Raises NotFound, Damaged."""
+    def open(self, key: str, stored: Stored, start: int) -> Bytes:
+        """Open the bytes of a file, to read first from `start`. Raises NotFound, Damaged."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these keys and everything below them. What is not there is no error."""

@@ -81,7 +81,7 @@ class LocalFolder:
                 return None
         return layout.decode(text, key)
 
-    def open(self, key: str, stored: Stored) -> "_OpenFile":
+    def open(self, key: str, stored: Stored, start: int) -> "_OpenFile":
         """Open the bytes of a file. See Backend.open."""
         with self._in_words(f"read {key!r}"):
             try:

@@ -6,14 +6,13 @@ itself takes no condition. What a killed process leaves is an object without a d
 `delete` removes, or parts of a multipart upload, which only a lifecycle rule of the bucket removes
 (AbortIncompleteMultipartUpload); an upload that fails is aborted.
 
-Bytes are read in windows, each one request, of which the next is fetched ahead. A request that lasts as long as a slow
-reader would be cut by the server or by a time-out.
+Bytes are read in one request, which lasts as long as its reader is slow. Where the server cuts it, the next one goes on
+at that byte; only a request that brings nothing, again and again, is an error.
 """
 
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import chain, groupby
@@ -32,7 +31,7 @@ from obstore.store import S3Store
 from heimdex_files import stored as layout
 from heimdex_files.backends.backend import Describe
 from heimdex_files.errors import AlreadyThere, Damaged, Full, NotFound, Unavailable
-from heimdex_files.source import Measured
+from heimdex_files.source import PIECE_BYTES, Measured
 from heimdex_files.stored import ABOUT, Listed, Stored
 
 #: The size of a part. S3 allows 10,000 parts of at least 5 MiB each.
@@ -40,8 +39,8 @@ PART_BYTES: Final = 8 * 1024 * 1024
 _MAX_PARTS: Final = 9_000
 #: Parts of one upload that are on their way at a time.
 PARTS_AT_ONCE: Final = 3
-#: What one request reads.
-WINDOW_BYTES: Final = 4 * 1024 * 1024
+#: How often a read goes on after the server cut it, without a byte in between.
+_REOPENINGS: Final = 3
 #: Keys in one deletion, the most that S3 takes.
 _DELETIONS: Final = 1_000
 
@@ -67,8 +66,9 @@ def connect(bucket: str, prefix: str, *, endpoint: str | None, region: str, allo
         client_options={
             "allow_http": allow_http,
             "connect_timeout": timedelta(seconds=5),
-            "read_timeout": timedelta(seconds=30),
-            "timeout": timedelta(seconds=300),
+            # A server that is silent for so long is not there. A request as a whole may take as long as its reader.
+            "read_timeout": timedelta(seconds=45),
+            "timeout": timedelta(days=1),
         },
         retry_config={
             "max_retries": 4,
@@ -91,7 +91,6 @@ class Bucket:
         self.name = f"the bucket {name}"
         self._store = store
         self._bucket = name.partition("/")[0]
-        self._read_ahead = ThreadPoolExecutor(max_workers=32, thread_name_prefix="files-read")
 
     def create(self, key: str, source: Measured, describe: Describe) -> Stored:
         """Store the source, or nothing of it. See Backend.create."""
@@ -114,24 +113,31 @@ class Bucket:
         text = self._text(f"{key}/{ABOUT}")
         return None if text is None else layout.decode(text, key)
 
-    def open(self, key: str, stored: Stored) -> "_OpenObject":
-        """Open the bytes of a file: its first window is fetched at once. See Backend.open."""
-        return _OpenObject(self, key, stored, self._read_ahead)
+    def open(self, key: str, stored: Stored, start: int) -> "_OpenObject":
+        """Open the bytes of a file. See Backend.open."""
+        return _OpenObject(self, key, stored, start)
 
-    def read(self, key: str, stored: Stored, start: int, length: int) -> memoryview:
-        """Return `length` bytes of a file from `start`. Raises NotFound, Damaged."""
+    def stream(self, key: str, stored: Stored, start: int) -> Iterator[memoryview]:
+        """Request the bytes of a file from `start`, and return an iterator over them. Raises NotFound, Damaged.
+
+        The iterator raises what obstore raises.
+        """
+        path = f"{key}/{stored.data}"
         with self._in_words(f"read {key!r}"):
             try:
-                window = memoryview(obstore.get_range(self._store, f"{key}/{stored.data}", start=start, length=length))
+                if start >= stored.bytes:
+                    size, chunks = obstore.head(self._store, path)["size"], None
+                else:
+                    result = obstore.get(self._store, path, options={"range": {"offset": start}})
+                    size, chunks = result.meta["size"], result.stream(min_chunk_size=PIECE_BYTES)
             except FileNotFoundError as error:
                 self._check_bucket(error)
                 raise NotFound(f"The bytes of the file {key!r} are gone: restore them from a backup.") from None
-        if len(window) != length:
+        if size != stored.bytes:
             raise Damaged(
-                f"The file {key!r} ends at byte {start + len(window):,}, but {stored.bytes:,} were stored: "
-                "restore it from a backup."
+                f"The file {key!r} has {size:,} bytes, but {stored.bytes:,} were stored: restore it from a backup."
             )
-        return window
+        return map(memoryview, chunks or ())
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these keys and everything below them, the descriptions first. See Backend.delete."""
@@ -234,9 +240,10 @@ class Bucket:
         try:
             yield
         except (BaseError, OSError, TimeoutError) as error:
-            raise self._named(error, what) from error
+            raise self.in_words(error, what) from error
 
-    def _named(self, error: Exception, what: str) -> Unavailable:
+    def in_words(self, error: Exception, what: str) -> Unavailable:
+        """Return what obstore raised as Full or Unavailable. `what`: completes "cannot ..."."""
         text = str(error)
         begin = f"Cannot {what} in {self.name}: "
         if _FULL.search(text):
@@ -262,48 +269,47 @@ class Bucket:
 
 
 class _OpenObject:
-    """The bytes of a file in a bucket, read in windows."""
+    """The bytes of a file in a bucket. Reading on costs nothing, reading elsewhere a new request."""
 
-    def __init__(self, bucket: Bucket, key: str, stored: Stored, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, bucket: Bucket, key: str, stored: Stored, start: int) -> None:
         self._bucket = bucket
         self._key = key
         self._stored = stored
-        self._executor = executor
-        self._window_start = 0
-        self._window: memoryview = memoryview(b"")
-        self._next: tuple[int, Future[memoryview]] | None = None
+        self._position = start
+        self._rest = memoryview(b"")
+        self._chunks = bucket.stream(key, stored, start)
 
     def read(self, start: int, length: int) -> memoryview:
         """Return up to `length` bytes from `start`. See Bytes.read."""
         if start >= self._stored.bytes:
             return memoryview(b"")
-        if not self._window_start <= start < self._window_start + len(self._window):
-            self._move(start)
-        return self._window[start - self._window_start :][:length]
+        if start != self._position:
+            self._begin(start)
+        if not self._rest:
+            self._rest = self._next_chunk()
+        part, self._rest = self._rest[:length], self._rest[length:]
+        self._position += len(part)
+        return part
 
     def close(self) -> None:
-        """Drop what was fetched ahead."""
-        if self._next:
-            self._next[1].cancel()
-        self._next, self._window = None, memoryview(b"")
+        """Drop the request."""
+        self._chunks, self._rest = iter(()), memoryview(b"")
 
-    def _move(self, start: int) -> None:
-        ahead, self._next = self._next, None
-        if ahead and ahead[0] == start:
-            self._window = ahead[1].result()
-        else:
-            if ahead:
-                ahead[1].cancel()
-            self._window = self._fetch(start)
-        self._window_start = start
-        following = start + len(self._window)
-        # A reader that jumps gets no read-ahead until it reads on.
-        if following < self._stored.bytes and (ahead is not None or start == 0):
-            self._next = (following, self._executor.submit(self._fetch, following))
+    def _begin(self, start: int) -> None:
+        self._rest = memoryview(b"")
+        self._chunks = self._bucket.stream(self._key, self._stored, start)
+        self._position = start
 
-    def _fetch(self, start: int) -> memoryview:
-        length = min(WINDOW_BYTES, self._stored.bytes - start)
-        return self._bucket.read(self._key, self._stored, start, length)
+    def _next_chunk(self) -> memoryview:
+        """Return the next bytes; none if the object has no more."""
+        for reopening in range(_REOPENINGS + 1):
+            try:
+                return next(self._chunks, memoryview(b""))
+            except (BaseError, OSError) as error:
+                if reopening == _REOPENINGS:
+                    raise self._bucket.in_words(error, f"read {self._key!r}") from error
+            self._begin(self._position)
+        raise AssertionError("the last reopening raises")
 
 
 def _emptied(pieces: list[bytes]) -> Iterator[bytes]:

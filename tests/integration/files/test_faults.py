@@ -5,6 +5,7 @@ import contextlib
 import os
 import resource
 import shutil
+import socket
 import socketserver
 import stat
 import subprocess
@@ -41,6 +42,43 @@ def small_disk(root: Path) -> Iterator[Path]:
     mount(root, f"size={16 * MIB},nr_inodes=100")
     yield root
     subprocess.run(["umount", "-l", str(root)], check=False, capture_output=True)
+
+
+class Cutter:
+    """A proxy that closes a connection once it has passed so many bytes of the server on."""
+
+    def __init__(self, target: int, after: int) -> None:
+        self.cuts = 0
+        cutter = self
+
+        class _Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.create_connection(("127.0.0.1", target)) as upstream:
+                    threading.Thread(target=_pass_on, args=(self.request, upstream), daemon=True).start()
+                    rest = after
+                    while rest > 0 and (data := upstream.recv(min(rest, 65536))):
+                        with contextlib.suppress(OSError):
+                            self.request.sendall(data)
+                        rest -= len(data)
+                    cutter.cuts += rest == 0
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+
+    def __enter__(self) -> "Cutter":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
 
 
 @pytest.fixture
@@ -240,6 +278,16 @@ async def test_an_s3_server_that_is_silent_for_a_while_only_delays(own_s3: S3Ser
         assert await read(store, at) == content
 
 
+async def test_a_download_from_s3_goes_on_where_the_server_cut_it(own_s3: S3Server, access: None) -> None:
+    with Cutter(own_s3.port, after=3 * MIB) as cutter:
+        url = f"s3://{BUCKET}/cut?endpoint=http://127.0.0.1:{cutter.port}"
+        async with FileStore.from_url(own_s3.url("cut")) as direct, FileStore.from_url(url) as store:
+            at, content = key(), os.urandom(20 * MIB)
+            await direct.create(at, content, content_type="video/mp4")
+            assert await read(store, at) == content
+    assert cutter.cuts >= 3
+
+
 async def test_a_bucket_that_does_not_exist_is_no_lost_file(shared_s3: S3Server, access: None) -> None:
     async with FileStore.from_url(shared_s3.url("x", bucket="no-such-bucket")) as store:
         for call in (
@@ -258,7 +306,7 @@ async def test_an_object_that_vanishes_is_a_lost_file(shared_s3: S3Server, acces
         await store.create(at, b"x" * LARGE, content_type="text/plain")
         data = next(each for each in shared_s3.keys("vanished") if not each.endswith("about.json"))
         shared_s3.client.put_object(Bucket=BUCKET, Key=f"vanished/{data}", Body=b"short")
-        with pytest.raises(Damaged, match="ends at byte 5"):
+        with pytest.raises(Damaged, match="has 5 bytes"):
             await read(store, at)
         shared_s3.client.delete_object(Bucket=BUCKET, Key=f"vanished/{data}")
         with pytest.raises(NotFound, match="are gone"):
