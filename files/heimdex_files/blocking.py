@@ -10,8 +10,8 @@ from typing import Final
 from heimdex_files.backends.backend import Backend, Bytes
 from heimdex_files.errors import Damaged, ForeignStore, InvalidName, NotFound
 from heimdex_files.names import check_key, check_name
-from heimdex_files.source import PIECE_BYTES, Measured, Source
-from heimdex_files.stored import Listed, Stored
+from heimdex_files.source import Measured, Source
+from heimdex_files.stored import CHUNK_BYTES, Listed, Stored
 
 #: The key of the marker with the installation's id. No tenant has a name that begins with a dot.
 MARKER: Final = ".installation"
@@ -187,7 +187,7 @@ class StoredFile(io.RawIOBase):
 
     def chunk(self) -> bytes | memoryview:
         """Return the next chunk, of at most 1 MiB; none at the end. Raises NotFound, Damaged, Unavailable."""
-        return self._next(PIECE_BYTES)
+        return self._next(CHUNK_BYTES)
 
     def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield the rest in chunks of at most 1 MiB."""

@@ -21,7 +21,7 @@ from heimdex_files.source import PIECE_BYTES
 from heimdex_files.stored import Listed, Stored
 from heimdex_files.url import backend_of
 
-#: Seconds in which the store must answer a call, or take the next MiB of a file.
+#: Seconds in which the store must answer a call, or take the next piece of a file.
 ANSWER_SECONDS: Final = 60.0
 #: Seconds for the end of a create: the last bytes are written to the disk, or the last parts sent.
 FINISH_SECONDS: Final = 300.0
@@ -30,7 +30,7 @@ _UNDO_SECONDS: Final = 10.0
 #: A create keeps its thread while its bytes arrive; other calls only while they are answered.
 MAX_CREATES: Final = 256
 MAX_CALLS: Final = 64
-#: Pieces of 1 MiB of one create that wait for the disk.
+#: Pieces of one create that wait for the disk.
 _PIECES_AHEAD: Final = 2
 _END: Final = b""
 
@@ -192,7 +192,7 @@ class Download:
 class _Feed:
     """Passes chunks from the event loop to the thread that stores them, which iterates over it.
 
-    It holds a few MiB at most: `pass_on` waits for the thread.
+    It holds two pieces at most: `pass_on` waits for the thread.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -18,6 +18,8 @@ import msgspec
 from heimdex_files.errors import Damaged
 
 ABOUT: Final = "about.json"
+#: The bytes that are read at a time.
+CHUNK_BYTES: Final = 1024 * 1024
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):

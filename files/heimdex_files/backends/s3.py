@@ -31,8 +31,8 @@ from obstore.store import S3Store
 from heimdex_files import stored as layout
 from heimdex_files.backends.backend import Describe
 from heimdex_files.errors import AlreadyThere, Damaged, Full, NotFound, Unavailable
-from heimdex_files.source import PIECE_BYTES, Measured
-from heimdex_files.stored import ABOUT, Listed, Stored
+from heimdex_files.source import Measured
+from heimdex_files.stored import ABOUT, CHUNK_BYTES, Listed, Stored
 
 #: The size of a part. S3 allows 10,000 parts of at least 5 MiB each.
 PART_BYTES: Final = 8 * 1024 * 1024
@@ -129,7 +129,7 @@ class Bucket:
                     size, chunks = obstore.head(self._store, path)["size"], None
                 else:
                     result = obstore.get(self._store, path, options={"range": {"offset": start}})
-                    size, chunks = result.meta["size"], result.stream(min_chunk_size=PIECE_BYTES)
+                    size, chunks = result.meta["size"], result.stream(min_chunk_size=CHUNK_BYTES)
             except FileNotFoundError as error:
                 self._check_bucket(error)
                 raise NotFound(f"The bytes of the file {key!r} are gone: restore them from a backup.") from None

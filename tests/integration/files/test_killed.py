@@ -16,6 +16,7 @@ from heimdex_files.store import FileStore
 from tests.integration.files.test_store import LARGE, key, read
 from tests.support.crash_points import CONTENT, JOB, KEY
 from tests.support.s3 import ACCESS, S3Server
+from tests.support.waiting import eventually
 
 DAY = TEMPORARY_SECONDS
 
@@ -79,17 +80,17 @@ async def test_killed_while_it_deletes_a_job_at_any_call(scratch: Path) -> None:
 
 
 async def test_a_sweep_leaves_what_is_being_written(folder_store: FileStore, root: Path) -> None:
-    has_begun, may_end = asyncio.Event(), asyncio.Event()
+    may_end = asyncio.Event()
 
     async def slow():  # type: ignore[no-untyped-def]
         yield b"x" * LARGE
-        has_begun.set()
         await may_end.wait()
         yield b"y"
 
     creating = asyncio.create_task(folder_store.create(key(), slow(), content_type="text/plain"))
-    await has_begun.wait()
-    left = root / TEMPORARIES / "left"
+    temporaries = root / TEMPORARIES
+    await eventually(lambda: temporaries.exists() and os.listdir(temporaries), what="the create has begun")
+    left = temporaries / "left"
     left.mkdir()
     os.utime(left, (0, time.time() - DAY - 1))
     assert await folder_store.sweep() == 1
