@@ -438,8 +438,8 @@ class StageWorker:
         await self._publish_attempt(held, msgspec.structs.replace(event, delay_seconds=retry.delay_seconds))
         asked_at = time.monotonic()
         await self._claims.report_end(held.due, held.attempt, held.started_at, held.claim, vanished=vanished)
-        if time.monotonic() - asked_at > self._process.settings.ack_wait_seconds:
-            # This process may have been frozen meanwhile, and a nak now would return the delivery of another worker.
+        if self._leases.lapsed_since(asked_at):
+            # This process was frozen meanwhile, and a nak now would return the delivery of another worker.
             raise ClaimTaken("the lease ended while the end of the attempt was stored")
         self._log_of(held).warning(
             "attempt_failed", error=retry.error, delay_seconds=retry.delay_seconds, traceback=retry.traceback
