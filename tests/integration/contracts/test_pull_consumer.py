@@ -273,6 +273,20 @@ async def test_stop_loses_no_message_that_the_server_has_sent(ready: Broker, own
         await ready.nc.flush()
 
 
+async def test_a_request_with_a_limit_in_bytes_that_is_used_up_is_followed_by_the_next_at_once(
+    ready: Broker, holder: Holder, journal: RecordingLogger
+) -> None:
+    # The server ends such a request with a status of its own, "Batch Completed", after the last message.
+    one = Owner(holder, 1, journal, capacity_bytes=1_000_000)
+    await one.puller.start()
+    serving = asyncio.create_task(one.serve())
+    await publish(ready, 30)
+    await eventually(lambda: len(one.got) == 30, timeout=PATIENCE_SECONDS)
+    serving.cancel()
+    await one.puller.stop()
+    assert not journal.of("pull_ended")
+
+
 async def test_a_stopped_puller_requests_nothing_more(ready: Broker, owner: MakeOwner) -> None:
     one = owner(5)
     await one.puller.start()

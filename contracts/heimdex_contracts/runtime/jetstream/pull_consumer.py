@@ -23,6 +23,8 @@ from heimdex_contracts.subjects import NANOSECOND
 
 #: How the server ends a request whose `max_bytes` the next message would exceed.
 _NO_ROOM: Final = "Message Size Exceeds MaxBytes"
+#: How the server ends a request with `max_bytes` that has brought all of its messages.
+_ALL_DELIVERED: Final = "Batch Completed"
 
 
 class PullConsumer:
@@ -185,6 +187,8 @@ class PullConsumer:
         status, description = status_of(block)
         if status in {"", "100"}:  # an idle heartbeat, or not a status of the server
             return
+        if status == "409" and description == _ALL_DELIVERED:
+            return  # its last message has arrived before
         headers = headers_of(block)
         undelivered = headers.get("Nats-Pending-Messages")
         if undelivered is not None:
