@@ -170,7 +170,8 @@ async def test_a_limit_of_deliveries_is_removed_and_the_affected_jobs_continue(
         await eventually(unlimited, HEALED_WITHIN_SECONDS)
 
 
-@pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped", "lost")  # the stream is removed
+# The stream is removed: the restored copy of a job and the one that a worker still holds may both be handed over.
+@pytest.mark.allows("topology", "restored", "repeated", "superseded", "dropped", "lost", "stray")
 @pytest.mark.parametrize(
     "change", [{"sealed": True}, {"deny_delete": True}], ids=["sealed", "deletes are denied for good"]
 )
