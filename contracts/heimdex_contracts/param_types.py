@@ -95,7 +95,7 @@ def field_names(declared: inspect.Type | None, value: Any) -> list[str]:
 
 
 def part_at(declared: inspect.Type, value: Any, steps: Sequence[Step]) -> inspect.Type | None:
-    """Return the type of the part at this path, None if it cannot be told. value: the whole value."""
+    """Return the type of the part at this path, None if it is unknown. value: the whole value."""
     part: inspect.Type | None = declared
     for step in steps:
         part = None if part is None else _inner(part, value, step)
@@ -166,12 +166,12 @@ def unknown_field(declared: inspect.Type, value: Any) -> list[Step] | None:
 
 
 def described(declared: inspect.Type | None) -> str:
-    """Return what the type allows, such as `a string`, `an integer from 1 to 9`; empty if it cannot be told."""
+    """Return what the type allows, such as `a string`, `an integer from 1 to 9`; empty if that is unknown."""
     return " or ".join(allowed(declared))
 
 
 def allowed(declared: inspect.Type | None) -> list[str]:
-    """Return the alternatives of `described`, none if one of them cannot be told."""
+    """Return the alternatives of `described`; an empty list if one of them is unknown."""
     parts = [_described(option) for option in options(declared)] if declared else []
     return list(dict.fromkeys(parts)) if all(parts) else []
 

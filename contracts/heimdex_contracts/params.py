@@ -205,7 +205,7 @@ def _parsed(text: bytes, field: str) -> Any:
             return json.loads(decoded, parse_constant=_refuse_constant, parse_float=_number)
         except json.JSONDecodeError:
             raise
-        except ValueError:  # an integer of more digits than int() takes, if it is no constant
+        except ValueError:  # an integer of more digits than int() takes, or a constant such as NaN
             return json.loads(decoded, parse_constant=_refuse_constant, parse_float=_number, parse_int=_integer)
     except UnicodeDecodeError as reason:
         sentence = f"The field {field!r} is not valid UTF-8: {reason.reason} at byte {reason.start}."

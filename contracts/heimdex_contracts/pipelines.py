@@ -18,6 +18,7 @@ import msgspec
 
 from heimdex_contracts import param_types
 from heimdex_contracts.errors import SettingsError
+from heimdex_contracts.exception_text import text_of
 from heimdex_contracts.subjects import GATEWAY, RESERVED_TOKENS, STATUS_STORE
 
 #: The longest back-off, time-out or expected duration: 365 days. NATS takes a delay as a number of nanoseconds in 64
@@ -135,8 +136,8 @@ class Pipeline:
                 raise InvalidDeclaration(f"{where} uses the name {name!r} twice: as a stage or in `formerly`")
         bound: dict[str, str] = {}
         for name in self.stage_names:
-            if bound.setdefault(_argument(name), name) != name:
-                both = f"{bound[_argument(name)]!r} and {name!r}"
+            if bound.setdefault(argument_name(name), name) != name:
+                both = f"{bound[argument_name(name)]!r} and {name!r}"
                 raise InvalidDeclaration(f"{where} has the stages {both}, which bind the same argument: rename one")
         _set(self, "retry_backoff_seconds", _delays(where, self.retry_backoff_seconds))
         if self.params is not None:
@@ -271,10 +272,7 @@ def _declared_by(module: str) -> Iterable[Pipeline]:
 
 def _reason(module: str, error: BaseException) -> str:
     """Return what an error says, on one line, with its type where the text alone explains little."""
-    try:
-        text = " ".join(str(error).split())
-    except BaseException:  # an error's own __str__ may raise anything
-        text = "the text of this error is not available"
+    text = " ".join(text_of(error).split())
     if not isinstance(error, InvalidDeclaration):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
@@ -370,13 +368,13 @@ def _stage_name(value: object) -> str:
     name = _name("the stage name", value)
     if name in RESERVED_TOKENS | _PROCESSES:
         raise InvalidDeclaration(f"a stage cannot be named {name!r}: the name is reserved")
-    if _argument(name) in _ARGUMENTS or keyword.iskeyword(_argument(name)):
+    if argument_name(name) in _ARGUMENTS or keyword.iskeyword(argument_name(name)):
         reason = "an argument of this name cannot be bound to its output"
         raise InvalidDeclaration(f"a stage cannot be named {name!r}: {reason}")
     return name
 
 
-def _argument(stage: str) -> str:
+def argument_name(stage: str) -> str:
     """Return the name of the argument to which a later stage's function binds this stage's output."""
     return stage.replace("-", "_")
 

@@ -103,7 +103,7 @@ class BlockingFileStore:
     def delete(self, keys: Sequence[str]) -> None:
         """Delete files, or all files below a prefix: a key stands for itself and everything below it.
 
-        What is not there is no error. An interrupted call is repeated by calling it again.
+        A key that does not exist is ignored. An interrupted call is repeated by calling it again.
         """
         self._backend.delete([check_key(key) for key in keys])
 

@@ -19,7 +19,7 @@ from heimdex.context import Context
 from heimdex_contracts.errors import HeimdexError
 from heimdex_contracts.exception_text import text_of
 from heimdex_contracts.outputs import OutputRefused, OutputType
-from heimdex_contracts.pipelines import Pipeline, Stage
+from heimdex_contracts.pipelines import Pipeline, Stage, argument_name
 
 _PARAMS: Final = "params"
 _CTX: Final = "ctx"
@@ -63,7 +63,7 @@ class _Argument(NamedTuple):
 class BoundFunction:
     """A stage's function, with what it takes and the type of what it returns.
 
-    function: without arguments of its own declared here, it is called with the context only.
+    arguments: those that it is called with; None: the context, by its position.
     """
 
     def __init__(
@@ -78,7 +78,6 @@ class BoundFunction:
             getattr(type(function), "__call__", None)  # noqa: B004
         )
         self._pipeline = pipeline
-        #: None: the context is passed by its position.
         self._arguments = arguments
         self._output = OutputType(output)
         takes_context_only = arguments is None or all(each.source in (_CTX, None) for each in arguments)
@@ -176,10 +175,10 @@ def _sources(pipeline: Pipeline, stage: Stage) -> dict[str, str | _Output]:
     earlier = pipeline.stages[: pipeline.stages.index(stage)]
     outputs = [(each, _Output(each.names, OutputType(each.output))) for each in earlier]
     for each, output in outputs:
-        sources[_argument(each.name)] = output
+        sources[argument_name(each.name)] = output
     for each, output in outputs:
         for name in each.formerly:
-            sources.setdefault(_argument(name), output)
+            sources.setdefault(argument_name(name), output)
     return sources
 
 
@@ -188,9 +187,9 @@ def _explained(name: str, pipeline: Pipeline, stage: Stage, bindable: tuple[str,
     later = pipeline.stages[pipeline.stages.index(stage) + 1 :]
     if name == _PARAMS:
         reason = f": the job type {pipeline.type!r} declares no params"
-    elif name in map(_argument, stage.names):
+    elif name in map(argument_name, stage.names):
         reason = ": it is the stage itself, which has no output yet"
-    elif any(name in map(_argument, each.names) for each in later):
+    elif any(name in map(argument_name, each.names) for each in later):
         reason = f": that stage comes after {stage.name!r}"
     else:
         reason = ""
@@ -202,10 +201,6 @@ def _explained(name: str, pipeline: Pipeline, stage: Stage, bindable: tuple[str,
     return f"has the argument {name!r}, which cannot be bound {where}{reason}; {known}"
 
 
-def _argument(stage: str) -> str:
-    return stage.replace("-", "_")
-
-
 class _Parameters(NamedTuple):
     """The arguments that a function names. takes_any: it also takes any others by their position."""
 
@@ -214,7 +209,7 @@ class _Parameters(NamedTuple):
 
 
 def _parameters(function: Any, layer: int = 0) -> _Parameters | None:
-    """Return what a function takes, also behind decorators that pass on any keywords; None if it cannot be told."""
+    """Return what a function takes, also behind decorators that pass on any keywords; None if that is unknown."""
     if layer > _MAX_LAYERS:
         return None
     if isinstance(function, functools.partial):

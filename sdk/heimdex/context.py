@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, SupportsFloat
 
 from heimdex.attempt_state import AttemptState
+from heimdex.numbers import number_of
 
 #: The characters of a command's standard error in the text of its error.
 _MAX_TAIL_LENGTH: Final = 1000
@@ -148,15 +149,7 @@ class Context:
 
 
 def _finite(fraction: SupportsFloat) -> float:
-    if isinstance(fraction, str | bytes | bytearray | memoryview):
-        value = None  # float() would parse it
-    else:
-        try:
-            value = float(fraction)
-        except OverflowError:
-            value = math.inf
-        except TypeError:
-            value = None
+    value = number_of(fraction)
     if value is None:
         raise TypeError(f"ctx.report takes a number from 0 to 1, not a value of the type {type(fraction).__name__}")
     if not math.isfinite(value):

@@ -1,8 +1,8 @@
 """The errors with which a stage decides what happens to its job."""
 
-import math
 from typing import Any
 
+from heimdex.numbers import number_of
 from heimdex_contracts.errors import HeimdexError
 from heimdex_contracts.pipelines import MAX_SECONDS
 
@@ -28,15 +28,10 @@ class RetryAfter(HeimdexError):
 
 
 def _delay(seconds: Any) -> float:
-    if isinstance(seconds, bool | str | bytes | bytearray | memoryview):
-        value = None  # float() would parse text
-    else:
-        try:
-            value = float(seconds)
-        except OverflowError:
-            value = math.inf
-        except (TypeError, ValueError):
-            value = None
+    try:
+        value = None if isinstance(seconds, bool) else number_of(seconds)
+    except ValueError:  # of a number's own __float__
+        value = None
     if value is None:
         raise TypeError(f"RetryAfter takes a number of seconds, not a value of the type {type(seconds).__name__}")
     if not 0 <= value <= MAX_SECONDS:  # also for nan

@@ -40,7 +40,7 @@ class Backend(Protocol):
         """Open the bytes of a file, to read first from `start`. Raises NotFound, Damaged."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove these keys and everything below them. What is not there is no error."""
+        """Remove these keys and everything below them. A key that does not exist is ignored."""
 
     def list(self, prefix: str, after: str | None) -> Iterator[Listed]:
         """Yield the keys below a prefix ("": all), in the order of their bytes with a slash at the end."""

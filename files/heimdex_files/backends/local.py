@@ -55,14 +55,14 @@ class LocalFolder:
     def create(self, key: str, source: Measured, describe: Describe) -> Stored:
         """Store the source, or nothing of it. See Backend.create."""
         target = self._root / key
-        with self._in_words(f"store {key!r}"):
+        with self.in_words(f"store {key!r}"):
             if os.path.lexists(target):
                 raise _already_there(key)
             folder = self._new_temporary()
         try:
             self._write(folder / DATA, source, key)
             file = describe(DATA)
-            with self._in_words(f"store {key!r}"):
+            with self.in_words(f"store {key!r}"):
                 _write_synced(folder / ABOUT, layout.encode(file))
                 _sync_folder(folder)
                 self._publish(folder, target, key)
@@ -73,7 +73,7 @@ class LocalFolder:
 
     def describe(self, key: str) -> Stored | None:
         """Return the description of a file; None if there is none. See Backend.describe."""
-        with self._in_words(f"read {key!r}"):
+        with self.in_words(f"read {key!r}"):
             try:
                 text = (self._root / key / ABOUT).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
@@ -83,7 +83,7 @@ class LocalFolder:
 
     def open(self, key: str, stored: Stored, start: int) -> "_OpenFile":
         """Open the bytes of a file. See Backend.open."""
-        with self._in_words(f"read {key!r}"):
+        with self.in_words(f"read {key!r}"):
             try:
                 descriptor = os.open(self._root / key / stored.data, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -99,7 +99,7 @@ class LocalFolder:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these keys and everything below them. See Backend.delete."""
-        with self._in_words("delete files"):
+        with self.in_words("delete files"):
             self._check_root()
             for key in keys:
                 target = self._root / key
@@ -110,20 +110,20 @@ class LocalFolder:
 
     def list(self, prefix: str, after: str | None) -> Iterator[Listed]:
         """Yield the keys below a prefix. See Backend.list."""
-        with self._in_words("list files"):
+        with self.in_words("list files"):
             self._check_root()
             yield from self._walk(prefix, None if after is None else f"{after}/")
 
     def is_empty(self) -> bool:
         """Whether the folder holds nothing. See Backend.is_empty."""
-        with self._in_words("list files"):
+        with self.in_words("list files"):
             self._check_root()
             return all(name in _NOT_FILES for name in os.listdir(self._root))
 
     def sweep(self, older_than_seconds: float, now: float) -> int:
         """Remove old temporaries, by the time of their last write, and old empty folders. See Backend.sweep."""
         removed = 0
-        with self._in_words("remove temporary files"):
+        with self.in_words("remove temporary files"):
             self._check_root()
             with suppress(FileNotFoundError):
                 for entry in list(os.scandir(self._temporaries)):
@@ -142,12 +142,6 @@ class LocalFolder:
 
     @contextmanager
     def in_words(self, what: str) -> Iterator[None]:
-        """As _in_words, for the open files."""
-        with self._in_words(what):
-            yield
-
-    @contextmanager
-    def _in_words(self, what: str) -> Iterator[None]:
         """Turn what the operating system refuses into Full or Unavailable. `what`: completes "cannot ..."."""
         try:
             yield
@@ -203,20 +197,20 @@ class LocalFolder:
 
     def _write(self, path: Path, source: Measured, key: str) -> None:
         """Write and sync the source. An error of the source is raised as it is."""
-        with self._in_words(f"store {key!r}"):
+        with self.in_words(f"store {key!r}"):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         flush: Future[None] | None = None
         unflushed = 0
         try:
             for piece in source:
-                with self._in_words(f"store {key!r}"):
+                with self.in_words(f"store {key!r}"):
                     _write_all(descriptor, piece)
                     unflushed += len(piece)
                     if unflushed >= FLUSH_BYTES:
                         if flush:
                             flush.result()
                         flush, unflushed = self._flushes.submit(os.fdatasync, descriptor), 0
-            with self._in_words(f"store {key!r}"):
+            with self.in_words(f"store {key!r}"):
                 if flush:
                     flush.result()
                     flush = None

@@ -15,6 +15,7 @@ import msgspec
 
 from heimdex_callbacks.validation import CallbackValidation
 from heimdex_contracts import messages
+from heimdex_contracts.json_values import kind
 from heimdex_contracts.messages import NOTHING, Moment
 from heimdex_contracts.params import ParamsRefused, validated
 from heimdex_contracts.pipelines import Pipeline, Pipelines
@@ -140,13 +141,13 @@ def _jobs(data: dict[str, Any], pipelines: Pipelines, callbacks: CallbackValidat
         raise _field_problem("", "jobs", f"is missing; it must be {allowed}")
     entries = data["jobs"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_BATCH_JOBS:
-        given = f"{len(entries)} of them" if isinstance(entries, list) else _kind(entries)
+        given = f"{len(entries)} of them" if isinstance(entries, list) else kind(entries)
         raise _field_problem("", "jobs", f"must be {allowed}, not {given}")
     requests = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             name = f"jobs[{number}]"
-            raise Problem(422, f"The field {name!r} must be an object, not {_kind(entry)}.", field=name)
+            raise Problem(422, f"The field {name!r} must be an object, not {kind(entry)}.", field=name)
         requests.append(_job(entry, pipelines, callbacks, f"jobs[{number}]."))
     return requests
 
@@ -241,7 +242,7 @@ def _read(body: bytes, example: str, convert: Callable[[dict[str, Any]], _T]) ->
 
 def _object(data: Any, example: str) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise Problem(422, f"The body must be a JSON object such as {example}, not {_kind(data)}.")
+        raise Problem(422, f"The body must be a JSON object such as {example}, not {kind(data)}.")
     return data
 
 
@@ -285,18 +286,13 @@ def _too_deep() -> Problem:
     return Problem(400, "The body is nested too deeply.")
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         text = repr(value[:60])
         return text + "…" if len(value) > 60 else text
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15:
         return f"{value:.15g}"
-    return _kind(value)
+    return kind(value)
 
 
 def _listed(names: tuple[str, ...]) -> str:

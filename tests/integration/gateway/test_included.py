@@ -1,20 +1,17 @@
 """Parameters and outputs from a real Postgres: of one state with the job, only when asked for; a page has an end."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 import msgspec
 import pytest
-import pytest_asyncio
 
 from heimdex_contracts import messages
 from heimdex_contracts.job_object import job_object
 from heimdex_contracts.messages import AnyJobMessage, Due, StageRun
 from heimdex_gateway.jobs.repository import MAX_PAGE_BYTES, Cursor, Database, JobQuery
 from heimdex_gateway.schemas import job_list
-from heimdex_status_store.database import migrate
 
 START = datetime(2025, 10, 28, 12, tzinfo=UTC)
 PARAMS = b'{"source":"\xc3\xa9","n":1.50, "a":[ 1 ]}'
@@ -27,21 +24,6 @@ INSERT INTO jobs (id, type, run, step, attempt, progress, status, stage, result,
 VALUES ($1::text::uuid, 'clip', $2, $3, 0, CASE $4 WHEN 'completed' THEN 100 ELSE 0 END, $4, $5, $6,
         CASE $4 WHEN 'failed' THEN 'oh' END, $7, $7, $8, $9, $10, $11)
 """
-
-
-@pytest_asyncio.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url)
-    await migrate(connection)
-    yield connection
-    await connection.close()
-
-
-@pytest_asyncio.fixture
-async def gateway(connection: asyncpg.Connection, database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.close()
 
 
 def text(value: bytes | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
@@ -10,11 +10,9 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from heimdex_gateway.jobs import repository
 from heimdex_gateway.jobs.repository import STATUSES, Cursor, Database, JobQuery
-from heimdex_status_store.database import migrate
 
 START = datetime(2025, 10, 28, 12, tzinfo=UTC)
 TENANTS, TYPES = ("acme", "beta", "default"), ("mock_process", "other", "retired")
@@ -28,21 +26,6 @@ FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[]) A
 
 #: id, tenant, type, status, created_at.
 Row = tuple[str, str, str, str, datetime]
-
-
-@pytest_asyncio.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url)
-    await migrate(connection)
-    yield connection
-    await connection.close()
-
-
-@pytest_asyncio.fixture
-async def gateway(connection: asyncpg.Connection, database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.close()
 
 
 async def insert(connection: asyncpg.Connection, rows: list[Row]) -> None:

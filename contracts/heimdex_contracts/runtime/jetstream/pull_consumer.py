@@ -71,8 +71,8 @@ class PullConsumer:
         #: The number of messages requested and not yet delivered.
         self._pending = 0
         self._held_bytes = 0
-        #: The bytes that the pending requests may still bring, or a little more: a request that ends with its last
-        #: message does not say how many it has left.
+        #: The bytes that the pending requests may still bring, or a little more: what a request has left after its last
+        #: message is subtracted only once none is pending.
         self._pending_bytes = 0
         #: The next message is larger than a request allows.
         self._next_is_large = False
